@@ -1,0 +1,116 @@
+"""Every error that a user can meet.
+
+* InterlaceError
+  x InvalidRequest          422  a field of the envelope is wrong
+    - InvalidModelKey       422
+    - InvalidPayload        422
+    - ClientTooOld          400
+  x UnknownModel            404
+  x UnknownJob              404
+  x ModelFailed             503  the model could not be loaded
+  x SessionRefused          409
+  x LimitExceeded           413  a bound was met: which, its value, how to raise it
+  x ShuttingDown            503
+"""
+
+from collections.abc import Sequence
+
+
+class InterlaceError(Exception):
+    """Something went wrong in Interlace."""
+
+    code = "internal"
+    http_status = 500
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or type(self).__doc__)
+
+
+class InvalidRequest(InterlaceError):
+    """The request is not one that Interlace understands."""
+
+    code = "invalid_request"
+    http_status = 422
+
+
+class InvalidModelKey(InvalidRequest):
+    """The model key does not name a model."""
+
+    code = "invalid_model_key"
+
+
+class InvalidPayload(InvalidRequest):
+    """The payload is not a serialized nnsight trace."""
+
+    code = "invalid_payload"
+
+
+class ClientTooOld(InvalidRequest):
+    """The client's nnsight or Python is older than this server can read."""
+
+    code = "client_too_old"
+    http_status = 400
+
+
+class UnknownModel(InterlaceError):
+    """No such model is hosted here."""
+
+    code = "unknown_model"
+    http_status = 404
+
+    def __init__(self, wanted: str, hosted: Sequence[str]) -> None:
+        listed = ", ".join(hosted) or "none yet"
+        super().__init__(
+            f"This server does not host {wanted}. Hosted models: {listed}. "
+            "Use one of these ids, or ask the operator to add yours (`interlace up --model ...`)."
+        )
+        self.wanted = wanted
+        self.hosted = tuple(hosted)
+
+
+class UnknownJob(InterlaceError):
+    """No such job: it never was, its lifetime is over, or it is not yours."""
+
+    code = "unknown_job"
+    http_status = 404
+
+
+class ModelFailed(InterlaceError):
+    """The model could not be loaded."""
+
+    code = "model_failed"
+    http_status = 503
+
+    def __init__(self, model: str, reason: str) -> None:
+        super().__init__(f"{model} could not be loaded on this server: {reason}")
+        self.model = model
+        self.reason = reason
+
+
+class SessionRefused(InterlaceError):
+    """The session id was not given out by this server, is closed, or has a job already."""
+
+    code = "session_refused"
+    http_status = 409
+
+
+class LimitExceeded(InterlaceError):
+    """A limit was met."""
+
+    code = "limit_exceeded"
+    http_status = 413
+
+    def __init__(self, what: str, limit: int | float, unit: str, setting: str) -> None:
+        super().__init__(
+            f"{what} is over the limit of {limit:,} {unit}. The operator can raise it: `{setting}` in the "
+            "configuration."
+        )
+        self.limit = limit
+        self.setting = setting
+
+
+class ShuttingDown(InterlaceError):
+    """The server is shutting down and takes no new jobs. Please try again in a minute."""
+
+    code = "shutting_down"
+    http_status = 503

@@ -1,0 +1,1 @@
+"""The meeting place of gateways and workers: all that touches Redis and the file store."""

@@ -1,0 +1,240 @@
+"""The one configuration that every part reads: its schema, and loading it from YAML and the environment.
+
+A value comes from, in rising order: the default here, the YAML file, the environment
+(``INTERLACE_LIMITS__WALL_SECONDS=15`` for ``limits: {wall_seconds: 15}``), the command line.
+"""
+
+import difflib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from interlace.protocol.job import Limits
+
+_PREFIX = "INTERLACE_"
+#: Names with our prefix that are not keys of the configuration.
+_NOT_KEYS = frozenset({"INTERLACE_CONFIG"})
+_Loc = tuple[str | int, ...]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ModelConfig(_Section):
+    """One model to host."""
+
+    source: str
+    """Where the weights are: a hub repo id, a local path, or `package:DISTRIBUTION==VERSION/FILE.gguf`."""
+    repo_id: str | None = None
+    """The id that clients write; default: the hub's id, or `local/FOLDER` for a path."""
+    revision: str = "main"
+    """Branch, tag or commit on the hub."""
+    task: str = "text-generation"
+    """The transformers pipeline task."""
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+    """The type that weights are held in; `auto` takes the checkpoint's own."""
+    replicas: int = Field(default=1, ge=1)
+    """How many copies of the model run."""
+    slots: int = Field(default=1, ge=1)
+    """How many jobs a replica runs at the same time, each in a process of its own."""
+    threads: int = Field(default=0, ge=0)
+    """Processor threads for one job; 0 shares the cores evenly among all slots."""
+    trust_remote_code: bool = False
+    """Run the Python code that the checkpoint brings. Only for repositories that you have read."""
+
+
+class GatewayConfig(_Section):
+    """The HTTP and WebSocket front door."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = Field(default=8000, ge=0, le=65535)
+    """Port to listen on; 0 takes a free one."""
+    public_url: str | None = None
+    """The URL that clients reach the gateway at, for result links; default: the one that the client used."""
+    min_nnsight: str = "0.8.0"
+    """The oldest client nnsight that is served."""
+    min_python: str = "3.10"
+    """The oldest client Python that is served."""
+    drain_seconds: float = Field(default=10.0, ge=0)
+    """On shutdown, how long open streams may still run to their end."""
+
+
+class RedisConfig(_Section):
+    """Where jobs, events and the catalogue live."""
+
+    url: str | None = None
+    """`redis://`, `rediss://` or `unix://` URL; default: a server of our own."""
+    prefix: str = "interlace:"
+    """Put before every key, so that several services can share a server."""
+
+
+class StoreConfig(_Section):
+    """Where payloads and results lie."""
+
+    url: str | None = None
+    """A folder or any fsspec URL that gateways and workers share; default: a folder in `state_dir`."""
+    inline_bytes: int = Field(default=64 << 20, ge=0)
+    """Results up to this many bytes go over the client's WebSocket, larger ones by a signed URL."""
+
+
+class LifetimeConfig(_Section):
+    """How long things are kept, in seconds."""
+
+    result: int = Field(default=24 * 3600, ge=60)
+    """A job's events and result, from its end."""
+    result_url: int = Field(default=3600, ge=10)
+    """A signed result URL; each poll signs a new one."""
+    waiting: int = Field(default=7 * 24 * 3600, ge=60)
+    """A job that nobody has run."""
+    lease: float = Field(default=15.0, ge=1)
+    """A worker that is silent for this long has lost its job to another."""
+
+
+class RayConfig(_Section):
+    """Ray, where `runtime: ray`."""
+
+    address: str | None = None
+    """The cluster to join, e.g. `auto` or `ray://head:10001`; default: a local one of our own."""
+    object_store_bytes: int = Field(default=100 << 20, ge=80 << 20)
+    """Shared memory for a local Ray; payloads never pass through it."""
+
+
+class Admission(Limits):
+    """What one job may use, and what the gateway takes in."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    #: Bytes of a request's body.
+    payload_bytes: int = Field(default=256 << 20, gt=0)
+    #: Jobs that may wait for one model.
+    waiting_jobs: int = Field(default=10_000, gt=0)
+
+
+def _xdg(variable: str, fallback: str) -> Path:
+    return Path(os.environ.get(variable) or Path.home() / fallback) / "interlace"
+
+
+class Config(_Section):
+    """All of it."""
+
+    runtime: Literal["ray", "process"] = "ray"
+    """`ray` hosts replicas with Ray Serve, `process` as plain supervised processes."""
+    models: tuple[ModelConfig, ...] = ()
+    """The models to host."""
+    gateway: GatewayConfig = GatewayConfig()
+    redis: RedisConfig = RedisConfig()
+    store: StoreConfig = StoreConfig()
+    lifetimes: LifetimeConfig = LifetimeConfig()
+    limits: Admission = Admission()
+    ray: RayConfig = RayConfig()
+    state_dir: Path = Field(default_factory=lambda: _xdg("XDG_STATE_HOME", ".local/state"))
+    """Results, the embedded Redis, logs."""
+    cache_dir: Path = Field(default_factory=lambda: _xdg("XDG_CACHE_HOME", ".cache"))
+    """Models that were fetched or converted."""
+
+    @property
+    def store_url(self) -> str:
+        return self.store.url or str(self.state_dir / "store")
+
+
+class ConfigError(ValueError):
+    """A key or a value of the configuration is wrong; the message names each, its place and what is allowed."""
+
+
+def load(path: Path | None, environ: Mapping[str, str], overrides: Mapping[str, Any] | None = None) -> Config:
+    """Build the configuration. Raises ConfigError with one line for each mistake."""
+    data: dict[str, Any] = {}
+    places: dict[_Loc, str] = {}
+    if path is not None:
+        data, places = _read_yaml(path)
+    for name, value in environ.items():
+        if name.startswith(_PREFIX) and name not in _NOT_KEYS:
+            loc = tuple(part.lower() for part in name.removeprefix(_PREFIX).split("__"))
+            _put(data, loc, _scalar(name, value))
+            places[loc] = f"environment variable {name}"
+    for dotted, value in (overrides or {}).items():
+        _put(data, tuple(dotted.split(".")), value)
+        places[tuple(dotted.split("."))] = "command line"
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(error, places))) from None
+
+
+def dump(config: Config) -> str:
+    """The configuration as JSON, for a process that we start."""
+    return config.model_dump_json()
+
+
+def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[_Loc, str]]:
+    try:
+        text = path.read_text()
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {error}") from None
+    if node is None:
+        return {}, {}
+    if not isinstance(node, yaml.MappingNode):
+        raise ConfigError(f"{path}, line 1: expected `key: value` pairs; keys: {', '.join(Config.model_fields)}")
+    places = {loc: f"{path.name}, line {line}" for loc, line in _lines(node, ())}
+    data: dict[str, Any] = yaml.safe_load(text)
+    return data, places
+
+
+def _lines(node: yaml.Node, loc: _Loc) -> Iterator[tuple[_Loc, int]]:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield (*loc, key.value), key.start_mark.line + 1
+            yield from _lines(value, (*loc, key.value))
+    elif isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            yield (*loc, index), item.start_mark.line + 1
+            yield from _lines(item, (*loc, index))
+
+
+def _scalar(name: str, value: str) -> Any:
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"environment variable {name}: not a YAML value: {error}") from None
+
+
+def _put(data: dict[str, Any], loc: _Loc, value: Any) -> None:
+    for part in loc[:-1]:
+        inner = data.setdefault(str(part), {})
+        if not isinstance(inner, dict):
+            inner = data[str(part)] = {}
+        data = inner
+    data[str(loc[-1])] = value
+
+
+def _explain(error: ValidationError, places: Mapping[_Loc, str]) -> Iterator[str]:
+    for problem in error.errors():
+        loc: _Loc = problem["loc"]
+        place = next((places[loc[:n]] for n in range(len(loc), 0, -1) if loc[:n] in places), "configuration")
+        key = ".".join(map(str, loc))
+        if problem["type"] == "extra_forbidden":
+            allowed = _keys_beside(loc)
+            close = difflib.get_close_matches(str(loc[-1]), allowed, n=1)
+            hint = f" Did you mean `{close[0]}`?" if close else ""
+            yield f"{place}: unknown key `{key}`.{hint} Allowed here: {', '.join(allowed)}."
+        else:
+            yield f"{place}: `{key}`: {problem['msg']} (got {problem['input']!r})."
+
+
+def _keys_beside(loc: _Loc) -> list[str]:
+    section: type[BaseModel] = Config
+    for part in loc[:-1]:
+        if isinstance(part, int):
+            continue
+        annotation = section.model_fields[part].annotation
+        section = ModelConfig if part == "models" else annotation  # type: ignore[assignment]
+    return list(section.model_fields)

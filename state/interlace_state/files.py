@@ -1,0 +1,117 @@
+"""The file store: payloads, results and the catalogue's small files, in a folder or behind any fsspec URL."""
+
+import asyncio
+import os
+import secrets
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+_CHUNK = 1 << 20
+
+
+class Files:
+    """Named bytes. Names are ours, such as ``results/{job id}``; no client chooses one."""
+
+    def __init__(self, url: str) -> None:
+        self._fs, root = fsspec.core.url_to_fs(url)
+        self._root = root.rstrip("/")
+        self._local = isinstance(self._fs, LocalFileSystem)
+
+    async def put(self, name: str, data: bytes) -> None:
+        """Write a file whole: a reader sees all of it or nothing."""
+        await asyncio.to_thread(self._put_blocking, name, data)
+
+    async def get(self, name: str) -> bytes:
+        """Read a file whole. Raises FileNotFoundError."""
+        data: bytes = await asyncio.to_thread(self._fs.cat_file, self._path(name))
+        return data
+
+    async def size(self, name: str) -> int:
+        """Bytes of a file. Raises FileNotFoundError."""
+        return int(await asyncio.to_thread(self._fs.size, self._path(name)))
+
+    async def stream(self, name: str) -> AsyncIterator[bytes]:
+        """Read a file in pieces of 1 MiB. Raises FileNotFoundError."""
+        file = await asyncio.to_thread(self._fs.open, self._path(name), "rb")
+        try:
+            while chunk := await asyncio.to_thread(file.read, _CHUNK):
+                yield chunk
+        finally:
+            await asyncio.to_thread(file.close)
+
+    async def delete(self, name: str) -> None:
+        """Remove a file; one that is not there is fine."""
+        await asyncio.to_thread(self._delete_blocking, name)
+
+    async def names(self, folder: str) -> list[str]:
+        """The names of a folder's files, without the folder."""
+        return await asyncio.to_thread(self._list_blocking, folder)
+
+    def stage(self) -> Path:
+        """A new empty private file to write into, for `adopt`; on the store's own disk where it has one."""
+        folder = self._path("staging") if self._local else tempfile.gettempdir()
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        handle, path = tempfile.mkstemp(dir=folder)
+        os.close(handle)
+        return Path(path)
+
+    async def adopt(self, staged: Path, name: str) -> None:
+        """Move a staged file into the store."""
+        await asyncio.to_thread(self._adopt_blocking, staged, name)
+
+    async def expire(self, folder: str, older_than: float) -> int:
+        """Remove a folder's files that were written before a Unix time; returns how many."""
+        return await asyncio.to_thread(self._expire_blocking, folder, older_than)
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}"
+
+    def _put_blocking(self, name: str, data: bytes) -> None:
+        path = self._path(name)
+        self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+        if not self._local:
+            self._fs.pipe_file(path, data)
+            return
+        temporary = f"{path}.{secrets.token_hex(4)}.part"
+        with open(temporary, "wb") as file:
+            file.write(data)
+        os.replace(temporary, path)
+
+    def _adopt_blocking(self, staged: Path, name: str) -> None:
+        path = self._path(name)
+        self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+        if self._local:
+            os.replace(staged, path)
+        else:
+            self._fs.put_file(str(staged), path)
+            staged.unlink()
+
+    def _delete_blocking(self, name: str) -> None:
+        try:
+            self._fs.rm_file(self._path(name))
+        except FileNotFoundError:
+            return
+
+    def _list_blocking(self, folder: str) -> list[str]:
+        root = self._path(folder)
+        try:
+            found = self._fs.find(root)
+        except FileNotFoundError:
+            return []
+        return sorted(path.split(f"{root}/", 1)[1] for path in found if not path.endswith(".part"))
+
+    def _expire_blocking(self, folder: str, older_than: float) -> int:
+        removed = 0
+        for name in self._list_blocking(folder):
+            path = self._path(f"{folder}/{name}")
+            try:
+                if self._fs.modified(path).timestamp() < older_than:
+                    self._fs.rm_file(path)
+                    removed += 1
+            except FileNotFoundError:
+                continue
+        return removed

@@ -1,0 +1,127 @@
+"""The catalogue: which models are hosted, how each is doing, and the small hub files that clients need."""
+
+import asyncio
+from enum import StrEnum
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+from redis.asyncio import Redis
+
+from interlace.protocol.errors import UnknownModel
+from interlace.protocol.model import ModelKey
+from interlace_state.files import Files
+from interlace_state.keys import Keys
+
+HEARTBEAT = 5.0  # seconds between two signs of life of a replica
+
+
+class ModelState(StrEnum):
+    DEPLOYING = "deploying"
+    READY = "ready"
+    FAILED = "failed"
+
+
+class Replica(BaseModel):
+    """One replica's sign of life."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    state: ModelState
+    pid: int
+    node: str
+    #: Resident bytes of the process that holds the weights.
+    resident_bytes: int = 0
+    running: int = 0
+
+
+class ModelCard(BaseModel):
+    """What is known of a hosted model. Written by whoever places it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    key: ModelKey
+    #: 40 hex digits that stand for the hub commit, for clients that ask our hub.
+    commit: str
+    dtype: str
+    #: The checkpoint's config.json.
+    config: dict[str, Any]
+    n_params: int | None = None
+    size_bytes: int | None = None
+    #: Why the model could not be loaded; None while it may still come.
+    failure: str | None = None
+
+
+class HostedModel(BaseModel):
+    """A model and how it is doing."""
+
+    model_config = ConfigDict(frozen=True)
+
+    card: ModelCard
+    state: ModelState
+    replicas: tuple[Replica, ...]
+
+
+class Models:
+    """The hosted models."""
+
+    def __init__(self, redis: Redis, keys: Keys, files: Files) -> None:
+        self._redis = redis
+        self._keys = keys
+        self._files = files
+
+    async def publish(self, card: ModelCard) -> None:
+        """Add a model, or say something new of it."""
+        await self._redis.hset(self._keys.models, card.key.slug, card.model_dump_json())
+
+    async def withdraw(self, key: ModelKey) -> None:
+        await self._redis.hdel(self._keys.models, key.slug)
+
+    async def beat(self, key: ModelKey, replica: Replica) -> None:
+        """A replica's sign of life; it counts for three heartbeats."""
+        name = self._keys.replica(key.slug, replica.id)
+        await self._redis.set(name, replica.model_dump_json(), px=int(HEARTBEAT * 3000))
+
+    async def leave(self, key: ModelKey, replica_id: str) -> None:
+        await self._redis.delete(self._keys.replica(key.slug, replica_id))
+
+    async def find(self, key: ModelKey) -> HostedModel:
+        """The hosted model of this key. Raises UnknownModel, which lists what is hosted."""
+        data = await self._redis.hget(self._keys.models, key.slug)
+        if data is None:
+            raise UnknownModel(str(key), [str(model.card.key) for model in await self.all()])
+        return await self._with_replicas(ModelCard.model_validate_json(data))
+
+    async def all(self) -> list[HostedModel]:
+        """Every hosted model, by repo id."""
+        cards = [ModelCard.model_validate_json(data) for data in await self._redis.hvals(self._keys.models)]
+        models = await asyncio.gather(*map(self._with_replicas, cards))
+        return sorted(models, key=lambda model: model.card.key.repo_id)
+
+    async def put_file(self, key: ModelKey, name: str, data: bytes) -> None:
+        """Store a small hub file, such as ``tokenizer.json``."""
+        await self._files.put(f"hub/{key.slug}/{name}", data)
+
+    async def file(self, key: ModelKey, name: str) -> bytes:
+        """A hub file. Raises FileNotFoundError."""
+        if name not in await self._files.names(f"hub/{key.slug}"):
+            raise FileNotFoundError(name)
+        return await self._files.get(f"hub/{key.slug}/{name}")
+
+    async def file_sizes(self, key: ModelKey) -> dict[str, int]:
+        """The hub files of a model and their bytes."""
+        names = await self._files.names(f"hub/{key.slug}")
+        return {name: await self._files.size(f"hub/{key.slug}/{name}") for name in names}
+
+    async def _with_replicas(self, card: ModelCard) -> HostedModel:
+        pattern = self._keys.replica(card.key.slug, "*")
+        names = [name async for name in self._redis.scan_iter(match=pattern, count=1000)]
+        found = await self._redis.mget(names) if names else []
+        replicas = tuple(Replica.model_validate_json(data) for data in found if data is not None)
+        return HostedModel(card=card, state=_state(card, replicas), replicas=replicas)
+
+
+def _state(card: ModelCard, replicas: tuple[Replica, ...]) -> ModelState:
+    if any(replica.state is ModelState.READY for replica in replicas):
+        return ModelState.READY
+    return ModelState.FAILED if card.failure is not None else ModelState.DEPLOYING

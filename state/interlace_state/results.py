@@ -1,0 +1,100 @@
+"""Payloads in, results out: a job's large bytes, and the signed names by which a result is fetched."""
+
+import base64
+import hashlib
+import hmac
+import re
+import secrets
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from redis.asyncio import Redis
+
+from interlace.protocol.errors import UnknownJob
+from interlace.protocol.job import Job
+from interlace_state.config import LifetimeConfig
+from interlace_state.files import Files
+from interlace_state.keys import Keys
+
+_TOKEN = re.compile(r"([0-9a-f]{32})\.([0-9]{1,12})\.([A-Za-z0-9_-]{43})")
+
+
+class Results:
+    """What goes into a sandbox and what comes out, both opaque."""
+
+    def __init__(self, redis: Redis, keys: Keys, files: Files, lifetimes: LifetimeConfig) -> None:
+        self._redis = redis
+        self._keys = keys
+        self._files = files
+        self._lifetimes = lifetimes
+
+    async def put_payload(self, job_id: str, payload: bytes) -> None:
+        await self._files.put(f"payloads/{job_id}", payload)
+
+    async def payload(self, job: Job) -> bytes:
+        """Raises UnknownJob when the payload is gone."""
+        try:
+            return await self._files.get(f"payloads/{job.id}")
+        except FileNotFoundError:
+            raise UnknownJob(f"The payload of job {job.id} is gone: its lifetime is over.") from None
+
+    async def delete_payload(self, job_id: str) -> None:
+        await self._files.delete(f"payloads/{job_id}")
+
+    def stage(self) -> Path:
+        """An empty private file for a sandbox to write its result into."""
+        return self._files.stage()
+
+    async def put(self, job_id: str, staged: Path) -> None:
+        """Take a finished result in."""
+        await self._files.adopt(staged, f"results/{job_id}")
+
+    async def read(self, job_id: str) -> bytes:
+        """A whole result. Raises UnknownJob."""
+        try:
+            return await self._files.get(f"results/{job_id}")
+        except FileNotFoundError:
+            raise UnknownJob(f"The result of job {job_id} is gone: its lifetime is over.") from None
+
+    async def open(self, job_id: str) -> tuple[int, AsyncIterator[bytes]]:
+        """A result's size in bytes and its bytes in pieces. Raises UnknownJob."""
+        name = f"results/{job_id}"
+        try:
+            return await self._files.size(name), self._files.stream(name)
+        except FileNotFoundError:
+            raise UnknownJob(f"The result of job {job_id} is gone: its lifetime is over.") from None
+
+    async def sign(self, job_id: str) -> str:
+        """A token that fetches this result until `lifetimes.result_url` is over, and nothing else."""
+        expires = int(time.time()) + self._lifetimes.result_url
+        return f"{job_id}.{expires}.{await self._signature(job_id, expires)}"
+
+    async def verify(self, token: str) -> str:
+        """The job id that a token was signed for. Raises UnknownJob if it is forged or over."""
+        match = _TOKEN.fullmatch(token)
+        if match is not None:
+            job_id, expires, signature = match[1], int(match[2]), match[3]
+            if hmac.compare_digest(signature, await self._signature(job_id, expires)):
+                if expires >= time.time():
+                    return job_id
+                raise UnknownJob("This result link has expired. Poll the job again for a new one.")
+        raise UnknownJob("This is no result link of this server.")
+
+    async def collect(self) -> int:
+        """Remove results and payloads whose lifetime is over; returns how many files went."""
+        now = time.time()
+        return (
+            await self._files.expire("results", now - self._lifetimes.result)
+            + await self._files.expire("payloads", now - self._lifetimes.waiting)
+            + await self._files.expire("staging", now - self._lifetimes.waiting)
+        )
+
+    async def _signature(self, job_id: str, expires: int) -> str:
+        name = self._keys.result_secret
+        secret = await self._redis.get(name)
+        if secret is None:
+            await self._redis.set(name, secrets.token_bytes(32), nx=True)
+            secret = await self._redis.get(name)
+        digest = hmac.digest(secret, f"{job_id}.{expires}".encode(), hashlib.sha256)
+        return base64.urlsafe_b64encode(digest).decode().rstrip("=")
