@@ -1,0 +1,1 @@
+"""The `interlace` command: starts, watches and stops the parts as processes."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from interlace.protocol.job import Limits
 
@@ -108,12 +108,19 @@ class RayConfig(_Section):
 class Admission(Limits):
     """What one job may use, and what the gateway takes in."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    #: Bytes of a request's body.
     payload_bytes: int = Field(default=256 << 20, gt=0)
-    #: Jobs that may wait for one model.
+    """Bytes of a request's body."""
     waiting_jobs: int = Field(default=10_000, gt=0)
+    """Jobs that may wait for one model."""
+
+    @field_validator("*")
+    @classmethod
+    def _positive(cls, value: float) -> float:
+        if not value > 0:
+            raise ValueError("should be greater than 0")
+        return value
 
 
 def _xdg(variable: str, fallback: str) -> Path:
@@ -138,6 +145,11 @@ class Config(_Section):
     cache_dir: Path = Field(default_factory=lambda: _xdg("XDG_CACHE_HOME", ".cache"))
     """Models that were fetched or converted."""
 
+    @field_validator("state_dir", "cache_dir")
+    @classmethod
+    def _absolute(cls, folder: Path) -> Path:
+        return folder.expanduser().absolute()
+
     @property
     def store_url(self) -> str:
         return self.store.url or str(self.state_dir / "store")
@@ -153,14 +165,14 @@ def load(path: Path | None, environ: Mapping[str, str], overrides: Mapping[str, 
     places: dict[_Loc, str] = {}
     if path is not None:
         data, places = _read_yaml(path)
-    for name, value in environ.items():
-        if name.startswith(_PREFIX) and name not in _NOT_KEYS:
-            loc = tuple(part.lower() for part in name.removeprefix(_PREFIX).split("__"))
-            _put(data, loc, _scalar(name, value))
-            places[loc] = f"environment variable {name}"
+    for loc, name in _variables(environ):
+        place = f"environment variable {name}"
+        _put(data, loc, _from_text(place, environ[name]), place)
+        places |= {loc[:n]: place for n in range(1, len(loc) + 1) if loc[:n] not in places or n == len(loc)}
     for dotted, value in (overrides or {}).items():
-        _put(data, tuple(dotted.split(".")), value)
-        places[tuple(dotted.split("."))] = "command line"
+        loc = tuple(dotted.split("."))
+        _put(data, loc, value, "command line")
+        places[loc] = "command line"
     try:
         return Config.model_validate(data)
     except ValidationError as error:
@@ -174,67 +186,118 @@ def dump(config: Config) -> str:
 
 def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[_Loc, str]]:
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
+        data = yaml.safe_load(text)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not a text file (UTF-8)") from None
+    except yaml.MarkedYAMLError as error:
+        at = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(f"{path}{at}: not YAML: {error.problem}") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {error}") from None
+        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if node is None:
         return {}, {}
     if not isinstance(node, yaml.MappingNode):
-        raise ConfigError(f"{path}, line 1: expected `key: value` pairs; keys: {', '.join(Config.model_fields)}")
-    places = {loc: f"{path.name}, line {line}" for loc, line in _lines(node, ())}
-    data: dict[str, Any] = yaml.safe_load(text)
+        line = node.start_mark.line + 1
+        raise ConfigError(f"{path}, line {line}: expected `key: value` pairs; keys: {', '.join(Config.model_fields)}")
+    places: dict[_Loc, str] = {}
+    for loc, line in _lines(node, ()):
+        if loc in places:
+            raise ConfigError(f"{path}, line {line}: `{_dotted(loc)}` is there twice: it is at {places[loc]} too.")
+        places[loc] = f"{path}, line {line}"
     return data, places
 
 
 def _lines(node: yaml.Node, loc: _Loc) -> Iterator[tuple[_Loc, int]]:
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            yield (*loc, key.value), key.start_mark.line + 1
-            yield from _lines(value, (*loc, key.value))
+            yield (*loc, str(key.value)), key.start_mark.line + 1
+            yield from _lines(value, (*loc, str(key.value)))
     elif isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
             yield (*loc, index), item.start_mark.line + 1
             yield from _lines(item, (*loc, index))
 
 
-def _scalar(name: str, value: str) -> Any:
+def _variables(environ: Mapping[str, str]) -> list[tuple[_Loc, str]]:
+    """Our variables and the keys that they stand for, a list's items in their order; an empty one counts as not set."""
+    found: list[tuple[_Loc, str]] = []
+    for name, value in environ.items():
+        if name.startswith(_PREFIX) and name not in _NOT_KEYS and value.strip():
+            parts = name.removeprefix(_PREFIX).lower().split("__")
+            found.append((tuple(int(part) if part.isdecimal() else part for part in parts), name))
+    return sorted(found, key=lambda item: [str(part).zfill(8) for part in item[0]])
+
+
+def _from_text(place: str, value: str) -> Any:
+    """A variable's value: a list, a mapping or null as YAML has it, all else as written (`3.10` stays `3.10`)."""
     try:
-        return yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"environment variable {name}: not a YAML value: {error}") from None
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        if value.lstrip().startswith(("[", "{")):
+            raise ConfigError(f"{place}: not a YAML list or mapping: {value!r}") from None
+        return value
+    return parsed if parsed is None or value.lstrip().startswith(("[", "{", "- ")) else value
 
 
-def _put(data: dict[str, Any], loc: _Loc, value: Any) -> None:
-    for part in loc[:-1]:
-        inner = data.setdefault(str(part), {})
-        if not isinstance(inner, dict):
-            inner = data[str(part)] = {}
-        data = inner
-    data[str(loc[-1])] = value
+def _put(node: dict[str, Any] | list[Any], loc: _Loc, value: Any, place: str) -> None:
+    head, rest = loc[0], loc[1:]
+    empty: dict[str, Any] | list[Any] = [] if rest and isinstance(rest[0], int) else {}
+    if isinstance(node, list):
+        if not isinstance(head, int) or head > len(node):
+            raise ConfigError(f"{place}: {head!r} is not an item of the list; the next one is {len(node)}.")
+        if head == len(node):
+            node.append(empty)
+        slot: Any = head
+    else:
+        slot = str(head)
+    if not rest:
+        node[slot] = value
+        return
+    if not isinstance(node[slot] if isinstance(node, list) else node.get(slot), dict | list):
+        node[slot] = empty
+    _put(node[slot], rest, value, place)
 
 
 def _explain(error: ValidationError, places: Mapping[_Loc, str]) -> Iterator[str]:
     for problem in error.errors():
         loc: _Loc = problem["loc"]
         place = next((places[loc[:n]] for n in range(len(loc), 0, -1) if loc[:n] in places), "configuration")
-        key = ".".join(map(str, loc))
+        key = _dotted(loc)
         if problem["type"] == "extra_forbidden":
-            allowed = _keys_beside(loc)
-            close = difflib.get_close_matches(str(loc[-1]), allowed, n=1)
-            hint = f" Did you mean `{close[0]}`?" if close else ""
-            yield f"{place}: unknown key `{key}`.{hint} Allowed here: {', '.join(allowed)}."
+            allowed = list(_section(loc[:-1]).model_fields)
+            yield f"{place}: unknown key `{key}`.{_suggest(loc, allowed)} Allowed here: {', '.join(allowed)}."
+        elif problem["type"] == "missing":
+            yield f"{place}: `{key}` is missing."
+        elif problem["type"] in ("model_type", "model_attributes_type"):
+            allowed = list(_section(loc).model_fields)
+            yield f"{place}: `{key}`: expected keys ({', '.join(allowed)}), got {problem['input']!r}."
+        elif problem["type"] == "tuple_type":
+            yield f"{place}: `{key}`: expected a list, got {problem['input']!r}."
         else:
             yield f"{place}: `{key}`: {problem['msg']} (got {problem['input']!r})."
 
 
-def _keys_beside(loc: _Loc) -> list[str]:
+def _dotted(loc: _Loc) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).removeprefix(".")
+
+
+def _section(loc: _Loc) -> type[BaseModel]:
+    """The section that a place in the file belongs to; list indexes do not count."""
     section: type[BaseModel] = Config
-    for part in loc[:-1]:
-        if isinstance(part, int):
-            continue
-        annotation = section.model_fields[part].annotation
-        section = ModelConfig if part == "models" else annotation  # type: ignore[assignment]
-    return list(section.model_fields)
+    for part in loc:
+        if isinstance(part, str):
+            section = ModelConfig if part == "models" else section.model_fields[part].annotation  # type: ignore[assignment]
+    return section
+
+
+def _suggest(loc: _Loc, allowed: list[str]) -> str:
+    wrong = str(loc[-1])
+    for name in Config.model_fields if len(loc) == 1 else ():
+        if wrong.startswith(f"{name}_"):
+            return f" Did you mean `{name}.{wrong.removeprefix(f'{name}_')}` ({_PREFIX}{name.upper()}__...)?"
+    close = difflib.get_close_matches(wrong, allowed, n=1)
+    return f" Did you mean `{close[0]}`?" if close else ""

@@ -9,7 +9,7 @@ from interlace.protocol.errors import UnknownJob
 from interlace.protocol.event import Ended, Event, StateChanged
 from interlace_state.keys import Keys
 
-_BLOCK_MS = 5_000
+_BLOCK_MS = 2_000  # well under redis-py's socket timeout of 5 s, which counts the wait for an answer
 _BATCH = 256
 
 

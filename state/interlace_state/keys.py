@@ -7,6 +7,7 @@
 | queue:{slug}            | stream | forever               | submit, finish        | `job`: ids; group `workers`      |
 | session:{sid}           | stream | while its socket lives| sessions, submit      | `tenant`, then `job`             |
 | models                  | hash   | forever               | models                | slug -> ModelCard as JSON        |
+| environment             | string | forever               | models                | workers' Python and packages     |
 | replica:{slug}:{id}     | string | three heartbeats      | models                | Replica as JSON                  |
 | secret:results          | string | forever               | results               | key that signs result URLs       |
 """
@@ -18,6 +19,7 @@ class Keys:
     def __init__(self, prefix: str) -> None:
         self._prefix = prefix
         self.models = f"{prefix}models"
+        self.environment = f"{prefix}environment"
         self.result_secret = f"{prefix}secret:results"
 
     def job(self, job_id: str) -> str:

@@ -1,6 +1,7 @@
 """The catalogue: which models are hosted, how each is doing, and the small hub files that clients need."""
 
 import asyncio
+import json
 from enum import StrEnum
 from typing import Any
 
@@ -97,6 +98,16 @@ class Models:
         cards = [ModelCard.model_validate_json(data) for data in await self._redis.hvals(self._keys.models)]
         models = await asyncio.gather(*map(self._with_replicas, cards))
         return sorted(models, key=lambda model: model.card.key.repo_id)
+
+    async def publish_environment(self, environment: dict[str, Any]) -> None:
+        """Say what workers run: ``{"python_version": sys.version, "packages": {import name: version}}``."""
+        await self._redis.set(self._keys.environment, json.dumps(environment))
+
+    async def environment(self) -> dict[str, Any] | None:
+        """What workers run, or None while none has said it."""
+        data = await self._redis.get(self._keys.environment)
+        environment: dict[str, Any] | None = None if data is None else json.loads(data)
+        return environment
 
     async def put_file(self, key: ModelKey, name: str, data: bytes) -> None:
         """Store a small hub file, such as ``tokenizer.json``."""

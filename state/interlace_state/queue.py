@@ -48,7 +48,7 @@ class Queue:
         Raises SessionRefused, or LimitExceeded when ``waiting_jobs`` jobs wait already.
         """
         slug = job.model.slug
-        first = StateChanged(state=JobState.QUEUED, text="Added to the queue.", model_ready=model_ready)
+        first = StateChanged(state=JobState.QUEUED, text="Added to Queue at position {place}.", model_ready=model_ready)
         place = await self._submit(
             keys=[
                 self._keys.job(job.id),

@@ -12,7 +12,7 @@ from pathlib import Path
 from redis.asyncio import Redis
 
 from interlace.protocol.errors import UnknownJob
-from interlace.protocol.job import Job
+from interlace.protocol.job import Job, ResultRef
 from interlace_state.config import LifetimeConfig
 from interlace_state.files import Files
 from interlace_state.keys import Keys
@@ -46,9 +46,11 @@ class Results:
         """An empty private file for a sandbox to write its result into."""
         return self._files.stage()
 
-    async def put(self, job_id: str, staged: Path) -> None:
+    async def put(self, job: Job, staged: Path) -> ResultRef:
         """Take a finished result in."""
-        await self._files.adopt(staged, f"results/{job_id}")
+        size = staged.stat().st_size
+        await self._files.adopt(staged, f"results/{job.id}")
+        return ResultRef(size=size, compressed=job.compress)
 
     async def read(self, job_id: str) -> bytes:
         """A whole result. Raises UnknownJob."""

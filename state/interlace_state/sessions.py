@@ -7,7 +7,7 @@ from redis.asyncio import Redis
 from interlace_state.keys import Keys
 
 _LIFETIME = 3600  # seconds; renewed while the socket is open
-_BLOCK_MS = 5_000
+_BLOCK_MS = 2_000  # well under redis-py's socket timeout of 5 s, which counts the wait for an answer
 
 
 class Sessions:
@@ -28,7 +28,7 @@ class Sessions:
         return session_id
 
     async def job_of(self, session_id: str) -> str | None:
-        """The id of the session's job, or None if none was posted within five seconds."""
+        """The id of the session's job, or None if none was posted within two seconds."""
         stream = self._keys.session(session_id)
         replies = await self._redis.xread({stream: "0-1"}, count=1, block=_BLOCK_MS)
         if not replies:

@@ -1,0 +1,1 @@
+"""What runs next to weights: placement, replicas, executors, the zygote and its sandboxed children."""

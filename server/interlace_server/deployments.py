@@ -1,0 +1,93 @@
+"""The hosted models in the form that ``nnsight.status()`` reads."""
+
+import json
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from interlace_state.models import HostedModel, ModelState, Replica
+
+_APPLICATION_STATE: dict[ModelState, Literal["RUNNING", "DEPLOYING", "UNHEALTHY"]] = {
+    ModelState.READY: "RUNNING",
+    ModelState.DEPLOYING: "DEPLOYING",
+    ModelState.FAILED: "UNHEALTHY",
+}
+
+
+class Deployment(BaseModel):
+    """One replica, or a model that has none yet."""
+
+    application_state: Literal["RUNNING", "DEPLOYING", "UNHEALTHY"]
+    deployment_level: Literal["HOT"] = "HOT"
+    pinned: bool = True
+    trusted: bool = False
+    trust_remote_code: bool
+    dtype: str
+    execution_timeout_seconds: float
+    model_key: str
+    replica_id: str
+    repo_id: str
+    task: str | None
+    revision: str
+    #: The checkpoint's config.json, as text.
+    config: str
+    n_params: int | None
+    size_bytes: int | None
+    gpus: int = 0
+    #: Why the model could not be loaded.
+    failure: str | None
+
+
+class Node(BaseModel):
+    """One machine and the replicas on it, by model key and replica id."""
+
+    resources: dict[str, Any] = {"gpu_details": []}
+    deployments: dict[str, dict[str, dict[str, Any]]] = {}
+
+
+class Cluster(BaseModel):
+    nodes: dict[str, Node] = {}
+
+
+class Overview(BaseModel):
+    """All deployments, by ``REPLICA:ModelActor:MODEL_KEY``."""
+
+    deployments: dict[str, Deployment] = {}
+    cluster: Cluster = Cluster()
+
+
+def overview(models: Iterable[HostedModel], wall_seconds: float) -> Overview:
+    deployments: dict[str, Deployment] = {}
+    nodes: dict[str, Node] = {}
+    for model in models:
+        key = model.card.key.canonical
+        for replica in model.replicas or (None,):
+            replica_id = model.card.key.slug if replica is None else replica.id
+            deployments[f"{replica_id}:ModelActor:{key}"] = _deployment(model, replica, replica_id, wall_seconds)
+            if replica is not None:
+                node = nodes.setdefault(replica.node, Node())
+                node.deployments.setdefault(key, {})[replica_id] = {
+                    "gpus": {},
+                    "resident_bytes": replica.resident_bytes,
+                }
+    return Overview(deployments=deployments, cluster=Cluster(nodes=nodes))
+
+
+def _deployment(model: HostedModel, replica: Replica | None, replica_id: str, wall_seconds: float) -> Deployment:
+    card = model.card
+    return Deployment(
+        application_state=_APPLICATION_STATE[model.state if replica is None else replica.state],
+        trust_remote_code=card.key.trust_remote_code,
+        dtype=card.dtype,
+        execution_timeout_seconds=wall_seconds,
+        model_key=card.key.canonical,
+        replica_id=replica_id,
+        repo_id=card.key.repo_id,
+        task=card.key.task,
+        revision=card.key.revision,
+        config=json.dumps(card.config),
+        n_params=card.n_params,
+        size_bytes=card.size_bytes,
+        failure=card.failure,
+    )

@@ -1,0 +1,80 @@
+"""Errors as HTTP: always ``{"detail": sentence}``, because stock nnsight shows ``detail`` and nothing else."""
+
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
+from redis.exceptions import RedisError
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from interlace.protocol.errors import InterlaceError
+from interlace_server import log
+
+REDIS_DOWN = "The server cannot reach its job queue (Redis) at the moment. Please try again in a minute."
+
+
+class Problem(BaseModel):
+    """What went wrong, in one sentence."""
+
+    detail: str
+
+
+#: OpenAPI's ``responses`` for the statuses that a route can refuse with.
+Responses = dict[int | str, dict[str, Any]]
+
+
+def refusals(*statuses: int) -> Responses:
+    return {status: {"model": Problem} for status in statuses}
+
+
+def describe(problems: Sequence[Any], of: str) -> str:
+    """Pydantic's list of problems as one sentence that names each field."""
+    return f"{of} is not valid: " + "; ".join(map(_describe, problems)) + "."
+
+
+def _describe(problem: dict[str, Any]) -> str:
+    field = ".".join(str(part) for part in problem["loc"] if part not in ("body", "path", "query", "header"))
+    message = problem["msg"]
+    return f"`{field}`: {message[:1].lower()}{message[1:]}" if field else message
+
+
+def answer(status: int, sentence: str) -> JSONResponse:
+    return JSONResponse({"detail": sentence}, status)
+
+
+def unexpected(error: Exception, where: str) -> str:
+    """Log an error that nobody foresaw; returns the sentence for the user, which names the log's entry."""
+    number = secrets.token_hex(4)
+    log.failure("failed", error, where=where, number=number)
+    return f"Something went wrong inside the server; its operator finds it in the gateway's log as number {number}."
+
+
+def install(app: FastAPI) -> None:
+    """Answer our errors, Redis's, a wrong field and the unforeseen in this one form."""
+    app.add_exception_handler(InterlaceError, _interlace_error)
+    app.add_exception_handler(RedisError, _redis_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+async def _interlace_error(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, InterlaceError)
+    return answer(error.http_status, str(error))
+
+
+async def _redis_error(request: Request, error: Exception) -> JSONResponse:
+    log.warning("redis_failed", path=request.url.path, error=str(error))
+    return answer(503, REDIS_DOWN)
+
+
+async def _validation_error(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    return answer(422, describe(error.errors(), "The request"))
+
+
+async def _unexpected(request: Request, error: Exception) -> JSONResponse:
+    return answer(500, unexpected(error, request.url.path))

@@ -1,0 +1,141 @@
+"""Stock nnsight's words: its request envelope in, its status updates out."""
+
+import re
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from interlace.protocol.errors import InvalidRequest
+from interlace.protocol.event import Ended, Event, Log
+from interlace.protocol.job import Cost, JobState
+from interlace.protocol.model import ModelKey
+from interlace_server import torch_frame
+from interlace_server.admission import check_env
+from interlace_server.errors import describe
+
+#: nnsight's closed enum; any other word breaks the client.
+Status = Literal[
+    "RECEIVED", "QUEUED", "PROVISIONING", "DEPLOYING", "DISPATCHED", "RUNNING", "COMPLETED", "ERROR", "LOG"
+]
+_SESSION_ID = re.compile(r"[0-9a-f]{32}|")
+_STATUS: dict[JobState, Status] = {
+    JobState.RECEIVED: "RECEIVED",
+    JobState.QUEUED: "QUEUED",
+    JobState.LEASED: "DISPATCHED",
+    JobState.RUNNING: "RUNNING",
+    JobState.COMPLETED: "COMPLETED",
+    JobState.ERROR: "ERROR",
+    JobState.CANCELLED: "ERROR",
+}
+_SENTENCE: dict[JobState, str] = {
+    JobState.RECEIVED: "Your job has been received and is waiting to be queued.",
+    JobState.QUEUED: "Added to Queue.",
+    JobState.LEASED: "Your job has been sent to the model deployment.",
+    JobState.RUNNING: "Your job has started running.",
+    JobState.COMPLETED: "Your job has been completed.",
+    JobState.ERROR: "Your job has failed, and nobody said why.",
+    JobState.CANCELLED: "Request cancelled by operator.",
+}
+
+
+class Envelope(BaseModel):
+    """The `data` field of a request; who asks, the job's id and its limits are ours to set and refused here."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    model_key: str
+    session_id: str = ""
+    #: Whether the payload is a zstd frame, and the result shall be one.
+    compress: bool = False
+    env: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("session_id")
+    @classmethod
+    def _session_id(cls, value: str) -> str:
+        if not _SESSION_ID.fullmatch(value):
+            raise ValueError("expected the 32 hex digits that /subscribe gave, or an empty string")
+        return value
+
+    @classmethod
+    def parse(cls, text: str) -> "Envelope":
+        """Raises InvalidRequest, naming each field that is wrong."""
+        try:
+            envelope = cls.model_validate_json(text)
+        except ValidationError as error:
+            raise InvalidRequest(describe(error.errors(), "The request's envelope (`data`)")) from None
+        check_env(envelope.env)
+        return envelope
+
+    @property
+    def model(self) -> ModelKey:
+        """Raises InvalidModelKey."""
+        return ModelKey.parse(self.model_key)
+
+
+class Update(BaseModel):
+    """One status update, as nnsight's ResponseModel."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    status: Status
+    description: str = ""
+    #: A completed job's result: a URL.
+    data: str | None = None
+    meta: dict[str, Any] | None = None
+
+    def text(self) -> str:
+        """A WebSocket text frame."""
+        return self.model_dump_json()
+
+    def binary(self, result: bytes) -> bytes:
+        """A WebSocket binary frame with the result in it."""
+        return torch_frame.encode(
+            {
+                "id": self.id,
+                "status": self.status,
+                "description": self.description,
+                "data": result,
+                "meta": self.meta,
+            }
+        )
+
+
+def received(job_id: str) -> Update:
+    return Update(id=job_id, status="RECEIVED", description=_SENTENCE[JobState.RECEIVED])
+
+
+def failed(job_id: str, sentence: str) -> Update:
+    """The last update of a stream that cannot go on."""
+    return Update(id=job_id, status="ERROR", description=sentence, meta=_meta(Cost()))
+
+
+def render(job_id: str, event: Event) -> Update:
+    """An event in nnsight's words; where the result lies is for the caller to add."""
+    if isinstance(event, Log):
+        return Update(id=job_id, status="LOG", description=event.text)
+    if isinstance(event, Ended):
+        return Update(
+            id=job_id,
+            status=_STATUS[event.state],
+            description=event.text or _SENTENCE[event.state],
+            meta=_meta(event.cost),
+        )
+    if event.state is JobState.QUEUED and not event.model_ready:
+        return Update(id=job_id, status="DEPLOYING", description="Model Deploying...")
+    return Update(id=job_id, status=_STATUS[event.state], description=event.text or _SENTENCE[event.state])
+
+
+def _meta(cost: Cost) -> dict[str, Any]:
+    return {
+        "runtime": _rounded(cost.runtime),
+        "max_memory_usage": cost.max_memory_usage or 0,
+        "max_mem_by_gpu": {},
+        "max_mem_pct_by_gpu": {},
+        "cpu_seconds": _rounded(cost.cpu_seconds),
+        "queued_seconds": _rounded(cost.queued_seconds),
+    }
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 4)

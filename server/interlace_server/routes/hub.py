@@ -1,0 +1,166 @@
+"""`/hf`: the little of the Hugging Face hub's API that a client needs who has no other network.
+
+With ``HF_ENDPOINT=http://GATEWAY/hf`` stock nnsight, transformers and huggingface_hub find the config, the
+tokenizer and the canonical id of every hosted model here. There are no weights to be had.
+"""
+
+import hashlib
+import mimetypes
+from typing import Literal
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+from starlette.responses import JSONResponse, Response
+
+from interlace_server.errors import Responses, refusals
+from interlace_server.gateway import Gateway, TheGateway
+from interlace_state.models import HostedModel, ModelCard
+
+router = APIRouter(prefix="/hf", tags=["hub"])
+
+_LIBRARY = {"TransformersModel": "transformers", "DiffusionModel": "diffusers"}
+_FILE: Responses = {
+    200: {"content": {"*/*": {"schema": {"type": "string", "format": "binary"}}}, "description": "The file."},
+    **refusals(404, 422, 503),
+}
+
+
+class Sibling(BaseModel):
+    rfilename: str
+    size: int
+
+
+class ModelInfo(BaseModel):
+    """What ``HfApi().model_info`` reads."""
+
+    id: str
+    modelId: str
+    sha: str
+    pipeline_tag: str | None
+    library_name: str
+    siblings: list[Sibling]
+    tags: list[str] = []
+    private: bool = False
+    gated: bool = False
+    disabled: bool = False
+    downloads: int = 0
+    likes: int = 0
+
+
+class TreeEntry(BaseModel):
+    type: Literal["file"] = "file"
+    path: str
+    size: int
+    oid: str
+
+
+class NotOnHub(Exception):
+    """The hub's 404, whose code tells its client what is missing."""
+
+    def __init__(self, code: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.code = code
+
+
+async def not_on_hub(_request: object, error: Exception) -> JSONResponse:
+    assert isinstance(error, NotOnHub)
+    message = str(error)
+    # Headers are latin-1 on the wire; the body has the sentence as it is.
+    headers = {"X-Error-Code": error.code, "X-Error-Message": message.encode("ascii", "replace").decode()}
+    return JSONResponse({"detail": message, "error": message}, 404, headers)
+
+
+@router.get("/api/models/{repo_id:path}/revision/{revision:path}", responses=refusals(404, 422, 503))
+async def model_info_at(repo_id: str, revision: str, gateway: TheGateway) -> ModelInfo:
+    """A hosted model at a revision: `main`, the hosted one or its commit."""
+    return await _info(gateway, await _find(gateway, repo_id, revision))
+
+
+@router.get("/api/models/{repo_id:path}/tree/{rest:path}", responses=refusals(404, 422, 503))
+async def tree(repo_id: str, rest: str, gateway: TheGateway) -> list[TreeEntry]:
+    """The small files of a hosted model; ``rest`` is `REVISION` or `REVISION/FOLDER`."""
+    card, folder = await _find_in(gateway, repo_id, rest)
+    sizes = await gateway.state.models.file_sizes(card.key)
+    inside = f"{folder.rstrip('/')}/" if folder else ""
+    entries = [
+        TreeEntry(path=name, size=size, oid=hashlib.sha1(f"{card.commit}/{name}".encode()).hexdigest())
+        for name, size in sizes.items()
+        if name.startswith(inside)
+    ]
+    if folder and not entries:
+        raise NotOnHub("EntryNotFound", f"{card.key.repo_id} has no folder {folder} here.")
+    return entries
+
+
+@router.get("/api/models/{repo_id:path}", responses=refusals(404, 422, 503))
+async def model_info(repo_id: str, gateway: TheGateway) -> ModelInfo:
+    """A hosted model; its `id` is what goes into a model key."""
+    return await _info(gateway, await _find(gateway, repo_id, "main"))
+
+
+@router.get("/{repo_id:path}/resolve/{rest:path}", response_class=Response, responses=_FILE)
+async def resolve(repo_id: str, rest: str, gateway: TheGateway) -> Response:
+    """A small file of a hosted model; ``rest`` is `REVISION/FILE`."""
+    card, name = await _find_in(gateway, repo_id, rest)
+    try:
+        content = await gateway.state.models.file(card.key, name)
+    except FileNotFoundError:
+        raise NotOnHub(
+            "EntryNotFound",
+            f"{card.key.repo_id} has no file {name} here. This server gives out configuration and tokenizer, "
+            "never weights: trace with remote=True.",
+        ) from None
+    headers = {"X-Repo-Commit": card.commit, "ETag": f'"{hashlib.sha256(content).hexdigest()}"'}
+    media_type = mimetypes.guess_type(name)[0] or "application/octet-stream"
+    return Response(content, headers=headers, media_type=media_type)
+
+
+router.head(
+    "/{repo_id:path}/resolve/{rest:path}", response_class=Response, responses=_FILE, operation_id="head_resolve"
+)(resolve)
+
+
+async def _info(gateway: Gateway, card: ModelCard) -> ModelInfo:
+    sizes = await gateway.state.models.file_sizes(card.key)
+    return ModelInfo(
+        id=card.key.repo_id,
+        modelId=card.key.repo_id,
+        sha=card.commit,
+        pipeline_tag=card.key.task,
+        library_name=_LIBRARY[card.key.wrapper],
+        siblings=[Sibling(rfilename=name, size=size) for name, size in sizes.items()],
+    )
+
+
+async def _find(gateway: Gateway, repo_id: str, revision: str) -> ModelCard:
+    card, rest = await _find_in(gateway, repo_id, revision)
+    if rest:
+        raise _no_revision(card, revision)
+    return card
+
+
+async def _find_in(gateway: Gateway, repo_id: str, rest: str) -> tuple[ModelCard, str]:
+    """The model that `REVISION/PATH` belongs to, and PATH; a revision may hold slashes. Raises NotOnHub."""
+    models = await gateway.state.models.all()
+    cards = [model.card for model in models if model.card.key.repo_id.lower() == repo_id.lower()]
+    if not cards:
+        raise NotOnHub("RepoNotFound", _no_repo(repo_id, models))
+    # The hub's default branch stands for whatever is hosted, but a model hosted at `main` goes first.
+    cards.sort(key=lambda card: card.key.revision != "main")
+    for card in cards:
+        for revision in (card.key.revision, card.commit, "main"):
+            if rest == revision or rest.startswith(f"{revision}/"):
+                return card, rest[len(revision) + 1 :]
+    raise _no_revision(cards[0], rest)
+
+
+def _no_repo(repo_id: str, models: list[HostedModel]) -> str:
+    hosted = ", ".join(sorted({model.card.key.repo_id for model in models})) or "none yet"
+    return f"This server does not host {repo_id}. Hosted models: {hosted}."
+
+
+def _no_revision(card: ModelCard, wanted: str) -> NotOnHub:
+    return NotOnHub(
+        "RevisionNotFound",
+        f"{card.key.repo_id} is hosted at revision {card.key.revision} (commit {card.commit}), not at {wanted}.",
+    )

@@ -1,0 +1,173 @@
+"""`WS /subscribe`: one client's socket, from its session id to its job's last frame.
+
+Stock nnsight crashes on a socket that closes without an ERROR frame, so every way out of here sends one.
+"""
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator
+from contextlib import suppress
+
+from fastapi import APIRouter, WebSocket, WebSocketDisconnect
+from redis.exceptions import RedisError
+
+from interlace.protocol.errors import InterlaceError, ShuttingDown
+from interlace.protocol.event import Ended, Event
+from interlace_server import log, nnsight_wire
+from interlace_server.auth import tenant_of
+from interlace_server.errors import REDIS_DOWN, unexpected
+from interlace_server.gateway import Gateway, gateway_of
+from interlace_server.routes.results import result_url
+
+router = APIRouter()
+
+_LINGER = 10.0  # seconds that a client has to close the socket itself after the last frame
+_PATIENCE = 10.0  # seconds that a stream waits for Redis to come back
+_RETRY = 0.2  # seconds
+
+
+@router.websocket("/subscribe")
+async def subscribe(websocket: WebSocket) -> None:
+    gateway = gateway_of(websocket)
+    await websocket.accept()
+    with gateway.drain.stream():
+        await Stream(websocket, gateway).run()
+
+
+class Stream:
+    """A session's socket. The client only listens; all that it can say is that it has gone."""
+
+    def __init__(self, websocket: WebSocket, gateway: Gateway) -> None:
+        self._websocket = websocket
+        self._gateway = gateway
+        self._session_id = ""
+        self._job_id = ""
+        self._ended = False
+        self._redis_lost: float | None = None
+
+    async def run(self) -> None:
+        """Talk until the job has ended, the client has gone or the server closes."""
+        talk = asyncio.create_task(self._talk(), name="stream-talk")
+        gone = asyncio.create_task(self._gone(), name="stream-gone")
+        closing = asyncio.create_task(self._gateway.drain.closing.wait(), name="stream-closing")
+        try:
+            await asyncio.wait((talk, gone, closing), return_when=asyncio.FIRST_COMPLETED)
+            if not (talk.done() or gone.done()):
+                await _cancelled(talk)
+                with suppress(WebSocketDisconnect):
+                    await self._fail(self._goodbye())
+            await asyncio.wait((gone, closing), timeout=_LINGER, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await _cancelled(talk, gone, closing)
+            await self._close()
+
+    async def _gone(self) -> None:
+        while (await self._websocket.receive())["type"] != "websocket.disconnect":
+            pass
+
+    async def _talk(self) -> None:
+        try:
+            await self._open()
+            self._job_id = await self._job()
+            async for event in self._events():
+                await self._tell(event)
+        except WebSocketDisconnect:
+            return
+        except InterlaceError as error:
+            await self._fail(str(error))
+        except RedisError as error:
+            log.warning("redis_failed", path="/subscribe", job=self._job_id, error=str(error))
+            await self._fail(REDIS_DOWN)
+        except Exception as error:  # noqa: BLE001  the task's edge: whatever broke, the client must hear of it
+            await self._fail(unexpected(error, "/subscribe"))
+
+    async def _open(self) -> None:
+        """Give the client its session id: it expects one first, whatever comes after."""
+        try:
+            self._session_id = await self._gateway.state.sessions.open(tenant_of(self._websocket))
+        except RedisError:
+            await self._websocket.send_json({"session_id": secrets.token_hex(16)})
+            raise
+        await self._websocket.send_json({"session_id": self._session_id})
+
+    async def _job(self) -> str:
+        """The id of the job that the client posts."""
+        while True:
+            try:
+                job_id = await self._gateway.state.sessions.job_of(self._session_id)
+                self._redis_lost = None
+            except RedisError as error:
+                await self._bear(error)
+                continue
+            if job_id is not None:
+                return job_id
+
+    async def _events(self) -> AsyncIterator[Event]:
+        """The job's events, all of them once, across a restart of Redis."""
+        after = "0"
+        while True:
+            try:
+                async for event_id, event in self._gateway.state.events.follow(self._job_id, after):
+                    after = event_id
+                    self._redis_lost = None
+                    yield event
+                return
+            except RedisError as error:
+                await self._bear(error)
+
+    async def _bear(self, error: RedisError) -> None:
+        """Wait a moment for Redis; raises its error when it has been away for too long."""
+        now = time.monotonic()
+        self._redis_lost = self._redis_lost or now
+        if now - self._redis_lost > _PATIENCE:
+            raise error
+        await asyncio.sleep(_RETRY)
+
+    async def _tell(self, event: Event) -> None:
+        update = nnsight_wire.render(self._job_id, event)
+        result = event.result if isinstance(event, Ended) else None
+        if result is None:
+            frame: str | bytes = update.text()
+        elif result.size <= self._gateway.config.store.inline_bytes:
+            frame = update.binary(await self._gateway.state.results.read(self._job_id))
+        else:
+            url = await result_url(self._gateway, self._websocket, self._job_id)
+            frame = update.model_copy(update={"data": url}).text()
+        self._ended = isinstance(event, Ended)
+        await self._send(frame)
+        if self._ended:
+            log.info("ended", job=self._job_id, status=update.status)
+
+    async def _fail(self, sentence: str) -> None:
+        if not self._ended:
+            self._ended = True
+            await self._send(nnsight_wire.failed(self._job_id, sentence).text())
+
+    async def _send(self, frame: str | bytes) -> None:
+        if isinstance(frame, bytes):
+            await self._websocket.send_bytes(frame)
+        else:
+            await self._websocket.send_text(frame)
+
+    def _goodbye(self) -> str:
+        sentence = str(ShuttingDown())
+        if self._job_id:
+            sentence += f" Job {self._job_id} is kept: its result can be asked for at /response/{self._job_id} later."
+        return sentence
+
+    async def _close(self) -> None:
+        """Forget the session and close the socket; either may be gone already."""
+        if self._session_id:
+            try:
+                await self._gateway.state.sessions.close(self._session_id)
+            except RedisError as error:
+                log.warning("redis_failed", path="/subscribe", error=str(error))
+        with suppress(RuntimeError, WebSocketDisconnect):
+            await self._websocket.close()
+
+
+async def _cancelled(*tasks: asyncio.Task[object]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,96 @@
+"""A whole Interlace, started by its own command and stopped with Ctrl-C."""
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+_STOP = 60.0  # seconds
+
+
+@dataclass
+class Running:
+    """An `interlace up` that said that it is ready."""
+
+    url: str
+    process: "subprocess.Popen[str]"
+    state_dir: Path
+    lines: list[str] = field(default_factory=list)
+
+    def interrupt(self) -> None:
+        """Press Ctrl-C."""
+        self.process.send_signal(signal.SIGINT)
+
+    def logs(self) -> str:
+        """The ends of all its log files."""
+        files = sorted((self.state_dir / "logs").glob("*.log"))
+        return "\n".join(f"--- {file.name}\n{file.read_text(errors='replace')[-4000:]}" for file in files)
+
+
+@contextmanager
+def interlace(
+    home: Path, configuration: Mapping[str, Any], *, seconds: float, environ: Mapping[str, str] | None = None
+) -> Iterator[Running]:
+    """Start, wait for the `ready` line for at most ``seconds``, stop with Ctrl-C at the end."""
+    state_dir = Path(tempfile.mkdtemp(prefix="s", dir=home))
+    file = state_dir / "interlace.yaml"
+    file.write_text(json.dumps({"state_dir": str(state_dir), "gateway": {"port": 0}, **configuration}))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "interlace_deploy", "up", "--config", str(file)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, **(environ or {})},
+        start_new_session=True,
+    )
+    running = Running("", process, state_dir)
+    try:
+        running.url = _ready(running, seconds)
+        yield running
+    finally:
+        _stop(running)
+
+
+def _ready(running: Running, seconds: float) -> str:
+    """The URL of the `ready` line. Fails with all that was printed."""
+    said: queue.Queue[str | None] = queue.Queue()
+    threading.Thread(target=_read, args=(running, said), daemon=True).start()
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            line = said.get(timeout=max(0.0, deadline - time.monotonic()))
+        except queue.Empty:
+            line = None
+        if line is None:
+            raise AssertionError("\n".join([f"not ready in {seconds:.0f} s", *running.lines, running.logs()]))
+        if line.startswith("ready http://"):
+            return line.removeprefix("ready ").strip()
+
+
+def _read(running: Running, said: "queue.Queue[str | None]") -> None:
+    assert running.process.stdout is not None
+    for line in running.process.stdout:
+        running.lines.append(line.rstrip("\n"))
+        said.put(line)
+    said.put(None)
+
+
+def _stop(running: Running) -> None:
+    running.interrupt()
+    try:
+        running.process.wait(_STOP)
+    except subprocess.TimeoutExpired:
+        os.killpg(running.process.pid, signal.SIGKILL)
+        running.process.wait()
+        raise AssertionError("\n".join(["did not stop on Ctrl-C", *running.lines, running.logs()])) from None

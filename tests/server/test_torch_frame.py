@@ -1,0 +1,58 @@
+import io
+from typing import Any
+
+import pytest
+import torch
+from nnsight.schema.response import ResponseModel, Status
+
+from interlace_server import torch_frame
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        True,
+        False,
+        0,
+        -1,
+        255,
+        2**31 - 1,
+        -(2**31),
+        2**31,
+        2**63,
+        -(2**63) - 1,
+        1.5,
+        float("inf"),
+        "",
+        "ü 🟢",
+        "long" * 100_000,
+        b"",
+        bytes(range(256)) * 1000,
+        {},
+        [],
+        {"nested": {"list": [1, None, "two", b"three"]}},
+    ],
+    ids=lambda value: f"{type(value).__name__}-{str(value)[:12]}",
+)
+def test_torch_reads_what_we_write(value: Any) -> None:
+    loaded = torch.load(io.BytesIO(torch_frame.encode(value)), map_location="cpu", weights_only=False)
+    assert loaded == value
+    assert type(loaded) is type(value)
+
+
+def test_a_completed_frame_of_20_mib_is_a_response_of_nnsight() -> None:
+    body = torch.randint(0, 256, (20 << 20,), dtype=torch.uint8).numpy().tobytes()
+    frame = torch_frame.encode(
+        {"id": "a" * 32, "status": "COMPLETED", "description": "done", "data": body, "meta": {"runtime": 0.25}}
+    )
+    response = ResponseModel.unpickle(frame)
+    assert (response.id, response.status, response.description) == ("a" * 32, Status.COMPLETED, "done")
+    assert response.data == body
+    assert response.meta == {"runtime": 0.25}
+    assert len(frame) < len(body) + 1024
+
+
+def test_what_is_not_plain_is_refused() -> None:
+    with pytest.raises(TypeError, match="complex is not a plain value"):
+        torch_frame.encode({"data": 1j})  # type: ignore[dict-item]

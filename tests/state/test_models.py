@@ -1,0 +1,67 @@
+"""The catalogue shows what is hosted, how it does, and the small files that clients need."""
+
+import asyncio
+import os
+
+import pytest
+
+from interlace.protocol.errors import UnknownModel
+from interlace.protocol.model import ModelKey
+from interlace_state.models import ModelCard, ModelState, Replica
+from interlace_state.store import State
+
+KEY = ModelKey(repo_id="lab/model")
+
+
+def card(key: ModelKey = KEY, failure: str | None = None) -> ModelCard:
+    return ModelCard(key=key, commit="0" * 40, dtype="float32", config={"n_layer": 2}, failure=failure)
+
+
+def replica(state: ModelState) -> Replica:
+    return Replica(id="r0", state=state, pid=os.getpid(), node="here")
+
+
+async def test_an_unknown_model_is_refused_with_the_hosted_ones(state: State) -> None:
+    await state.models.publish(card())
+    with pytest.raises(UnknownModel, match=r"does not host lab/other.*Hosted models: lab/model") as caught:
+        await state.models.find(ModelKey(repo_id="lab/other"))
+    assert caught.value.hosted == (str(KEY),)
+
+
+async def test_a_model_is_ready_while_a_replica_is(state: State) -> None:
+    await state.models.publish(card())
+    assert (await state.models.find(KEY)).state is ModelState.DEPLOYING
+    await state.models.beat(KEY, replica(ModelState.DEPLOYING))
+    assert (await state.models.find(KEY)).state is ModelState.DEPLOYING
+    await state.models.beat(KEY, replica(ModelState.READY))
+    assert (await state.models.find(KEY)).state is ModelState.READY
+    await state.models.leave(KEY, "r0")
+    assert (await state.models.find(KEY)).state is ModelState.DEPLOYING
+
+
+async def test_a_failure_is_told_with_its_reason(state: State) -> None:
+    await state.models.publish(card(failure="no weights"))
+    found = await state.models.find(KEY)
+    assert (found.state, found.card.failure) == (ModelState.FAILED, "no weights")
+
+
+async def test_all_models_by_repo_id(state: State) -> None:
+    keys = [ModelKey(repo_id=repo_id) for repo_id in ("lab/b", "lab/a")]
+    await asyncio.gather(*(state.models.publish(card(key)) for key in keys))
+    assert [model.card.key.repo_id for model in await state.models.all()] == ["lab/a", "lab/b"]
+    await state.models.withdraw(keys[0])
+    assert [model.card.key.repo_id for model in await state.models.all()] == ["lab/a"]
+
+
+async def test_hub_files(state: State) -> None:
+    await state.models.put_file(KEY, "config.json", b"{}")
+    await state.models.put_file(KEY, "unet/config.json", b"{ }")
+    assert await state.models.file_sizes(KEY) == {"config.json": 2, "unet/config.json": 3}
+    assert await state.models.file(KEY, "config.json") == b"{}"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "../x", "", "/etc/passwd", "config.json/.."])
+async def test_only_published_files_are_there(state: State, name: str) -> None:
+    await state.models.put_file(KEY, "config.json", b"{}")
+    with pytest.raises(FileNotFoundError):
+        await state.models.file(KEY, name)

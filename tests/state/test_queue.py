@@ -1,0 +1,192 @@
+"""A job is taken by one worker at a time, ends once, and is not lost with its worker."""
+
+import asyncio
+import secrets
+import time
+
+import pytest
+
+from interlace.protocol.errors import LimitExceeded, SessionRefused, UnknownJob
+from interlace.protocol.event import Ended, Log, StateChanged
+from interlace.protocol.job import Job, JobState, Limits
+from interlace.protocol.model import ModelKey
+from interlace_state.queue import Lease
+from interlace_state.store import State
+
+MODEL = ModelKey(repo_id="tests/model")
+
+
+def make_job(session_id: str = "", model: ModelKey = MODEL) -> Job:
+    return Job(
+        id=secrets.token_hex(16),
+        tenant="local",
+        model=model,
+        compress=True,
+        limits=Limits(),
+        session_id=session_id,
+        payload_bytes=0,
+        submitted_at=time.time(),
+    )
+
+
+async def submit(state: State, job: Job, waiting_jobs: int = 100) -> int:
+    return await state.queue.submit(job, waiting_jobs=waiting_jobs, model_ready=True)
+
+
+async def lease(state: State, worker: str = "one", model: ModelKey = MODEL) -> Lease:
+    """The next lease; the first call of a new queue only creates its group."""
+    for _ in range(5):
+        if found := await state.queue.lease(model, worker):
+            return found
+    raise AssertionError("no job in five tries")
+
+
+async def history(state: State, job: Job) -> list[object]:
+    return [event async for _, event in state.events.follow(job.id)]
+
+
+async def test_jobs_leave_in_the_order_they_came(state: State) -> None:
+    jobs = [make_job() for _ in range(3)]
+    assert [await submit(state, job) for job in jobs] == [1, 2, 3]
+    assert [(await lease(state)).job for _ in jobs] == jobs
+
+
+async def test_an_idle_queue_gives_nothing_within_about_a_second(state: State) -> None:
+    await state.queue.lease(MODEL, "one")
+    assert await state.queue.lease(MODEL, "one") is None
+
+
+async def test_a_waiting_worker_gets_a_new_job_at_once(state: State) -> None:
+    await state.queue.lease(MODEL, "one")
+    waiting = asyncio.create_task(state.queue.lease(MODEL, "one"))
+    await asyncio.sleep(0)
+    job = make_job()
+    await submit(state, job)
+    taken = await waiting or await lease(state)
+    assert taken.job == job
+
+
+async def test_two_workers_never_hold_one_job(state: State) -> None:
+    jobs = [make_job() for _ in range(20)]
+    for job in jobs:
+        await submit(state, job)
+
+    async def drain(worker: str) -> list[str]:
+        taken = []
+        for _ in range(30):
+            if found := await state.queue.lease(MODEL, worker):
+                taken.append(found.job.id)
+                await state.queue.finish(found, Ended(state=JobState.COMPLETED))
+            elif not await state.queue.length(MODEL):
+                break
+        return taken
+
+    taken = [job_id for part in await asyncio.gather(*map(drain, "abc")) for job_id in part]
+    assert sorted(taken) == sorted(job.id for job in jobs)
+
+
+async def test_a_job_ends_once(state: State) -> None:
+    job = make_job()
+    await submit(state, job)
+    held = await lease(state)
+    assert await state.queue.finish(held, Ended(state=JobState.COMPLETED, text="first"))
+    assert not await state.queue.finish(held, Ended(state=JobState.ERROR, text="second"))
+    events = await history(state, job)
+    assert [event.text for event in events if isinstance(event, Ended)] == ["first"]
+    assert await state.queue.length(MODEL) == 0
+
+
+async def test_a_silent_worker_loses_its_job_to_another(state: State) -> None:
+    job = make_job()
+    await submit(state, job)
+    first = await lease(state, "silent")
+    deadline = time.monotonic() + 10
+    second = None
+    while second is None and time.monotonic() < deadline:
+        second = await state.queue.lease(MODEL, "other")
+    assert second is not None
+    assert (second.job, first.attempt, second.attempt) == (job, 1, 2)
+
+
+async def test_a_renewed_lease_stays(state: State) -> None:
+    await submit(state, make_job())
+    held = await lease(state, "busy")
+    until = time.monotonic() + 2.5  # the lease of these tests lasts one second
+    while time.monotonic() < until:
+        await state.queue.renew(held, "busy")
+        assert await asyncio.wait_for(state.queue.lease(MODEL, "other"), 5) is None
+        # each look takes a second at most; renew in between as a worker does
+        await state.queue.renew(held, "busy")
+
+
+async def test_a_job_that_is_given_back_runs_elsewhere(state: State) -> None:
+    job = make_job()
+    await submit(state, job)
+    await state.queue.give_back(await lease(state, "leaving"), "waits for another")
+    again = await lease(state, "other")
+    assert (again.job, again.attempt) == (job, 2)
+    await state.queue.finish(again, Ended(state=JobState.COMPLETED))
+    texts = [event.text for event in await history(state, job) if isinstance(event, StateChanged)]
+    assert texts[-1] == "waits for another"
+
+
+async def test_a_full_queue_refuses_and_says_the_limit(state: State) -> None:
+    await submit(state, make_job(), waiting_jobs=1)
+    with pytest.raises(LimitExceeded, match=r"limit of 1 jobs.*limits\.waiting_jobs"):
+        await submit(state, make_job(), waiting_jobs=1)
+
+
+async def test_a_session_takes_one_job(state: State) -> None:
+    session = await state.sessions.open("local")
+    job = make_job(session)
+    await submit(state, job)
+    assert await state.sessions.job_of(session) == job.id
+    with pytest.raises(SessionRefused, match="has a job already"):
+        await submit(state, make_job(session))
+
+
+async def test_a_session_that_is_not_open_is_refused_and_nothing_is_queued(state: State) -> None:
+    session = await state.sessions.open("local")
+    await state.sessions.close(session)
+    for wrong in (session, secrets.token_hex(16)):
+        with pytest.raises(SessionRefused, match="not open"):
+            await submit(state, make_job(wrong))
+    assert await state.queue.length(MODEL) == 0
+
+
+async def test_all_jobs_of_a_model_that_will_not_come_are_failed(state: State) -> None:
+    jobs = [make_job() for _ in range(3)]
+    for job in jobs:
+        await submit(state, job)
+    assert await state.queue.fail_all(MODEL, "no weights") == 3
+    for job in jobs:
+        last = (await history(state, job))[-1]
+        assert isinstance(last, Ended)
+        assert (last.state, last.text) == (JobState.ERROR, "no weights")
+
+
+async def test_events_are_replayed_and_then_live(state: State) -> None:
+    job = make_job()
+    await submit(state, job)
+    following = asyncio.create_task(history(state, job))
+    held = await lease(state)
+    await state.events.append(job.id, StateChanged(state=JobState.RUNNING), Log(text="one"), Log(text="two"))
+    await state.queue.finish(held, Ended(state=JobState.COMPLETED))
+    live = await asyncio.wait_for(following, 10)
+    assert live == await history(state, job)
+    assert [event.text for event in live if isinstance(event, Log)] == ["one", "two"]
+    assert isinstance(await state.events.last(job.id), Ended)
+
+
+async def test_a_log_is_not_the_last_event_of_a_poll(state: State) -> None:
+    job = make_job()
+    await submit(state, job)
+    await state.events.append(job.id, StateChanged(state=JobState.RUNNING), Log(text="one"))
+    last = await state.events.last(job.id)
+    assert isinstance(last, StateChanged)
+    assert last.state is JobState.RUNNING
+
+
+async def test_an_unknown_job_has_no_events(state: State) -> None:
+    with pytest.raises(UnknownJob):
+        await state.events.last(secrets.token_hex(16))

@@ -1,0 +1,390 @@
+"""The fork executor: each job in a fresh child, and whatever it does there ends with it."""
+
+import asyncio
+import io
+import os
+import secrets
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+import torch
+import zstandard
+from nnsight.modeling.transformers import TransformersModel
+from nnsight.schema.request import RequestModel
+from nnsight.tracing.backend import Backend
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from interlace.protocol.job import Job, Limits
+from interlace.protocol.model import ModelKey
+from interlace_workers.executors.base import Done, ExecutorLost, Failed, Happening, LoadFailed, Printed, Started
+from interlace_workers.executors.fork import ForkExecutor
+from interlace_workers.order import Load
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+WORDS = ["[UNK]", "the", "cat", "sat", "on", "mat"]
+
+
+class Capture(Backend):  # type: ignore[misc]
+    """Serializes a trace as the stock client does, and keeps it."""
+
+    payload = b""
+
+    def __call__(self, tracer: Any) -> None:
+        self.payload = RequestModel.serialize(tracer, True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", eos_token="[UNK]").save_pretrained(path)
+    config = GPT2Config(n_layer=2, n_embd=32, n_head=2, vocab_size=16, bos_token_id=0, eos_token_id=0)
+    GPT2LMHeadModel(config).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def client(folder: Path) -> TransformersModel:
+    return TransformersModel(
+        str(folder), task="text-generation", tokenizer=AutoTokenizer.from_pretrained(folder)
+    )
+
+
+def load_of(folder: Path) -> Load:
+    return Load(
+        path=str(folder),
+        wrapper="TransformersModel",
+        task="text-generation",
+        dtype="float32",
+        trust_remote_code=False,
+        threads=1,
+    )
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def executor(folder: Path) -> AsyncIterator[ForkExecutor]:
+    executor = ForkExecutor(load_of(folder))
+    await executor.start()
+    yield executor
+    await executor.stop()
+
+
+class Run:
+    """What one job did."""
+
+    def __init__(self, happenings: list[Happening], result: bytes) -> None:
+        self.happenings = happenings
+        self.end = happenings[-1]
+        self._result = result
+
+    @property
+    def saved(self) -> dict[str, Any]:
+        assert isinstance(self.end, Done), self.end
+        data = zstandard.ZstdDecompressor().decompress(self._result)
+        saved: dict[str, Any] = torch.load(io.BytesIO(data), weights_only=False)
+        return saved
+
+    @property
+    def error(self) -> str:
+        assert isinstance(self.end, Failed), self.end
+        return self.end.text
+
+    @property
+    def printed(self) -> list[str]:
+        return [line for one in self.happenings if isinstance(one, Printed) for line in one.lines]
+
+
+async def run(executor: ForkExecutor, payload: bytes, result: Path, **limits: Any) -> Run:
+    job = Job(
+        id=secrets.token_hex(16),
+        tenant="local",
+        model=ModelKey(repo_id="tests/model"),
+        compress=True,
+        env={"attn_implementation": "sdpa"},
+        limits=Limits(**limits),
+        payload_bytes=len(payload),
+        submitted_at=time.time(),
+    )
+    result.write_bytes(b"")
+    happenings = [happening async for happening in executor.run(job, payload, result)]
+    return Run(happenings, result.read_bytes())
+
+
+def reading(client: TransformersModel) -> bytes:
+    backend = Capture()
+    with client.trace("the cat sat", backend=backend):
+        hidden = client.transformer.h[0].output.save()  # noqa: F841
+    return backend.payload
+
+
+async def test_a_job_starts_prints_and_is_done(
+    executor: ForkExecutor, client: TransformersModel, tmp_path: Path
+) -> None:
+    backend = Capture()
+    with client.trace("the cat sat", backend=backend):
+        import sys
+
+        print("one\ntwo")
+        print("three", file=sys.stderr)
+        print("four", end="")
+        hidden = client.transformer.h[0].output.save()  # noqa: F841
+    ran = await run(executor, backend.payload, tmp_path / "result")
+    assert ran.saved["hidden"].shape == (1, 3, 32)
+    assert isinstance(ran.happenings[0], Started)
+    assert ran.printed == ["one", "two", "three", "four"]
+    assert isinstance(ran.end, Done)
+    assert ran.end.cost.runtime is not None
+    assert ran.end.cost.runtime > 0
+    assert ran.end.cost.max_memory_usage is not None
+
+
+async def test_the_next_job_sees_the_model_as_it_was(
+    executor: ForkExecutor, client: TransformersModel, tmp_path: Path
+) -> None:
+    before = (await run(executor, reading(client), tmp_path / "result")).saved["hidden"]
+    backend = Capture()
+    with client.trace("the cat sat", backend=backend):
+        import torch as library
+
+        for parameter in client.transformer.h[0]._module.parameters():
+            parameter.data.zero_()
+        library.set_default_dtype(library.float64)
+        library.Tensor.relu = None
+        zeroed = client.transformer.h[0].mlp.output.save()  # noqa: F841
+    changed = (await run(executor, backend.payload, tmp_path / "result")).saved["zeroed"]
+    assert not changed.any()
+    after = (await run(executor, reading(client), tmp_path / "result")).saved["hidden"]
+    assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize(
+    ("ending", "says"),
+    [
+        ("os._exit(7)", "exit code 7"),
+        ("os.kill(os.getpid(), 11)", "SIGSEGV"),
+        ("os.kill(os.getpid(), 9)", "SIGKILL"),
+        ("os.abort()", "SIGABRT"),
+        ("raise SystemExit(4)", "SystemExit: 4"),
+    ],
+)
+async def test_a_job_that_ends_its_process_fails_alone(
+    executor: ForkExecutor, client: TransformersModel, tmp_path: Path, ending: str, says: str
+) -> None:
+    backend = Capture()
+    with client.trace("the cat sat", backend=backend):
+        exec(f"import os\n{ending}")
+        hidden = client.transformer.h[0].output.save()  # noqa: F841
+    assert says in (await run(executor, backend.payload, tmp_path / "result")).error
+    assert (await run(executor, reading(client), tmp_path / "result")).saved["hidden"].shape == (1, 3, 32)
+
+
+async def test_a_job_that_does_not_end_is_stopped(
+    executor: ForkExecutor, client: TransformersModel, tmp_path: Path
+) -> None:
+    backend = Capture()
+    with client.trace("the cat sat", backend=backend):
+        import signal
+
+        signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))
+        while True:
+            sum(range(10**9))
+    started = time.monotonic()
+    ran = await run(executor, backend.payload, tmp_path / "result", wall_seconds=1.0)
+    assert "ran for 1 s, its limit" in ran.error
+    assert "limits.wall_seconds" in ran.error
+    assert time.monotonic() - started < 10
+
+
+async def test_a_job_over_its_memory_fails_with_the_name_of_the_limit(
+    executor: ForkExecutor, client: TransformersModel, tmp_path: Path
+) -> None:
+    backend = Capture()
+    with client.trace("the cat sat", backend=backend):
+        import torch as library
+
+        held = library.ones(1 << 28).save()  # noqa: F841
+    ran = await run(executor, backend.payload, tmp_path / "result", memory_bytes=512 << 20)
+    assert "limits.memory_bytes" in ran.error
+
+
+async def test_a_result_over_the_limit_fails_with_its_size(
+    executor: ForkExecutor, client: TransformersModel, tmp_path: Path
+) -> None:
+    backend = Capture()
+    with client.trace("the cat sat", backend=backend):
+        import torch as library
+
+        held = library.ones(1 << 18).save()  # noqa: F841
+    ran = await run(executor, backend.payload, tmp_path / "result", result_bytes=1 << 16)
+    assert "limits.result_bytes" in ran.error
+    assert "65,536 bytes" in ran.error
+
+
+async def test_printing_without_end_is_cut(executor: ForkExecutor, client: TransformersModel, tmp_path: Path) -> None:
+    backend = Capture()
+    with client.trace("the cat sat", backend=backend):
+        for number in range(10_000):
+            print("line", number)
+        hidden = client.transformer.h[0].output.save()  # noqa: F841
+    ran = await run(executor, backend.payload, tmp_path / "result", log_bytes=200)
+    assert "limits.log_bytes" in ran.printed[-1]
+    assert sum(map(len, ran.printed)) < 400
+    assert "hidden" in ran.saved
+
+
+async def test_a_saved_view_does_not_ship_its_storage(
+    executor: ForkExecutor, client: TransformersModel, tmp_path: Path
+) -> None:
+    backend = Capture()
+    with client.trace("the cat sat", backend=backend):
+        import torch as library
+
+        view = library.rand(1 << 20)[:4].save()  # noqa: F841
+    ran = await run(executor, backend.payload, tmp_path / "result", result_bytes=1 << 16)
+    assert ran.saved["view"].shape == (4,)
+    assert ran.saved["view"].untyped_storage().nbytes() == 16
+
+
+@pytest.mark.parametrize(
+    ("payload", "says"),
+    [
+        (b"", "empty"),
+        (b"\x28\xb5\x2f\xfd" + b"junk" * 10, "zstd"),
+        (zstandard.compress(b"not a pickle"), "not a serialized nnsight trace"),
+        (zstandard.compress(b"\x80\x04N."), "not a serialized nnsight trace"),
+        (zstandard.compress(b"\x80\x04K\x01K\x02\x86."), "not a serialized nnsight trace"),
+    ],
+)
+async def test_a_payload_that_is_none_is_refused(
+    executor: ForkExecutor, tmp_path: Path, payload: bytes, says: str
+) -> None:
+    assert says in (await run(executor, payload, tmp_path / "result")).error
+
+
+async def test_a_payload_that_unpacks_to_too_much_stops_at_the_limit(executor: ForkExecutor, tmp_path: Path) -> None:
+    bomb = zstandard.compress(bytes(64 << 20))
+    ran = await run(executor, bomb, tmp_path / "result", unpacked_bytes=1 << 20)
+    assert "limits.unpacked_bytes" in ran.error
+
+
+async def test_a_trace_inside_that_says_remote_is_told_not_to(
+    executor: ForkExecutor, client: TransformersModel, tmp_path: Path
+) -> None:
+    backend = Capture()
+    client_key = client.to_model_key
+    client.to_model_key = lambda: "unused"
+    try:
+        with client.session(backend=backend):
+            with client.trace("the cat sat", remote=True):
+                hidden = client.transformer.h[0].output.save()  # noqa: F841
+    finally:
+        client.to_model_key = client_key
+    assert "leave out `remote=True`" in (await run(executor, backend.payload, tmp_path / "result")).error
+
+
+async def test_jobs_do_not_share_random_numbers(
+    executor: ForkExecutor, client: TransformersModel, tmp_path: Path
+) -> None:
+    backend = Capture()
+    with client.trace("the cat sat", backend=backend):
+        import random
+
+        import numpy
+        import torch as library
+
+        drawn = [library.rand(1).item(), random.random(), numpy.random.rand()].save()  # noqa: F841
+    first = (await run(executor, backend.payload, tmp_path / "result")).saved["drawn"]
+    second = (await run(executor, backend.payload, tmp_path / "result")).saved["drawn"]
+    assert all(one != other for one, other in zip(first, second, strict=True))
+
+
+async def test_the_child_has_no_descriptor_and_no_environment_of_ours(
+    executor: ForkExecutor, client: TransformersModel, tmp_path: Path
+) -> None:
+    backend = Capture()
+    with client.trace("the cat sat", backend=backend):
+        import os as system
+
+        names = sorted(system.environ).save()  # noqa: F841
+        descriptors = [int(name) for name in system.listdir("/proc/self/fd")]
+        links = {}
+        for fd in descriptors:
+            try:
+                links[fd] = system.readlink(f"/proc/self/fd/{fd}")
+            except FileNotFoundError:  # the listing's own
+                continue
+        links = links.save()
+        lonely = (system.getsid(0) == system.getpid()).save()  # noqa: F841
+    saved = (await run(executor, backend.payload, tmp_path / "result")).saved
+    assert not {"HOME", "REDIS_URL", "NDIF_API_KEY", "HF_TOKEN"} & set(saved["names"])
+    others = [link.split(":")[0] for fd, link in saved["links"].items() if fd > 2]
+    assert sorted(others) == sorted(["pipe", "socket", str(tmp_path / "result")])
+    assert saved["lonely"]
+
+
+async def test_closing_a_run_early_ends_its_process(
+    executor: ForkExecutor, client: TransformersModel, tmp_path: Path
+) -> None:
+    backend = Capture()
+    with client.trace("the cat sat", backend=backend):
+        import os as system
+        import time as clock
+
+        print(system.getpid())
+        clock.sleep(600)
+    (tmp_path / "result").write_bytes(b"")
+    job = Job(
+        id="0" * 32,
+        tenant="local",
+        model=ModelKey(repo_id="tests/model"),
+        compress=True,
+        limits=Limits(),
+        payload_bytes=1,
+        submitted_at=0.0,
+    )
+    running = executor.run(job, backend.payload, tmp_path / "result")
+    async for happening in running:
+        if isinstance(happening, Printed):
+            pid = int(happening.lines[0])
+            break
+    await running.aclose()
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{pid}").exists():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
+
+
+async def test_a_lost_zygote_is_told_from_a_failed_job(
+    folder: Path, client: TransformersModel, tmp_path: Path
+) -> None:
+    executor = ForkExecutor(load_of(folder))
+    await executor.start()
+    assert executor._zygote is not None
+    os.kill(executor._zygote.pid, 9)
+    with pytest.raises(ExecutorLost):
+        await run(executor, reading(client), tmp_path / "result")
+    await executor.stop()
+
+
+async def test_a_model_that_cannot_be_loaded_says_why(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    executor = ForkExecutor(load_of(tmp_path))
+    with pytest.raises(LoadFailed, match="no file named model.safetensors"):
+        await executor.start()
+    await executor.stop()
+
+
+async def test_no_descriptor_is_left_behind(executor: ForkExecutor, client: TransformersModel, tmp_path: Path) -> None:
+    payload = reading(client)
+    await run(executor, payload, tmp_path / "result")
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        await run(executor, payload, tmp_path / "result")
+    assert len(os.listdir("/proc/self/fd")) <= before

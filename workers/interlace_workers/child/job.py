@@ -1,0 +1,80 @@
+"""A child's life: wait for the order, limit itself, run it, tell how it ended, wait to be killed."""
+
+import contextlib
+import os
+import random
+import signal
+import socket
+import sys
+from typing import NoReturn, TextIO
+
+import numpy
+import torch
+
+from interlace.protocol import frames
+from interlace.protocol.frames import FrameKind
+from interlace_workers import channel, sandbox
+from interlace_workers.child import output, trace
+from interlace_workers.child.model import HostedModel
+from interlace_workers.order import Order
+
+
+def main(end: socket.socket, model: HostedModel) -> NoReturn:
+    """Run one order from ``end`` and never return."""
+    try:
+        message, (payload, result, events, logs) = channel.receive(end)
+    except EOFError:
+        os._exit(0)
+    order = Order(**message)
+    os.dup2(logs, 1)
+    os.dup2(logs, 2)
+    os.close(logs)
+    sys.stdout, sys.stderr = _printer(1), _printer(2)
+    # A write over the limit shall be an OSError that names itself, not the end of the process.
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    sandbox.limit(memory_bytes=order.memory_bytes, result_bytes=order.result_bytes)
+    _start_afresh(model.threads)
+    try:
+        tracer = trace.read(model, order, payload)
+        _tell(events, FrameKind.RUNNING)
+        saved = trace.run(model, tracer)
+        size = output.write(saved, result, order)
+    except BaseException as error:  # noqa: BLE001 - the edge of user code: whatever it raised is its result
+        failure = trace.explain(error)
+        _close_logs()
+        _tell(events, FrameKind.FAILED, failure.encode("utf-8", "backslashreplace"))
+    else:
+        _close_logs()
+        _tell(events, FrameKind.DONE, size.to_bytes(8, "big"))
+    # The parent kills this process once it has read the frame: no destructor of user code runs.
+    while True:
+        signal.pause()
+
+
+def _printer(fd: int) -> TextIO:
+    return os.fdopen(fd, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
+
+
+def _start_afresh(threads: int) -> None:
+    """Give the child random numbers and threads of its own; it inherited the zygote's."""
+    torch.set_num_threads(threads)
+    seed = int.from_bytes(os.urandom(8), "big")
+    torch.manual_seed(seed)
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)
+
+
+def _tell(events: int, kind: FrameKind, body: bytes = b"") -> None:
+    data = frames.encode(kind, body)
+    while data:
+        data = data[os.write(events, data) :]
+
+
+def _close_logs() -> None:
+    """Flush and close both outputs, so that the parent has every line before it learns how the job ended."""
+    for stream, fd in ((sys.stdout, 1), (sys.stderr, 2)):
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # user code may have put anything there
+            stream.flush()
+        with contextlib.suppress(OSError):
+            os.close(fd)

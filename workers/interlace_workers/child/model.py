@@ -1,0 +1,62 @@
+"""Load a model through nnsight, once, in the zygote."""
+
+import contextlib
+from dataclasses import dataclass
+from importlib.metadata import packages_distributions, version
+from typing import Any
+
+import nnsight
+import torch
+from nnsight.modeling.transformers import TransformersModel
+from tqdm import tqdm
+from transformers import AutoTokenizer
+
+from interlace_workers.order import Load
+
+
+@dataclass(frozen=True)
+class HostedModel:
+    """A dispatched model and what a payload may refer to in it."""
+
+    model: Any
+    #: nnsight's persistent id -> the live object.
+    persistent: dict[str, Any]
+    threads: int
+    n_params: int
+    size_bytes: int
+    packages: dict[str, str]
+
+
+def load(order: Load) -> HostedModel:
+    """Load weights on the CPU, ready to trace. Raises whatever transformers and nnsight raise."""
+    torch.set_num_threads(1)
+    tqdm.monitor_interval = 0  # its monitor is a thread, and a fork needs a process of one
+    model = _transformers_model(order)
+    model._module.eval()
+    tensors = [*model._module.parameters(), *model._module.buffers()]
+    return HostedModel(
+        model=model,
+        persistent=model._remoteable_persistent_objects(),
+        threads=order.threads,
+        n_params=sum(parameter.numel() for parameter in model._module.parameters()),
+        size_bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors),
+        packages=_packages(),
+    )
+
+
+def _transformers_model(order: Load) -> Any:
+    dtype = order.dtype if order.dtype == "auto" else getattr(torch, order.dtype)
+    extras = {"trust_remote_code": True} if order.trust_remote_code else {}
+    with contextlib.suppress(OSError, ValueError):  # not every task has a tokenizer
+        # nnsight cannot guess the tokenizer of a local directory; given one it need not.
+        extras["tokenizer"] = AutoTokenizer.from_pretrained(order.path, **extras)
+    return TransformersModel(order.path, task=order.task, dispatch=True, dtype=dtype, **extras)
+
+
+def _packages() -> dict[str, str]:
+    """Import name -> version, as nnsight's own environment report has it."""
+    found = {"nnsight": nnsight.__version__}
+    for name, distributions in packages_distributions().items():
+        if not name.startswith("_"):
+            found[name] = version(distributions[0])
+    return found

@@ -1,0 +1,66 @@
+"""The interface of all executors: run one payload under limits, yield what happens, leave a result file."""
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from interlace.protocol.job import Cost, Job
+from interlace_workers.order import Loaded
+
+
+class LoadFailed(Exception):
+    """The model cannot be loaded; the message says why."""
+
+
+@dataclass(frozen=True)
+class Started:
+    """The payload was read; user code runs."""
+
+
+@dataclass(frozen=True)
+class Printed:
+    """Lines of the job's output, in order."""
+
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Done:
+    """The result file is complete."""
+
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The job came to nothing; ``text`` is for its user."""
+
+    text: str
+    cost: Cost
+
+
+Happening = Started | Printed | Done | Failed
+
+
+class Executor(Protocol):
+    """Runs jobs of one model."""
+
+    async def start(self) -> Loaded:
+        """Load the model. Raises LoadFailed."""
+
+    def run(self, job: Job, payload: bytes, result: Path) -> AsyncGenerator[Happening, None]:
+        """Run one job; the last thing yielded is Done or Failed. Closing the iterator early ends the job.
+
+        Raises ExecutorLost if the model's process is gone: the job was not at fault and may run again.
+        """
+
+    def resident_bytes(self) -> int:
+        """Resident bytes of the process that holds the weights."""
+
+    async def stop(self) -> None:
+        """End every job and let go of the model."""
+
+
+class ExecutorLost(Exception):
+    """The process that holds the model is gone."""

@@ -1,0 +1,165 @@
+"""The parent's side of a zygote: start it, ask it for children, learn how they ended."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+from collections import deque
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from interlace_workers import channel
+from interlace_workers.executors.base import ExecutorLost, LoadFailed
+from interlace_workers.order import Load, Loaded
+
+#: All that a zygote, and so user code, sees of our environment.
+_PASSED = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
+_FIXED = {
+    # A fork needs one thread, and a thread that spins for another's core costs 20 times the forward.
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "passive",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+    "HF_DEACTIVATE_ASYNC_LOAD": "1",
+    "NNSIGHT_CONFIG": os.devnull,
+    "NDIF_HOST": "http://remote-inside-a-job.invalid",
+    "PYTHONUNBUFFERED": "1",
+    "PYTHONHASHSEED": "0",
+}
+_STOP_SECONDS = 5.0
+
+
+@dataclass
+class Child:
+    """A forked process that waits for its order, or runs it."""
+
+    pid: int
+    pidfd: int
+    order: socket.socket
+    #: Resolves to the exit code, negative for a signal.
+    exited: "asyncio.Future[int]"
+
+    def kill(self) -> None:
+        """Kill the child and all in its session. It cannot block, catch or outrun this."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        self.order.close()
+        os.close(self.pidfd)
+
+
+class ZygoteProcess:
+    """A running zygote."""
+
+    def __init__(self, process: asyncio.subprocess.Process, end: socket.socket) -> None:
+        self._process = process
+        self._end = end
+        self._forks: deque[asyncio.Future[Child]] = deque()
+        self._children: dict[int, asyncio.Future[int]] = {}
+        self._loaded: asyncio.Future[Loaded] = asyncio.get_running_loop().create_future()
+        self._lost: ExecutorLost | None = None
+
+    @classmethod
+    async def start(cls, load: Load) -> "ZygoteProcess":
+        """Start the process; `loaded` tells when it is ready."""
+        ours, theirs = channel.pair()
+        environment = {name: os.environ[name] for name in _PASSED if name in os.environ} | _FIXED
+        command = [sys.executable, "-m", "interlace_workers.zygote", str(theirs.fileno()), json.dumps(asdict(load))]
+        process = await asyncio.create_subprocess_exec(
+            *command, env=environment, pass_fds=[theirs.fileno()], stdin=asyncio.subprocess.DEVNULL, close_fds=True
+        )
+        theirs.close()
+        ours.setblocking(False)
+        zygote = cls(process, ours)
+        asyncio.get_running_loop().add_reader(ours, zygote._read)
+        return zygote
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    async def loaded(self) -> Loaded:
+        """Wait for the model. Raises LoadFailed."""
+        return await self._loaded
+
+    async def fork(self) -> Child:
+        """A new child, waiting for its order. Raises ExecutorLost."""
+        if self._lost is not None:
+            raise self._lost
+        future: asyncio.Future[Child] = asyncio.get_running_loop().create_future()
+        self._forks.append(future)
+        try:
+            channel.send(self._end, {"fork": True})
+        except OSError:
+            self._lose()
+        return await future
+
+    async def stop(self) -> None:
+        """End the zygote; its children die with it."""
+        self._lose()
+        with contextlib.suppress(ProcessLookupError):
+            self._process.terminate()
+        try:
+            await asyncio.wait_for(self._process.wait(), _STOP_SECONDS)
+        except TimeoutError:
+            self._process.kill()
+            await self._process.wait()
+
+    def _read(self) -> None:
+        try:
+            message, fds = channel.receive(self._end)
+        except BlockingIOError:
+            return
+        except (EOFError, OSError):
+            self._lose()
+            return
+        if "forked" in message:
+            self._forked(message["forked"], fds)
+        elif "exited" in message:
+            future = self._children.pop(message["exited"], None)
+            if future is not None and not future.done():
+                future.set_result(message["code"])
+        elif not self._loaded.done():
+            self._tell_loaded(message)
+
+    def _forked(self, pid: int, fds: list[int]) -> None:
+        order, pidfd = fds
+        exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._children[pid] = exited
+        child = Child(pid=pid, pidfd=pidfd, order=socket.socket(fileno=order), exited=exited)
+        waiting = self._forks.popleft()
+        if waiting.cancelled():
+            child.kill()
+            child.close()
+        else:
+            waiting.set_result(child)
+
+    def _tell_loaded(self, message: dict[str, Any]) -> None:
+        if "loaded" in message:
+            self._loaded.set_result(Loaded(**message["loaded"]))
+        else:
+            self._loaded.set_exception(LoadFailed(message["failed"]))
+
+    def _lose(self) -> None:
+        """Everybody who waits for the zygote learns that it is gone."""
+        if self._lost is not None:
+            return
+        self._lost = ExecutorLost("the process that holds the model has ended")
+        asyncio.get_running_loop().remove_reader(self._end)
+        self._end.close()
+        if not self._loaded.done():
+            self._loaded.set_exception(LoadFailed("its process ended while loading (out of memory?)"))
+            self._loaded.exception()  # somebody may have stopped waiting
+        waiting: list[asyncio.Future[Any]] = [*self._forks, *self._children.values()]
+        for future in waiting:
+            if not future.done():
+                future.set_exception(self._lost)
+                future.exception()

@@ -1,0 +1,44 @@
+"""What the processes around a sandbox say to each other, as data."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Load:
+    """Which model a zygote loads."""
+
+    #: A local Hugging Face directory.
+    path: str
+    wrapper: str
+    task: str | None
+    dtype: str
+    trust_remote_code: bool
+    #: Processor threads that a child may use.
+    threads: int
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A zygote's report that it is ready to fork."""
+
+    n_params: int
+    size_bytes: int
+    seconds: float
+    python_version: str
+    #: Import name -> version of all that a traced block can import.
+    packages: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Order:
+    """One job, as its child sees it. The payload, result, events and logs come as descriptors beside it."""
+
+    compress: bool
+    env: dict[str, Any] = field(default_factory=dict)
+    memory_bytes: int = 0
+    unpacked_bytes: int = 0
+    result_bytes: int = 0
+
+    def as_message(self) -> dict[str, Any]:
+        return asdict(self)

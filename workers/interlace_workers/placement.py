@@ -1,0 +1,80 @@
+"""From the configuration's models to what a runtime can start: resolve the weights, publish the catalogue."""
+
+import asyncio
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from interlace.protocol.model import ModelKey
+from interlace_state.config import Config, ModelConfig
+from interlace_state.models import ModelCard
+from interlace_state.store import State
+from interlace_workers import sources
+from interlace_workers.executors.fork import ForkExecutor
+from interlace_workers.order import Load
+from interlace_workers.replica import Replica
+
+
+@dataclass(frozen=True)
+class Placement:
+    """One model that is to be hosted, its weights on this machine."""
+
+    #: Position in `Config.models`.
+    index: int
+    model: ModelConfig
+    key: ModelKey
+
+
+def key_of(model: ModelConfig, repo_id: str) -> ModelKey:
+    return ModelKey(
+        repo_id=repo_id,
+        revision=model.revision,
+        task=model.task,
+        trust_remote_code=model.trust_remote_code,
+    )
+
+
+async def place(config: Config, state: State, say: Callable[[str], None]) -> list[Placement]:
+    """Resolve every model side by side and publish its card; one that cannot be resolved is published as failed."""
+    placed = await asyncio.gather(*(_place(config, state, index, say) for index in range(len(config.models))))
+    return [placement for placement in placed if placement is not None]
+
+
+async def _place(config: Config, state: State, index: int, say: Callable[[str], None]) -> Placement | None:
+    model = config.models[index]
+    try:
+        source = await asyncio.to_thread(sources.resolve, model, config.cache_dir, say)
+    except sources.SourceError as error:
+        key = key_of(model, model.repo_id or sources.name_of(model))
+        await state.models.publish(
+            ModelCard(key=key, commit="0" * 40, dtype=model.dtype, config={}, failure=str(error))
+        )
+        say(f"{key}: {error}")
+        return None
+    key = key_of(model, source.repo_id)
+    for name, path in source.hub_files().items():
+        await state.models.put_file(key, name, await asyncio.to_thread(path.read_bytes))
+    await state.models.publish(sources.card(source, key, model))
+    return Placement(index=index, model=model, key=key)
+
+
+def threads_of(config: Config, model: ModelConfig) -> int:
+    """Processor threads for one job: as configured, or the cores shared evenly among all slots."""
+    slots = sum(other.replicas * other.slots for other in config.models)
+    return model.threads or max(1, (os.cpu_count() or 1) // max(1, slots))
+
+
+async def build_replica(config: Config, state: State, index: int, name: str) -> Replica:
+    """A replica of the model at ``index``, not started. Raises SourceError."""
+    model = config.models[index]
+    source = await asyncio.to_thread(sources.resolve, model, config.cache_dir, lambda _: None)
+    load = Load(
+        path=str(source.path),
+        wrapper="TransformersModel",
+        task=model.task,
+        dtype=model.dtype,
+        trust_remote_code=model.trust_remote_code,
+        threads=threads_of(config, model),
+    )
+    key = key_of(model, source.repo_id)
+    return Replica(config, state, key, ForkExecutor(load), name=name, slots=model.slots)

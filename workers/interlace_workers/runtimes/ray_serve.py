@@ -1,0 +1,110 @@
+"""Replicas as Ray Serve applications, one for each model: Ray places them, watches them and starts them again."""
+
+import asyncio
+import os
+import tempfile
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import serve
+
+from interlace_state.config import Config
+from interlace_state.store import open_state
+from interlace_workers.executors.base import ExecutorLost
+from interlace_workers.placement import Placement, build_replica
+
+_HEALTH_SECONDS = 5.0
+#: Unix socket paths may have 107 characters; Ray's own part of one takes about 70.
+_LONGEST_TEMP_DIR = 30
+
+
+class ReplicaDeployment:
+    """A replica inside a Ray Serve replica actor. Ray carries no payload: it pulls its jobs from Redis."""
+
+    async def __init__(self, config: str, index: int) -> None:  # type: ignore[misc]
+        self._config = Config.model_validate_json(config)
+        self._index = index
+        self._stop = asyncio.Event()
+        self._serving = asyncio.get_running_loop().create_task(self._serve(), name="replica")
+
+    async def _serve(self) -> None:
+        name = serve.get_replica_context().replica_id.unique_id
+        async with AsyncExitStack() as stack:
+            state = await stack.enter_async_context(open_state(self._config))
+            replica = await build_replica(self._config, state, self._index, name)
+            await replica.serve(self._stop)
+
+    def check_health(self) -> None:
+        """Ray Serve starts a new replica when this raises. A model that cannot be loaded is not tried again."""
+        if self._serving.done() and isinstance(error := self._serving.exception(), ExecutorLost):
+            raise error
+
+    async def __del__(self) -> None:
+        self._stop.set()
+        await asyncio.wait({self._serving})
+
+
+async def host(config: Config, file: Path, placements: Sequence[Placement], stop: asyncio.Event) -> None:
+    """Run every model's application until ``stop``. ``file`` is not used: Ray carries the configuration."""
+    await asyncio.to_thread(_start_blocking, config, placements)
+    try:
+        await stop.wait()
+    finally:
+        await asyncio.to_thread(_stop_blocking, config, placements)
+
+
+def _start_blocking(config: Config, placements: Sequence[Placement]) -> None:
+    if config.ray.address is None:
+        ray.init(
+            address="local",
+            num_cpus=os.cpu_count(),
+            include_dashboard=False,
+            object_store_memory=config.ray.object_store_bytes,
+            log_to_driver=False,
+            configure_logging=False,
+            _temp_dir=_temp_dir(config),
+        )
+    else:
+        ray.init(address=config.ray.address, log_to_driver=False)
+    serve.start(proxy_location="Disabled")
+    targets = [serve.RunTarget(target=_application(config, placement), **_names(placement)) for placement in placements]
+    serve.run_many(targets, wait_for_applications_running=False)
+
+
+def _stop_blocking(config: Config, placements: Sequence[Placement]) -> None:
+    if config.ray.address is None:
+        serve.shutdown()
+    else:
+        for placement in placements:
+            serve.delete(placement.key.slug)
+    ray.shutdown()
+
+
+def _application(config: Config, placement: Placement) -> Any:
+    deployment = serve.deployment(
+        ReplicaDeployment,
+        name="replica",
+        num_replicas=placement.model.replicas,
+        # Replicas bound their own threads; Ray's logical cores would only keep models from starting.
+        ray_actor_options={"num_cpus": 0},
+        health_check_period_s=_HEALTH_SECONDS,
+        graceful_shutdown_wait_loop_s=0.1,
+        graceful_shutdown_timeout_s=config.gateway.drain_seconds + 10,
+    )
+    return deployment.bind(config.model_dump_json(), placement.index)
+
+
+def _names(placement: Placement) -> dict[str, Any]:
+    return {"name": placement.key.slug, "route_prefix": None}
+
+
+def _temp_dir(config: Config) -> str:
+    """A folder for a local Ray's sockets and logs: in our own, unless its path is too long for a socket."""
+    own = config.state_dir / "ray"
+    if len(str(own)) <= _LONGEST_TEMP_DIR:
+        own.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return str(own)
+    return tempfile.mkdtemp(prefix="interlace-ray-")

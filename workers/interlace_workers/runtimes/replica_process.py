@@ -1,0 +1,50 @@
+"""``python -m interlace_workers.runtimes.replica_process``: one replica as a process of its own.
+
+It ends when its parent does: its standard input is a pipe whose other end the parent holds.
+"""
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+from interlace_state.config import load
+from interlace_state.store import open_state
+from interlace_workers.executors.base import ExecutorLost, LoadFailed
+from interlace_workers.placement import build_replica
+from interlace_workers.runtimes.process import LOAD_FAILED
+
+
+async def _serve(config_file: Path, index: int, name: str) -> int:
+    config = load(config_file, os.environ)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    loop.add_reader(sys.stdin.fileno(), stop.set)
+    async with open_state(config) as state:
+        replica = await build_replica(config, state, index, name)
+        try:
+            await replica.serve(stop)
+        except LoadFailed as error:
+            print(f"{name}: {error}", file=sys.stderr, flush=True)
+            return LOAD_FAILED
+        except ExecutorLost as error:
+            print(f"{name}: {error}", file=sys.stderr, flush=True)
+            return 1
+    return 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--index", type=int, required=True, help="position of the model in the configuration")
+    parser.add_argument("--name", required=True, help="the replica's name")
+    arguments = parser.parse_args()
+    sys.exit(asyncio.run(_serve(arguments.config, arguments.index, arguments.name)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""Where models come from: one kind of source a file.
+
+* ``smollm2-135m-instruct``                            a name of `catalogue`
+* ``package:DISTRIBUTION==VERSION/path/in/wheel.gguf`` `package`, by way of `llama_gguf`
+* ``/abs``, ``./rel``, ``~/home``                      `local`
+* ``org/name``                                         `hub`
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from interlace_state.config import ModelConfig
+from interlace_workers.sources import hub, local, package
+from interlace_workers.sources.card import card
+from interlace_workers.sources.catalogue import CATALOGUE, Entry, known
+from interlace_workers.sources.source import Say, Source, SourceError
+
+__all__ = ["CATALOGUE", "Cached", "Source", "SourceError", "cached", "card", "name_of", "resolve"]
+
+
+@dataclass(frozen=True)
+class Cached:
+    """A model that needs no network any more."""
+
+    name: str
+    path: Path
+    #: Bytes on disk.
+    size_bytes: int
+
+
+def resolve(model: ModelConfig, cache_dir: Path, say: Say) -> Source:
+    """The model's files on this machine, fetched or converted if need be. Blocks. Raises SourceError."""
+    if (entry := _entry(model.source)) is not None:
+        return package.resolve(entry, model, cache_dir, say)
+    if local.is_local(model.source):
+        return local.resolve(model)
+    if hub.is_repo_id(model.source):
+        return hub.resolve(model, say)
+    raise SourceError(
+        f"{model.source!r} names no model. Give a hub repo id (openai-community/gpt2), a folder (./NAME, /PATH/NAME), "
+        f"`package:DISTRIBUTION==VERSION/FILE.gguf`, or one of: {', '.join(CATALOGUE)}."
+    )
+
+
+def name_of(model: ModelConfig) -> str:
+    """The repo id that clients will write, known before anything is fetched."""
+    if model.repo_id is not None:
+        return model.repo_id
+    if local.is_local(model.source):
+        return local.name_of(model.source)
+    try:
+        entry = _entry(model.source)
+    except SourceError:
+        entry = None
+    return model.source if entry is None else entry.repo_id
+
+
+def cached(cache_dir: Path) -> list[Cached]:
+    """Every complete model in our cache and in the local Hugging Face cache."""
+    found = [*package.cached(cache_dir), *hub.cached()]
+    return [
+        Cached(name, path, sum(file.stat().st_size for file in path.iterdir() if file.is_file()))
+        for name, path in found
+    ]
+
+
+def _entry(source: str) -> Entry | None:
+    if (entry := known(source)) is not None:
+        return entry
+    return package.unvouched(source) if source.startswith("package:") else None

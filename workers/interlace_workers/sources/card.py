@@ -1,0 +1,29 @@
+"""A source's catalogue entry."""
+
+import json
+
+from interlace.protocol.model import ModelKey
+from interlace_state.config import ModelConfig
+from interlace_state.models import ModelCard
+from interlace_workers.sources import weights
+from interlace_workers.sources.source import Source
+
+_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+def card(source: Source, key: ModelKey, model: ModelConfig) -> ModelCard:
+    """What is known of the model before it is loaded; its size is that of the weights in the dtype asked for."""
+    config = json.loads((source.path / "config.json").read_text())
+    dtype = model.dtype
+    if dtype == "auto":
+        dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
+    n_params = weights.n_params(source.path)
+    width = _BYTES.get(dtype)
+    return ModelCard(
+        key=key,
+        commit=source.commit,
+        dtype=dtype,
+        config=config,
+        n_params=n_params,
+        size_bytes=n_params * width if n_params is not None and width is not None else source.size_bytes,
+    )

@@ -1,0 +1,125 @@
+"""A repository of the Hugging Face hub: out of the local cache where it is complete, else over the network."""
+
+import re
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+
+from huggingface_hub import HfApi, constants, scan_cache_dir, snapshot_download
+from huggingface_hub.errors import (
+    CacheNotFound,
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from interlace_state.config import ModelConfig
+from interlace_workers.sources import weights
+from interlace_workers.sources.source import Say, Source, SourceError
+
+_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_SMALL = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
+
+
+def is_repo_id(source: str) -> bool:
+    return _REPO_ID.fullmatch(source) is not None
+
+
+def resolve(model: ModelConfig, say: Say) -> Source:
+    """The repository's snapshot on this machine. Raises SourceError, with what to type."""
+    folder = _in_cache(model.source, model.revision)
+    repo_id = model.source
+    if folder is None:
+        repo_id, folder = _fetch(model, say)
+    return Source(
+        path=folder,
+        repo_id=model.repo_id or repo_id,
+        revision=model.revision,
+        commit=folder.name,
+        size_bytes=weights.size(folder),
+        with_code=model.trust_remote_code,
+    )
+
+
+def cached() -> Iterator[tuple[str, Path]]:
+    """Repo id and snapshot of every complete model in the local Hugging Face cache."""
+    try:
+        repos = scan_cache_dir().repos
+    except CacheNotFound:
+        return
+    for repo in sorted(repos, key=lambda repo: repo.repo_id):
+        for revision in repo.revisions:
+            if repo.repo_type == "model" and _complete(revision.snapshot_path):
+                yield repo.repo_id, revision.snapshot_path
+
+
+def _in_cache(repo_id: str, revision: str) -> Path | None:
+    try:
+        # Of an allowed name only, for a snapshot that lacks README.md counts as incomplete otherwise.
+        folder = snapshot_download(repo_id, revision=revision, local_files_only=True, allow_patterns="config.json")
+    except LocalEntryNotFoundError:
+        return None
+    except HFValidationError as error:
+        raise SourceError(f"{repo_id!r} is not a hub repo id: {error}") from None
+    return Path(folder) if _complete(Path(folder)) else None
+
+
+def _complete(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and bool(weights.files(folder))
+
+
+def _fetch(model: ModelConfig, say: Say) -> tuple[str, Path]:
+    """Download what is needed: the hub's spelling of the repo id, and the snapshot."""
+    try:
+        info = HfApi().model_info(model.source, revision=model.revision, files_metadata=True)
+        sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+        needed = _needed(set(sizes), model)
+        say(f"downloading {info.id} ({sum(sizes[name] for name in needed) / 1e6:,.0f} MB) from {constants.ENDPOINT}")
+        folder = snapshot_download(info.id, revision=model.revision, allow_patterns=needed)
+    except SourceError:
+        raise
+    except Exception as error:
+        # Transport errors are those of the library under huggingface_hub: requests, httpx or httpx2 by its version.
+        raise SourceError(_sentence(error, model)) from error
+    return info.id, Path(folder)
+
+
+def _needed(names: set[str], model: ModelConfig) -> list[str]:
+    if "config.json" not in names:
+        raise SourceError(f"{model.source} holds no config.json: it is not a transformers model.")
+    checkpoint = weights.wanted(names)
+    if not checkpoint:
+        raise SourceError(f"{model.source} holds neither model.safetensors nor pytorch_model.bin, whole or in shards.")
+    patterns = (*_SMALL, "*.py") if model.trust_remote_code else _SMALL
+    small = {name for name in names if "/" not in name and any(fnmatch(name, pattern) for pattern in patterns)}
+    return sorted(checkpoint | small)
+
+
+def _sentence(error: Exception, model: ModelConfig) -> str:
+    repo_id, cache = model.source, constants.HF_HUB_CACHE
+    if isinstance(error, GatedRepoError):
+        return (
+            f"{repo_id} is gated: accept its terms at {constants.ENDPOINT}/{repo_id}, log in on this machine with "
+            "`hf auth login`, and start again."
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        folder = f", and for the folder of that name type `./{repo_id}`" if Path(repo_id).is_dir() else ""
+        return (
+            f"The hub ({constants.ENDPOINT}) has no model {repo_id} that you may read. Check the spelling; "
+            f"for a private one, log in with `hf auth login`{folder}."
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return f"{repo_id} has no revision {model.revision!r}. Set `revision` to a branch, a tag or a commit of it."
+    if isinstance(error, OfflineModeIsEnabled):
+        return (
+            f"{repo_id} is not complete in the local Hugging Face cache ({cache}), and HF_HUB_OFFLINE forbids to "
+            f"download it. Unset HF_HUB_OFFLINE, or type `interlace models pull {repo_id}` where there is a network."
+        )
+    return (
+        f"{repo_id} is not complete in the local Hugging Face cache ({cache}), and the hub ({constants.ENDPOINT}) "
+        f"did not give it: {str(error).strip() or type(error).__name__}. Check the network, or host a folder "
+        "(`--model ./FOLDER`) or the model that a package index ships (`--model smollm2-135m-instruct`)."
+    )

@@ -1,0 +1,67 @@
+"""Where a model's weights lie once they are on this machine."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+from interlace.protocol.errors import InterlaceError
+
+Say = Callable[[str], None]
+"""Takes one line of progress for people."""
+
+LONGEST_HUB_FILE = 64 << 20  # bytes; the largest tokenizer.json in common use has 33 MiB
+_HUB_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer*.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "chat_template*",
+    "*processor_config.json",
+)
+
+
+class SourceError(InterlaceError):
+    """The model's weights cannot be had; the message says why and what to type instead."""
+
+    code = "source_error"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model on this machine."""
+
+    #: A Hugging Face directory: config.json, tokenizer, weights.
+    path: Path
+    #: What clients write.
+    repo_id: str
+    revision: str
+    #: 40 hex digits that change when the files change: the hub's commit where there is one.
+    commit: str
+    #: Bytes of the weight files.
+    size_bytes: int
+    #: Whether clients get the checkpoint's Python files too.
+    with_code: bool = False
+
+    def hub_files(self) -> dict[str, Path]:
+        """The files that a client without weights needs, by hub name; never weights, none over LONGEST_HUB_FILE."""
+        patterns = (*_HUB_FILES, "*.py") if self.with_code else _HUB_FILES
+        return {
+            path.name: path
+            for path in sorted(self.path.iterdir())
+            if any(fnmatch(path.name, pattern) for pattern in patterns)
+            and path.is_file()
+            and path.stat().st_size <= LONGEST_HUB_FILE
+        }
+
+
+def as_repo_name(text: str) -> str:
+    """``text`` as the second half of a hub repo id."""
+    name = re.sub(r"[^A-Za-z0-9_.]+", "-", text)
+    name = re.sub(r"\.{2,}", ".", name)[:80]
+    return name.strip("-._").removesuffix(".git") or "model"
