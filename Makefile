@@ -1,23 +1,29 @@
-# Two commands matter: `make demo` runs the main job, `make test` passes the tests. Both set themselves up.
-PYTHON ?= python3
+# Two commands matter: `make demo` runs the main job, `make test` passes the tests. Both set themselves up in .venv.
+SHELL  := /bin/bash -o pipefail
 TORCH  ?= torch==2.13.0
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+# The first Python here that is new enough; `make PYTHON=/path/to/python3.12 ...` chooses another.
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
+            $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+# pip's own words, without one line for each package that it looks at.
+PIP    := $(BIN)/python -m pip install --disable-pip-version-check
+SHOWN  := grep --line-buffered -E 'Downloading|Installing collected|rror' || true
 
 .PHONY: install demo test check format bench clean
 
 install: $(STAMP)
 
 $(STAMP): pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Interlace needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
-	@echo "[1/3] virtual environment in $(VENV)"
+	@test -n "$(PYTHON)" || { echo "Interlace needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
+	@echo "[1/3] virtual environment in $(VENV), with $$($(PYTHON) --version)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --upgrade pip
-	@echo "[2/3] $(TORCH) (set TORCH=... for another build)"
-	@$(BIN)/python -m pip install --quiet $(TORCH)
+	@$(PIP) --quiet --upgrade pip
+	@echo "[2/3] $(TORCH) (TORCH='torch==2.13.0+cpu ...' takes another build)"
+	@$(PIP) $(TORCH) | { $(SHOWN); }
 	@echo "[3/3] interlace and what it needs"
-	@$(BIN)/python -m pip install --quiet --editable '.[all,dev]' $(TORCH)
+	@$(PIP) --editable '.[all,dev]' $(TORCH) | { $(SHOWN); }
 	@touch $@
 
 demo: install
@@ -30,7 +36,7 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 
 format: install
 	$(BIN)/ruff check --fix .

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import interlace_deploy.tether
+
 _STOP = 60.0  # seconds
 
 
@@ -45,13 +47,16 @@ def interlace(
     state_dir = Path(tempfile.mkdtemp(prefix="s", dir=home))
     file = state_dir / "interlace.yaml"
     file.write_text(json.dumps({"state_dir": str(state_dir), "gateway": {"port": 0}, **configuration}))
+    command = [sys.executable, "-m", "interlace_deploy", "up", "--config", str(file)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "interlace_deploy", "up", "--config", str(file)],
+        # Tied to us, so that nothing is left of it where the tests are killed.
+        [sys.executable, "-IS", interlace_deploy.tether.__file__, str(os.getpid()), str(int(signal.SIGTERM)), *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,
         text=True,
         env={**os.environ, **(environ or {})},
+        cwd=state_dir,  # elsewhere: what the tests can import, it cannot
         start_new_session=True,
     )
     running = Running("", process, state_dir)

@@ -16,7 +16,8 @@ from redis.exceptions import RedisError
 
 from interlace_deploy import embedded_redis
 from interlace_deploy.address import check_port, hidden
-from interlace_deploy.children import Child, follow, rotate
+from interlace_deploy.catalogue import Catalogue
+from interlace_deploy.children import Child, Heed, rotate
 from interlace_deploy.problems import CommandProblem
 from interlace_deploy.rundir import RunDir
 from interlace_deploy.screen import Screen
@@ -27,7 +28,6 @@ from interlace_state.store import State, open_state
 
 _MODULES = {"gateway": "interlace_server", "workers": "interlace_workers"}
 _LISTENING = re.compile(r"listening on (http://\S+)")
-_LOOK = 0.2  # seconds between two looks at the catalogue
 _PAUSES = (1.0, 2.0, 5.0, 10.0, 20.0)  # seconds before each new start of a part that ended
 _FORGET = 600.0  # seconds after which an end no longer counts
 
@@ -42,6 +42,7 @@ class Service:
         self._environ = child_environment(environ)
         self._search_path = environ.get("PATH")
         self._children: dict[str, Child] = {}
+        self._url: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._ended: asyncio.Queue[tuple[Child, int]] = asyncio.Queue()
         self._watching: set[asyncio.Task[None]] = set()
         self.stopping = False
@@ -54,9 +55,9 @@ class Service:
             await self._start_redis()
         self._run.write_config(self._config)
         async with self._state() as state:
-            if ours:
-                await _forget_former_run(state)
-            return await self._while_alive(state, self._start_parts(state))
+            catalogue = Catalogue(self._config, state)
+            await (catalogue.forget_all() if ours else catalogue.set_others_apart())
+            return await self._while_alive(catalogue, self._start_parts(catalogue))
 
     async def watch(self) -> NoReturn:
         """Start a part again when it ends. Raises CommandProblem when that does not help, or when Redis is gone."""
@@ -75,11 +76,13 @@ class Service:
             recent.append(time.monotonic())
             self._screen.say(f"{child.name} {_described(code)}; starting it again in {pause:g} s (log: {child.log})")
             await asyncio.sleep(pause)
-            await self._start_part(child.name)
+            await self._start_part(child.name, self._say_of_workers if child.name == "workers" else self._note_url)
 
     async def stop(self) -> None:
         """Stop what was started, in order: gateway (its streams drain), workers (their jobs end), Redis."""
         self.stopping = True
+        if self._children:
+            self._screen.say("stopping")
         drain = self._config.gateway.drain_seconds
         for name, seconds in (("gateway", 2 * drain + 5), ("workers", drain + 20), ("redis", 10.0)):
             if child := self._children.get(name):
@@ -107,9 +110,9 @@ class Service:
         store = self._config.store.model_copy(update={"url": self._config.store_url})
         self._config = self._config.model_copy(update={"redis": redis, "store": store})
 
-    async def _start_parts(self, state: State) -> str:
+    async def _start_parts(self, catalogue: Catalogue) -> str:
         gateway = asyncio.create_task(self._start_gateway(), name="start gateway")
-        workers = asyncio.create_task(self._start_workers(state), name="start workers")
+        workers = asyncio.create_task(self._start_workers(catalogue), name="start workers")
         try:
             url, _ = await asyncio.gather(gateway, workers)
             return url
@@ -118,10 +121,9 @@ class Service:
 
     async def _start_gateway(self) -> str:
         with self._screen.part("gateway") as details:
-            log = self._log("gateway")
-            rotate(log)
-            await self._start_part("gateway")
-            url = await _listening(log)
+            rotate(self._log("gateway"))
+            await self._start_part("gateway", self._note_url)
+            url = await self._url
             details.append(url)
         # A free port was taken: a gateway that is started again must take the same one.
         gateway = self._config.gateway.model_copy(update={"port": urlsplit(url).port})
@@ -129,16 +131,11 @@ class Service:
         self._run.write_config(self._config)
         return url
 
-    async def _start_workers(self, state: State) -> None:
+    async def _start_workers(self, catalogue: Catalogue) -> None:
         with self._screen.part("workers") as details:
-            log = self._log("workers")
-            rotate(log)
-            await self._start_part("workers")
-            telling = asyncio.create_task(self._tell(log), name="workers' lines")
-            try:
-                models = await self._settled(state)
-            finally:
-                telling.cancel()
+            rotate(self._log("workers"))
+            await self._start_part("workers", self._say_of_workers)
+            models = await catalogue.settled()
             failed = [model for model in models if model.state is ModelState.FAILED]
             if len(failed) == len(models):
                 raise CommandProblem(_failures("No model could be loaded:", failed))
@@ -146,21 +143,16 @@ class Service:
         if failed:
             self._screen.say(_failures("Not hosted:", failed))
 
-    async def _settled(self, state: State) -> list[HostedModel]:
-        """Wait until each configured model is ready or has failed."""
-        while True:
-            models = await state.models.all()
-            if len(models) >= len(self._config.models) and all(m.state is not ModelState.DEPLOYING for m in models):
-                return models
-            await asyncio.sleep(_LOOK)
-
-    async def _tell(self, log: Path) -> None:
-        async for line in follow(log):
-            self._screen.say(f"  {line}")
-
-    async def _start_part(self, name: str) -> None:
+    async def _start_part(self, name: str, heed: Heed) -> None:
         command = [sys.executable, "-m", _MODULES[name], "--config", str(self._run.config)]
-        self._watch(await Child.start(name, command, self._log(name), self._environ))
+        self._watch(await Child.start(name, command, self._log(name), self._environ, heed=heed))
+
+    def _note_url(self, line: str) -> None:
+        if (match := _LISTENING.search(line)) and not self._url.done():
+            self._url.set_result(match[1])
+
+    def _say_of_workers(self, line: str) -> None:
+        self._screen.say(f"  {line}")
 
     def _watch(self, child: Child) -> None:
         async def report() -> None:
@@ -171,7 +163,7 @@ class Service:
         self._watching.add(task)
         task.add_done_callback(self._watching.discard)
 
-    async def _while_alive(self, state: State, starting: Coroutine[Any, Any, str]) -> str:
+    async def _while_alive(self, catalogue: Catalogue, starting: Coroutine[Any, Any, str]) -> str:
         """Run the start to its end. Raises CommandProblem if it fails, or if a part ends meanwhile."""
         start = asyncio.create_task(starting, name="start")
         ended = asyncio.create_task(self._ended.get(), name="ended")
@@ -180,8 +172,7 @@ class Service:
             if start.done():
                 return start.result()
             child, code = ended.result()
-            failed = [model for model in await state.models.all() if model.state is ModelState.FAILED]
-            if child.name == "workers" and len(failed) >= len(self._config.models):
+            if child.name == "workers" and (failed := await catalogue.none_left()):
                 raise CommandProblem(_failures("No model could be loaded:", failed))
             raise CommandProblem(_last_words(child, f"{child.name} {_described(code)} while it started."))
         finally:
@@ -197,22 +188,6 @@ class Service:
 
     def _log(self, name: str) -> Path:
         return self._config.state_dir / "logs" / f"{name}.log"
-
-
-async def _listening(log: Path) -> str:
-    """The URL that a gateway says in its log."""
-    lines = follow(log)
-    while True:
-        if match := _LISTENING.search(await anext(lines)):
-            return match[1]
-
-
-async def _forget_former_run(state: State) -> None:
-    """Empty the catalogue of a Redis that only we use: what is in it died with the run that wrote it."""
-    for model in await state.models.all():
-        for replica in model.replicas:
-            await state.models.leave(model.card.key, replica.id)
-        await state.models.withdraw(model.card.key)
 
 
 async def _cancelled(*tasks: asyncio.Task[Any]) -> None:

@@ -64,8 +64,6 @@ async def _serve(config: Config, screen: Screen) -> None:
             if not asked.is_set():
                 raise
         finally:
-            if not service.stopping:
-                screen.say("stopping")
             await service.stop()
         screen.say("stopped")
 

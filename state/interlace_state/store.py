@@ -5,6 +5,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialWithJitterBackoff
 
 from interlace_state.config import Config
 from interlace_state.events import Events
@@ -33,7 +35,9 @@ async def open_state(config: Config) -> AsyncIterator[State]:
     """Connect. Raises ValueError without `redis.url`, redis.ConnectionError if nobody answers there."""
     if config.redis.url is None:
         raise ValueError("`redis.url` is not set: name a Redis server, or let `interlace up` start one.")
-    redis = Redis.from_url(config.redis.url, protocol=2)
+    # A connection that died with the server is found out by its next call, which is then made once more.
+    retry = Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), retries=5)
+    redis = Redis.from_url(config.redis.url, protocol=2, retry=retry)
     keys = Keys(config.redis.prefix)
     files = Files(config.store_url)
     try:

