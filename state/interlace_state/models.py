@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
 from enum import StrEnum
 from typing import Any
 
@@ -76,7 +77,14 @@ class Models:
         await self._redis.hset(self._keys.models, card.key.slug, card.model_dump_json())
 
     async def withdraw(self, key: ModelKey) -> None:
+        """Take a model out of the catalogue."""
+        await self.forget_replicas(key)
         await self._redis.hdel(self._keys.models, key.slug)
+
+    async def forget_replicas(self, key: ModelKey) -> None:
+        """Drop the signs of life of a former run; a replica that lives gives its next one soon."""
+        if names := [name async for name in self._replica_names(key)]:
+            await self._redis.delete(*names)
 
     async def beat(self, key: ModelKey, replica: Replica) -> None:
         """A replica's sign of life; it counts for three heartbeats."""
@@ -125,11 +133,14 @@ class Models:
         return {name: await self._files.size(f"hub/{key.slug}/{name}") for name in names}
 
     async def _with_replicas(self, card: ModelCard) -> HostedModel:
-        pattern = self._keys.replica(card.key.slug, "*")
-        names = [name async for name in self._redis.scan_iter(match=pattern, count=1000)]
+        names = [name async for name in self._replica_names(card.key)]
         found = await self._redis.mget(names) if names else []
         replicas = tuple(Replica.model_validate_json(data) for data in found if data is not None)
         return HostedModel(card=card, state=_state(card, replicas), replicas=replicas)
+
+    def _replica_names(self, key: ModelKey) -> AsyncIterator[bytes]:
+        names: AsyncIterator[bytes] = self._redis.scan_iter(match=self._keys.replica(key.slug, "*"), count=1000)
+        return names
 
 
 def _state(card: ModelCard, replicas: tuple[Replica, ...]) -> ModelState:

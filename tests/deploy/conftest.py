@@ -60,21 +60,26 @@ def until() -> Until:
     return wait
 
 
-def processes_of(state_dir: Path) -> list[str]:
-    """The command lines of all processes that name this state folder."""
-    found = []
-    for process in psutil.process_iter(["cmdline", "status"]):
-        words = " ".join(process.info["cmdline"] or ())
-        if str(state_dir) in words and process.info["status"] != psutil.STATUS_ZOMBIE:
-            found.append(words)
-    return found
+@pytest.fixture
+def alive(state_dir: Path) -> Callable[[], list[str]]:
+    """Look for the command lines of all processes that name this test's state folder."""
+
+    def look() -> list[str]:
+        found = []
+        for process in psutil.process_iter(["cmdline", "status"]):
+            words = " ".join(process.info["cmdline"] or ())
+            if str(state_dir) in words and process.info["status"] != psutil.STATUS_ZOMBIE:
+                found.append(words)
+        return found
+
+    return look
 
 
 @pytest.fixture
-def nothing_left(state_dir: Path, until: Until) -> Iterator[None]:
+def nothing_left(alive: Callable[[], list[str]], until: Until) -> Iterator[None]:
     """At the end of the test, no process of its Interlace lives."""
     yield
-    until(lambda: not processes_of(state_dir), 10)
+    until(lambda: not alive(), 10)
 
 
 @pytest.fixture

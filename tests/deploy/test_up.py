@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -12,12 +13,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import COMMAND, processes_of
 
 Interlace = Callable[..., "subprocess.CompletedProcess[str]"]
 Until = Callable[[Callable[[], object], float], None]
-
-_READY = 90.0  # seconds
+Alive = Callable[[], list[str]]
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -25,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("nothing_left")
 @contextmanager
 def foreground(model: Path, environ: dict[str, str], stderr: Path) -> "Iterator[subprocess.Popen[str]]":
     """`interlace up --runtime process` in a terminal's place."""
-    words = [*COMMAND, "up", "--model", str(model), "--runtime", "process"]
+    words = [sys.executable, "-m", "interlace_deploy", "up", "--model", str(model), "--runtime", "process"]
     with stderr.open("w") as lines:
         process = subprocess.Popen(
             words, env=environ, stdout=subprocess.PIPE, stderr=lines, text=True, start_new_session=True
@@ -63,7 +62,9 @@ def part(state_dir: Path, module: str) -> psutil.Process:
     )
 
 
-def test_detached_from_up_to_down(interlace: Interlace, tiny_models: Path, state_dir: Path, until: Until) -> None:
+def test_detached_from_up_to_down(
+    interlace: Interlace, tiny_models: Path, state_dir: Path, until: Until, alive: Alive
+) -> None:
     done = interlace("up", "--model", tiny_models, "--runtime", "process", "--detach")
     assert done.returncode == 0, done.stderr
     url = done.stdout.removeprefix("ready ").strip()
@@ -101,23 +102,25 @@ def test_detached_from_up_to_down(interlace: Interlace, tiny_models: Path, state
     done = interlace("down")
     assert done.returncode == 0
     assert done.stdout.startswith(f"Interlace at {url} (process {status['pid']}) stopped in ")
-    assert processes_of(state_dir) == []
+    assert alive() == []
     assert interlace("down").stdout == f"Nothing is running (state {state_dir}).\n"
     assert "gateway was ended by SIGKILL; starting it again in 1 s" in (state_dir / "logs" / "up.log").read_text()
 
 
-def test_ctrl_c_ends_all_in_order(tiny_models: Path, environ: dict[str, str], state_dir: Path, tmp_path: Path) -> None:
+def test_ctrl_c_ends_all_in_order(
+    tiny_models: Path, environ: dict[str, str], state_dir: Path, tmp_path: Path, alive: Alive
+) -> None:
     with foreground(tiny_models, environ, tmp_path / "stderr") as process:
         ready(process)
         process.send_signal(signal.SIGINT)
         assert process.wait(40) == 0
-    assert processes_of(state_dir) == []
+    assert alive() == []
     assert (tmp_path / "stderr").read_text().endswith("stopping\nstopped\n")
     assert "bye bye" in (state_dir / "logs" / "redis.log").read_text()
 
 
 def test_ctrl_c_while_it_starts(
-    environ: dict[str, str], state_dir: Path, tiny_models: Path, tmp_path: Path, until: Until
+    environ: dict[str, str], state_dir: Path, tiny_models: Path, tmp_path: Path, until: Until, alive: Alive
 ) -> None:
     with foreground(tiny_models, environ, tmp_path / "stderr") as process:
         until((state_dir / "logs" / "workers.log").exists, 30)
@@ -125,11 +128,11 @@ def test_ctrl_c_while_it_starts(
         assert process.wait(40) == 0
         assert process.stdout is not None
         assert process.stdout.read() == ""
-    assert processes_of(state_dir) == []
+    assert alive() == []
 
 
 def test_a_second_ctrl_c_ends_all_at_once(
-    environ: dict[str, str], state_dir: Path, tiny_models: Path, tmp_path: Path, until: Until
+    environ: dict[str, str], state_dir: Path, tiny_models: Path, tmp_path: Path, until: Until, alive: Alive
 ) -> None:
     with foreground(tiny_models, environ, tmp_path / "stderr") as process:
         until((state_dir / "logs" / "workers.log").exists, 30)
@@ -141,17 +144,23 @@ def test_a_second_ctrl_c_ends_all_at_once(
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == 0
         assert time.monotonic() - started < 5
-    assert processes_of(state_dir) == []
+    assert alive() == []
 
 
 def test_nothing_outlives_a_killed_one(
-    tiny_models: Path, environ: dict[str, str], state_dir: Path, tmp_path: Path, until: Until, interlace: Interlace
+    tiny_models: Path,
+    environ: dict[str, str],
+    state_dir: Path,
+    tmp_path: Path,
+    until: Until,
+    interlace: Interlace,
+    alive: Alive,
 ) -> None:
     with foreground(tiny_models, environ, tmp_path / "stderr") as process:
         ready(process)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    until(lambda: processes_of(state_dir) == [], 40)
+    until(lambda: alive() == [], 40)
     assert interlace("status").returncode == 3
     assert "Nothing is running" in interlace("down").stdout
 
@@ -168,10 +177,8 @@ def test_redis_gone_ends_all(tiny_models: Path, environ: dict[str, str], state_d
 def test_no_model_can_be_loaded(interlace: Interlace, tmp_path: Path, state_dir: Path) -> None:
     done = interlace("up", "--model", tmp_path / "nowhere", "--runtime", "process")
     assert (done.returncode, done.stdout) == (1, "")
-    assert (
-        f"interlace: No model could be loaded:\n  local/nowhere (text-generation): There is no folder {tmp_path}/nowhere."
-        in (done.stderr)
-    )
+    said = f"  local/nowhere (text-generation): There is no folder {tmp_path}/nowhere."
+    assert f"interlace: No model could be loaded:\n{said}" in done.stderr
     assert "Traceback" not in done.stderr
 
 

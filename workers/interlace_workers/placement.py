@@ -37,25 +37,37 @@ def key_of(model: ModelConfig, repo_id: str) -> ModelKey:
 async def place(config: Config, state: State, say: Callable[[str], None]) -> list[Placement]:
     """Resolve every model side by side and publish its card; one that cannot be resolved is published as failed."""
     placed = await asyncio.gather(*(_place(config, state, index, say) for index in range(len(config.models))))
-    return [placement for placement in placed if placement is not None]
+    await _withdraw_others(state, {key for key, _ in placed})
+    return [placement for _, placement in placed if placement is not None]
 
 
-async def _place(config: Config, state: State, index: int, say: Callable[[str], None]) -> Placement | None:
+async def _withdraw_others(state: State, keys: set[ModelKey]) -> None:
+    """Take models of a former configuration out of the catalogue and end the jobs that wait for them."""
+    for hosted in await state.models.all():
+        if (key := hosted.card.key) not in keys:
+            await state.models.withdraw(key)
+            await state.queue.fail_all(key, f"{key} is no longer hosted on this server.")
+
+
+async def _place(
+    config: Config, state: State, index: int, say: Callable[[str], None]
+) -> tuple[ModelKey, Placement | None]:
     model = config.models[index]
     try:
         source = await asyncio.to_thread(sources.resolve, model, config.cache_dir, say)
     except sources.SourceError as error:
-        key = key_of(model, model.repo_id or sources.name_of(model))
+        key = key_of(model, sources.name_of(model))
         await state.models.publish(
             ModelCard(key=key, commit="0" * 40, dtype=model.dtype, config={}, failure=str(error))
         )
         say(f"{key}: {error}")
-        return None
+        return key, None
     key = key_of(model, source.repo_id)
+    await state.models.forget_replicas(key)
     for name, path in source.hub_files().items():
         await state.models.put_file(key, name, await asyncio.to_thread(path.read_bytes))
     await state.models.publish(sources.card(source, key, model))
-    return Placement(index=index, model=model, key=key)
+    return key, Placement(index=index, model=model, key=key)
 
 
 def threads_of(config: Config, model: ModelConfig) -> int:

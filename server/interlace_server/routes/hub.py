@@ -20,7 +20,7 @@ router = APIRouter(prefix="/hf", tags=["hub"])
 
 _LIBRARY = {"TransformersModel": "transformers", "DiffusionModel": "diffusers"}
 _FILE: Responses = {
-    200: {"content": {"*/*": {"schema": {"type": "string", "format": "binary"}}}, "description": "The file."},
+    200: {"content": {"*/*": {"schema": {}}}, "description": "The file."},
     **refusals(404, 422, 503),
 }
 
@@ -65,8 +65,9 @@ class NotOnHub(Exception):
 async def not_on_hub(_request: object, error: Exception) -> JSONResponse:
     assert isinstance(error, NotOnHub)
     message = str(error)
-    # Headers are latin-1 on the wire; the body has the sentence as it is.
-    headers = {"X-Error-Code": error.code, "X-Error-Message": message.encode("ascii", "replace").decode()}
+    # A header can hold printable ASCII only; the body has the sentence as it is.
+    printable = "".join(character if " " <= character <= "~" else "?" for character in message)
+    headers = {"X-Error-Code": error.code, "X-Error-Message": printable}
     return JSONResponse({"detail": message, "error": message}, 404, headers)
 
 

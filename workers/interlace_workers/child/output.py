@@ -79,7 +79,8 @@ class _ResultPickler(cloudpickle.Pickler):  # type: ignore[misc]
 
 
 def _waste(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage().nbytes() - tensor.numel() * tensor.element_size()
+    wasted: int = tensor.untyped_storage().nbytes() - tensor.numel() * tensor.element_size()
+    return wasted
 
 
 class _PickleModule:

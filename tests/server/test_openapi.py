@@ -1,0 +1,82 @@
+"""The OpenAPI schema is true: schemathesis holds it against the live gateway."""
+
+import asyncio
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import schemathesis
+from gateway_process import COMMIT, HEADERS, KEY, Gateway, Worker, envelope, saved
+
+from interlace_state.store import State
+
+
+async def test_the_schema_holds_for_whatever_is_sent(gateway: Gateway, state: State) -> None:
+    """Every check but one. `positive_data_acceptance` cannot apply: OpenAPI has no way to say that a form's text
+
+    field is an envelope of a hosted model, that its file is a zstd frame, or that a version is not below 0.8.0.
+    """
+    command = [
+        *(sys.executable, "-m", "schemathesis.cli", "run", f"{gateway.url}/openapi.json"),
+        *("--checks", "all", "--exclude-checks", "positive_data_acceptance"),
+        *("--phases", "examples,coverage,fuzzing", "--max-examples", "25", "--seed", "1"),
+        *("--generation-database", "none", "--no-color", "--warnings", "off"),
+    ]
+    run = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
+    assert not gateway.actions("uvicorn.error") or all(
+        line["message"] == "Invalid HTTP request received." for line in gateway.actions("uvicorn.error")
+    )
+
+
+@pytest.fixture
+async def facts(gateway: Gateway, worker: Worker) -> dict[str, Any]:
+    """What the successful answers need: a job that ended, its link, a hub file, the workers' environment."""
+    await worker.state.models.put_file(KEY, "config.json", b"{}")
+    await worker.state.models.publish_environment({"python_version": "3.11.7", "packages": {"torch": "2.13.0"}})
+    job_id = (await asyncio.to_thread(gateway.post)).json()["id"]
+    await worker.complete(await worker.start(), saved())
+    url = (await asyncio.to_thread(gateway.get, f"/response/{job_id}")).json()["data"]
+    return {"job_id": job_id, "token": url.rpartition("/")[2]}
+
+
+SUCCESSES: list[tuple[str, str, dict[str, str]]] = [
+    ("/response/{job_id}", "GET", {"job_id": "job_id"}),
+    ("/results/{token}", "GET", {"token": "token"}),
+    ("/status", "GET", {}),
+    ("/env", "GET", {}),
+    ("/whoami", "GET", {}),
+    ("/ping", "GET", {}),
+    ("/connected", "GET", {}),
+    ("/connected", "HEAD", {}),
+    ("/healthz", "GET", {}),
+    ("/readyz", "GET", {}),
+    ("/hf/api/models/{repo_id}", "GET", {"repo_id": KEY.repo_id}),
+    ("/hf/api/models/{repo_id}/revision/{revision}", "GET", {"repo_id": KEY.repo_id, "revision": COMMIT}),
+    ("/hf/api/models/{repo_id}/tree/{rest}", "GET", {"repo_id": KEY.repo_id, "rest": "main"}),
+    ("/hf/{repo_id}/resolve/{rest}", "GET", {"repo_id": KEY.repo_id, "rest": "main/config.json"}),
+    ("/hf/{repo_id}/resolve/{rest}", "HEAD", {"repo_id": KEY.repo_id, "rest": "main/config.json"}),
+]
+
+
+async def test_every_success_is_as_declared(gateway: Gateway, facts: dict[str, Any]) -> None:
+    schema = await asyncio.to_thread(schemathesis.openapi.from_url, f"{gateway.url}/openapi.json")
+    declared = {(operation.ok().path, operation.ok().method.upper()) for operation in schema.get_all_operations()}
+    assert declared == {(path, method) for path, method, _ in SUCCESSES} | {("/request", "POST")}
+    for path, method, parameters in SUCCESSES:
+        values = {name: facts.get(value, value) for name, value in parameters.items()}
+        case = schema[path][method].Case(path_parameters=values)
+        answer = await asyncio.to_thread(case.call)
+        assert answer.status_code == 200, (path, answer.text)
+        case.validate_response(answer)
+
+
+async def test_the_envelope_is_in_the_schema(gateway: Gateway) -> None:
+    document = (await asyncio.to_thread(gateway.get, "/openapi.json")).json()
+    form = document["paths"]["/request"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+    fields = document["components"]["schemas"][form["$ref"].rpartition("/")[2]]["properties"]
+    described = fields["data"]["contentSchema"]["properties"]
+    assert described.keys() == envelope().keys()
+    headers = {parameter["name"] for parameter in document["paths"]["/request"]["post"]["parameters"]}
+    assert headers == HEADERS.keys()
