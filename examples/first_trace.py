@@ -9,6 +9,7 @@ and only what it saves comes back.
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 # Where nnsight sends traces, and where the config and the tokenizer come from. Both are read at import.
@@ -17,6 +18,7 @@ os.environ.setdefault("HF_ENDPOINT", os.environ["NDIF_HOST"] + "/hf")
 
 import matplotlib.pyplot as plt
 import torch
+from nnsight import CONFIG
 from nnsight.modeling.transformers import TransformersModel
 
 PARIS = "The Eiffel Tower is in the city of"
@@ -87,6 +89,7 @@ def main() -> None:
     parser.add_argument("--local", action="store_true", help="load the weights here, without a server")
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the picture")
     options = parser.parse_args()
+    CONFIG.APP.REMOTE_LOGGING = sys.stdout.isatty()  # the live status of a job needs a terminal
     remote, where = not options.local, "here" if options.local else "remotely"
     weights = {"dispatch": True, "dtype": torch.float32} if options.local else {}
     model = TransformersModel(options.model, task="text-generation", **weights)

@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import os
+import resource
 import signal
 import socket
 import sys
@@ -21,6 +22,7 @@ from interlace_server.drain import Drain
 from interlace_state.config import Config, ConfigError, load
 from interlace_state.store import open_state
 
+_DESCRIPTORS = 65_536
 _LONGEST_MESSAGE = 64 << 10  # bytes of a WebSocket message from a client, which has nothing to say
 
 
@@ -28,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run until a signal; returns the exit status."""
     options = _parser().parse_args(arguments)
     log.configure()
+    _allow_many_streams()
     chosen = {"gateway.host": options.host, "gateway.port": options.port}
     try:
         config = load(options.config, os.environ, {key: value for key, value in chosen.items() if value is not None})
@@ -54,6 +57,13 @@ def _parser() -> argparse.ArgumentParser:
 def _refuse(sentence: str) -> int:
     print(f"interlace_server: {sentence}", file=sys.stderr)
     return 2
+
+
+def _allow_many_streams() -> None:
+    """A stream takes two descriptors, its client's and one to Redis: raise the usual limit of 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
 
 
 def _listen(host: str, port: int) -> socket.socket:

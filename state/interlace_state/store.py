@@ -17,6 +17,8 @@ from interlace_state.queue import Queue
 from interlace_state.results import Results
 from interlace_state.sessions import Sessions
 
+_MOST_CONNECTIONS = 10_000  # every stream that waits for events holds one; redis-py would stop at 100
+
 
 @dataclass(frozen=True)
 class State:
@@ -37,7 +39,7 @@ async def open_state(config: Config) -> AsyncIterator[State]:
         raise ValueError("`redis.url` is not set: name a Redis server, or let `interlace up` start one.")
     # A connection that died with the server is found out by its next call, which is then made once more.
     retry = Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), retries=5)
-    redis = Redis.from_url(config.redis.url, protocol=2, retry=retry)
+    redis = Redis.from_url(config.redis.url, protocol=2, retry=retry, max_connections=_MOST_CONNECTIONS)
     keys = Keys(config.redis.prefix)
     files = Files(config.store_url)
     try:

@@ -1,37 +1,54 @@
 """A whole Interlace, as `interlace up` starts, watches and stops it. Real parts, a tiny model."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 
+from interlace.protocol.model import ModelKey
+from interlace_state.config import Config, RedisConfig
+from interlace_state.models import ModelCard
+from interlace_state.store import open_state
+
 Interlace = Callable[..., "subprocess.CompletedProcess[str]"]
 Until = Callable[[Callable[[], object], float], None]
 Alive = Callable[[], list[str]]
+Foreground = Callable[..., "subprocess.Popen[str]"]
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
 
-@contextmanager
-def foreground(model: Path, environ: dict[str, str], stderr: Path) -> "Iterator[subprocess.Popen[str]]":
-    """`interlace up --runtime process` in a terminal's place."""
-    words = [sys.executable, "-m", "interlace_deploy", "up", "--model", str(model), "--runtime", "process"]
-    with stderr.open("w") as lines:
-        process = subprocess.Popen(
-            words, env=environ, stdout=subprocess.PIPE, stderr=lines, text=True, start_new_session=True
-        )
-    try:
-        yield process
-    finally:
+@pytest.fixture
+def foreground(environ: dict[str, str], tmp_path: Path, tiny_models: Path) -> Iterator[Foreground]:
+    """Start `interlace up --runtime process` as in a terminal, in a folder with a configuration file."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(**configuration: object) -> "subprocess.Popen[str]":
+        asked = {"runtime": "process", "models": [{"source": str(tiny_models)}], **configuration}
+        (tmp_path / "interlace.yaml").write_text(json.dumps(asked))
+        with (tmp_path / "stderr").open("w") as stderr:
+            words = [sys.executable, "-m", "interlace_deploy", "up"]
+            process = subprocess.Popen(
+                words,
+                env=environ,
+                cwd=tmp_path,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+                start_new_session=True,
+            )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
         process.kill()
         process.wait()
         assert process.stdout is not None
@@ -104,74 +121,75 @@ def test_detached_from_up_to_down(
     assert done.stdout.startswith(f"Interlace at {url} (process {status['pid']}) stopped in ")
     assert alive() == []
     assert interlace("down").stdout == f"Nothing is running (state {state_dir}).\n"
+    assert "bye bye" in (state_dir / "logs" / "redis.log").read_text()
     assert "gateway was ended by SIGKILL; starting it again in 1 s" in (state_dir / "logs" / "up.log").read_text()
 
 
-def test_ctrl_c_ends_all_in_order(
-    tiny_models: Path, environ: dict[str, str], state_dir: Path, tmp_path: Path, alive: Alive
-) -> None:
-    with foreground(tiny_models, environ, tmp_path / "stderr") as process:
-        ready(process)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(40) == 0
-    assert alive() == []
-    assert (tmp_path / "stderr").read_text().endswith("stopping\nstopped\n")
-    assert "bye bye" in (state_dir / "logs" / "redis.log").read_text()
-
-
 def test_ctrl_c_while_it_starts(
-    environ: dict[str, str], state_dir: Path, tiny_models: Path, tmp_path: Path, until: Until, alive: Alive
+    foreground: Foreground, state_dir: Path, tmp_path: Path, until: Until, alive: Alive
 ) -> None:
-    with foreground(tiny_models, environ, tmp_path / "stderr") as process:
-        until((state_dir / "logs" / "workers.log").exists, 30)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(40) == 0
-        assert process.stdout is not None
-        assert process.stdout.read() == ""
+    process = foreground()
+    until((state_dir / "logs" / "workers.log").exists, 30)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(40) == 0
+    assert process.stdout is not None
+    assert process.stdout.read() == ""
     assert alive() == []
 
 
 def test_a_second_ctrl_c_ends_all_at_once(
-    environ: dict[str, str], state_dir: Path, tiny_models: Path, tmp_path: Path, until: Until, alive: Alive
+    foreground: Foreground, state_dir: Path, tmp_path: Path, until: Until, alive: Alive
 ) -> None:
-    with foreground(tiny_models, environ, tmp_path / "stderr") as process:
-        until((state_dir / "logs" / "workers.log").exists, 30)
-        # A part that does not react, so that the first Ctrl-C would take its time.
-        part(state_dir, "interlace_workers").suspend()
-        process.send_signal(signal.SIGINT)
-        until(lambda: "stopping" in (tmp_path / "stderr").read_text(), 20)
-        started = time.monotonic()
-        process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 0
-        assert time.monotonic() - started < 5
+    process = foreground()
+    until((state_dir / "logs" / "workers.log").exists, 30)
+    # A part that does not react, so that the first Ctrl-C would take its time.
+    part(state_dir, "interlace_workers").suspend()
+    process.send_signal(signal.SIGINT)
+    until(lambda: "stopping" in (tmp_path / "stderr").read_text(), 20)
+    started = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 0
+    assert time.monotonic() - started < 10
     assert alive() == []
 
 
 def test_nothing_outlives_a_killed_one(
-    tiny_models: Path,
-    environ: dict[str, str],
-    state_dir: Path,
-    tmp_path: Path,
-    until: Until,
-    interlace: Interlace,
-    alive: Alive,
+    foreground: Foreground, until: Until, interlace: Interlace, alive: Alive
 ) -> None:
-    with foreground(tiny_models, environ, tmp_path / "stderr") as process:
-        ready(process)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    process = foreground()
+    ready(process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
     until(lambda: alive() == [], 40)
     assert interlace("status").returncode == 3
     assert "Nothing is running" in interlace("down").stdout
 
 
-def test_redis_gone_ends_all(tiny_models: Path, environ: dict[str, str], state_dir: Path, tmp_path: Path) -> None:
-    with foreground(tiny_models, environ, tmp_path / "stderr") as process:
-        ready(process)
-        os.kill(next(p.pid for p in psutil.Process(process.pid).children() if "server" in p.name()), signal.SIGKILL)
-        assert process.wait(40) == 1
+def test_redis_gone_ends_all(foreground: Foreground, tmp_path: Path) -> None:
+    process = foreground()
+    ready(process)
+    redis = next(child for child in psutil.Process(process.pid).children() if "server" in child.name())
+    redis.kill()
+    assert process.wait(60) == 1
     said = (tmp_path / "stderr").read_text()
     assert "interlace: redis was ended by SIGKILL; nothing works without it. The end of" in said
+
+
+async def test_a_shared_redis_one_of_two_models_and_ctrl_c(
+    foreground: Foreground, interlace: Interlace, tiny_models: Path, tmp_path: Path, redis_url: str
+) -> None:
+    """What others host there does not count, nor why a model of ours failed the last time."""
+    async with open_state(Config(redis=RedisConfig(url=redis_url))) as state:
+        for name, failure in (("other/loading", None), ("local/nowhere", "old news")):
+            key = ModelKey(repo_id=name)
+            await state.models.publish(ModelCard(key=key, commit="0" * 40, dtype="float32", config={}, failure=failure))
+    process = foreground(redis={"url": redis_url}, models=[{"source": str(tiny_models)}, {"source": "./nowhere"}])
+    ready(process)
+    assert "Not hosted:\n  local/nowhere (text-generation): There is no folder" in (tmp_path / "stderr").read_text()
+    assert "local/nowhere: There is no folder" in interlace("status").stdout
+    process.send_signal(signal.SIGINT)
+    assert process.wait(40) == 0
+    assert (tmp_path / "stderr").read_text().endswith("stopping\nstopped\n")
 
 
 def test_no_model_can_be_loaded(interlace: Interlace, tmp_path: Path, state_dir: Path) -> None:
@@ -180,18 +198,6 @@ def test_no_model_can_be_loaded(interlace: Interlace, tmp_path: Path, state_dir:
     said = f"  local/nowhere (text-generation): There is no folder {tmp_path}/nowhere."
     assert f"interlace: No model could be loaded:\n{said}" in done.stderr
     assert "Traceback" not in done.stderr
-
-
-def test_one_of_two_models_can_be_loaded(
-    interlace: Interlace, tiny_models: Path, tmp_path: Path, state_dir: Path
-) -> None:
-    words = ["up", "--detach", "--runtime", "process", "--model", tiny_models, "--model", tmp_path / "nowhere"]
-    done = interlace(*words)
-    assert done.returncode == 0, done.stderr
-    assert "Not hosted:\n  local/nowhere (text-generation): There is no folder" in done.stderr
-    status = interlace("status").stdout
-    assert "local/nowhere: There is no folder" in status
-    assert interlace("down").returncode == 0
 
 
 def test_a_part_that_ends_while_it_starts(interlace: Interlace, tmp_path: Path, state_dir: Path) -> None:
@@ -203,16 +209,3 @@ def test_a_part_that_ends_while_it_starts(interlace: Interlace, tmp_path: Path, 
     log = state_dir / "logs" / "gateway.log"
     assert f"interlace: gateway ended with exit code 1 while it started. The end of {log}:" in done.stderr
     assert "out of luck" in done.stderr
-
-
-def test_a_shared_redis_with_models_of_others(
-    interlace: Interlace, tiny_models: Path, tmp_path: Path, redis_url: str
-) -> None:
-    first = interlace("up", "--model", tmp_path / "nowhere", "--runtime", "process", INTERLACE_REDIS__URL=redis_url)
-    assert first.returncode == 1
-    (tmp_path / "interlace.yaml").write_text(
-        f"redis: {{url: {redis_url}}}\nruntime: process\nmodels: [{{source: {tiny_models}}}]\n"
-    )
-    done = interlace("up", "--detach")
-    assert done.returncode == 0, done.stderr
-    assert interlace("down").returncode == 0

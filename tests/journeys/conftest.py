@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import nnsight
 import pytest
 import running
 import tiny
@@ -28,6 +29,8 @@ def stock_client() -> None:
     CONFIG.APP.REMOTE_LOGGING = False
     CONFIG.APP.DEBUG = False  # nnsight reads pytest's own -v as a wish for it
     CONFIG.API.APIKEY = None
+    # Where tests are modules of a folder that is no package, nnsight must be told that they are local.
+    nnsight.register("tests")
     names = (*_MODELS, tiny.BROKEN, tiny.LAB)
     huggingface._ID_CACHE.update({name: name for name in names})
 

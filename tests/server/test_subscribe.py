@@ -89,6 +89,16 @@ async def test_the_place_in_the_queue(gateway: Gateway, worker: Worker) -> None:
         socket.close()
 
 
+async def test_more_streams_than_redis_py_has_connections_by_default(gateway: Gateway, worker: Worker) -> None:
+    sessions = [await subscribe(gateway) for _ in range(120)]
+    socket, session_id = sessions[-1]
+    await asyncio.to_thread(gateway.post, session_id=session_id)
+    await worker.complete(await worker.start(), saved())
+    assert (await last(socket))["status"] == "COMPLETED"
+    for opened, _ in sessions:
+        opened.close()
+
+
 async def test_a_model_that_still_loads(gateway: Gateway, state: State) -> None:
     key = ModelKey(repo_id="lab/slow")
     await publish(state, gateway.config, key, ready=False)

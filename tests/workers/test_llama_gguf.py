@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_gguf import llama, write_gguf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from interlace_workers.sources import SourceError, llama_gguf
-from tiny_gguf import llama, write_gguf
 
 
 def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
@@ -17,7 +17,7 @@ def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
     return found
 
 
-@pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": False}, {"head_dim": 16, "num_key_value_heads": 4}])
+@pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": False}, {"head_dim": 32, "num_key_value_heads": 4}])
 def test_a_converted_gguf_computes_what_its_model_computes(tmp_path: Path, changes: dict[str, Any]) -> None:
     model = llama(**changes)
     llama_gguf.convert(write_gguf(model, tmp_path / "m.gguf"), tmp_path / "out")

