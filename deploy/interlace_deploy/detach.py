@@ -26,8 +26,11 @@ def up(config: Config, words: Sequence[str], screen: Screen) -> int:
     """Start `interlace up` in the background; return when it is ready, with its exit code if it ends before."""
     RunDir(config.state_dir).refuse_second()
     log = config.state_dir / "logs" / "up.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    rotate(log)
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        rotate(log)
+    except OSError as error:
+        raise CommandProblem(f"{log.parent}: {error.strerror} (choose another folder: `state_dir`)") from None
     command = [sys.executable, "-m", "interlace_deploy", *(word for word in words if word != "--detach")]
     with log.open("wb") as output:
         daemon = subprocess.Popen(

@@ -57,10 +57,10 @@ class Screen:
 def show_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table on stdout."""
     if (console := _console(sys.stdout)) is not None:
-        from rich.table import Table
+        from rich.table import Column, Table
         from rich.text import Text
 
-        table = Table(*headers, box=None, pad_edge=False)
+        table = Table(*(Column(header, overflow="fold") for header in headers), box=None, pad_edge=False)
         for row in rows:
             table.add_row(*map(Text, row))
         console.print(table)

@@ -8,6 +8,7 @@
 | session:{sid}           | stream | while its socket lives| sessions, submit      | `tenant`, then `job`             |
 | models                  | hash   | forever               | models                | slug -> ModelCard as JSON        |
 | environment             | string | forever               | models                | workers' Python and packages     |
+| replicas:{slug}         | set    | forever               | models                | replica ids                      |
 | replica:{slug}:{id}     | string | three heartbeats      | models                | Replica as JSON                  |
 | secret:results          | string | forever               | results               | key that signs result URLs       |
 """
@@ -33,6 +34,9 @@ class Keys:
 
     def session(self, session_id: str) -> str:
         return f"{self._prefix}session:{session_id}"
+
+    def replicas(self, slug: str) -> str:
+        return f"{self._prefix}replicas:{slug}"
 
     def replica(self, slug: str, replica_id: str) -> str:
         return f"{self._prefix}replica:{slug}:{replica_id}"

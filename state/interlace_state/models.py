@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from enum import StrEnum
 from typing import Any
 
@@ -83,15 +82,19 @@ class Models:
 
     async def forget_replicas(self, key: ModelKey) -> None:
         """Drop the signs of life of a former run; a replica that lives gives its next one soon."""
-        if names := [name async for name in self._replica_names(key)]:
-            await self._redis.delete(*names)
+        for replica_id in await self._redis.smembers(self._keys.replicas(key.slug)):
+            await self.leave(key, replica_id.decode())
 
     async def beat(self, key: ModelKey, replica: Replica) -> None:
         """A replica's sign of life; it counts for three heartbeats."""
         name = self._keys.replica(key.slug, replica.id)
-        await self._redis.set(name, replica.model_dump_json(), px=int(HEARTBEAT * 3000))
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.sadd(self._keys.replicas(key.slug), replica.id)
+            pipe.set(name, replica.model_dump_json(), px=int(HEARTBEAT * 3000))
+            await pipe.execute()
 
     async def leave(self, key: ModelKey, replica_id: str) -> None:
+        await self._redis.srem(self._keys.replicas(key.slug), replica_id)
         await self._redis.delete(self._keys.replica(key.slug, replica_id))
 
     async def find(self, key: ModelKey) -> HostedModel:
@@ -133,14 +136,13 @@ class Models:
         return {name: await self._files.size(f"hub/{key.slug}/{name}") for name in names}
 
     async def _with_replicas(self, card: ModelCard) -> HostedModel:
-        names = [name async for name in self._replica_names(card.key)]
-        found = await self._redis.mget(names) if names else []
+        slug = card.key.slug
+        ids = sorted(await self._redis.smembers(self._keys.replicas(slug)))
+        found = await self._redis.mget([self._keys.replica(slug, one.decode()) for one in ids]) if ids else []
+        if silent := [one for one, data in zip(ids, found, strict=True) if data is None]:
+            await self._redis.srem(self._keys.replicas(slug), *silent)
         replicas = tuple(Replica.model_validate_json(data) for data in found if data is not None)
         return HostedModel(card=card, state=_state(card, replicas), replicas=replicas)
-
-    def _replica_names(self, key: ModelKey) -> AsyncIterator[bytes]:
-        names: AsyncIterator[bytes] = self._redis.scan_iter(match=self._keys.replica(key.slug, "*"), count=1000)
-        return names
 
 
 def _state(card: ModelCard, replicas: tuple[Replica, ...]) -> ModelState:

@@ -118,3 +118,11 @@ def test_a_redis_that_does_not_answer(interlace: Interlace, tmp_path: Path) -> N
     assert done.returncode == 1
     assert "none.sock" in done.stderr
     assert "geheim" not in done.stderr
+
+
+@pytest.mark.parametrize("words", [["up"], ["up", "--detach"], ["down"], ["status"]])
+def test_a_state_folder_that_cannot_be(interlace: Interlace, tmp_path: Path, words: list[str]) -> None:
+    (tmp_path / "file").touch()
+    done = interlace(*words, INTERLACE_STATE_DIR=str(tmp_path / "file"))
+    assert done.returncode == 1
+    assert "Not a directory" in one_line(done.stderr)
