@@ -78,7 +78,8 @@ def _ready(running: Running, seconds: float) -> str:
         except queue.Empty:
             line = None
         if line is None:
-            raise AssertionError("\n".join([f"not ready in {seconds:.0f} s", *running.lines, running.logs()]))
+            what = f"not ready in {seconds:.0f} s" if running.process.poll() is None else "ended before it was ready"
+            raise AssertionError("\n".join([what, *running.lines, running.logs()]))
         if line.startswith("ready http://"):
             return line.removeprefix("ready ").strip()
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
@@ -25,8 +26,10 @@ GPT2 = "interlace-tests/gpt2-tiny"
 LLAMA = "interlace-tests/llama-tiny"
 NEOX = "interlace-tests/neox-tiny"
 BERT = "interlace-tests/bert-tiny"
-#: A folder with a config and no weights.
+#: Its weights are not of the shapes that its config says.
 BROKEN = "interlace-tests/broken"
+#: Its file of weights is no safetensors file.
+SPOILED = "interlace-tests/spoiled"
 #: In a plain folder and in no cache: what a lab trained itself.
 LAB = "interlace-lab/own-model"
 
@@ -52,11 +55,13 @@ def write_all(hub: Path, lab: Path) -> None:
         _cache(hub, repo_id, scratch)
         shutil.rmtree(scratch)
     _save(_gpt2, 99, lab)
-    broken = hub / "scratch"
-    _save(_gpt2, 0, broken)
-    (broken / "model.safetensors").unlink()
-    _cache(hub, BROKEN, broken)
-    shutil.rmtree(broken)
+    wrong = {"transformer.wte.weight": torch.zeros(7, 7)}
+    for repo_id, weights in ((BROKEN, safetensors.torch.save(wrong)), (SPOILED, b"these are no weights")):
+        scratch = hub / "scratch"
+        _save(_gpt2, 0, scratch)
+        (scratch / "model.safetensors").write_bytes(weights)
+        _cache(hub, repo_id, scratch)
+        shutil.rmtree(scratch)
 
 
 def _save(build: Callable[[], PreTrainedModel], seed: int, folder: Path) -> None:

@@ -44,7 +44,7 @@ def test_spellings_of_one_model_are_equal(spelling: str) -> None:
     [
         ("os.system:{}", "must be one of"),
         ("nnsight.modeling.transformers.TransformersModel", "must be one of"),
-        ("subprocess.Popen:{\"repo_id\": \"a/b\"}", "must be one of"),
+        ('subprocess.Popen:{"repo_id": "a/b"}', "must be one of"),
         (STOCK + ":", "JSON object"),
         (STOCK + ":[1]", "not in a list"),
         (STOCK + ":" + "[" * 900, "JSON object"),

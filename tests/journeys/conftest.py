@@ -31,7 +31,7 @@ def stock_client() -> None:
     CONFIG.API.APIKEY = None
     # Where tests are modules of a folder that is no package, nnsight must be told that they are local.
     nnsight.register("tests")
-    names = (*_MODELS, tiny.BROKEN, tiny.LAB)
+    names = (*_MODELS, tiny.BROKEN, tiny.SPOILED, tiny.LAB)
     huggingface._ID_CACHE.update({name: name for name in names})
 
 

@@ -52,9 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def client(folder: Path) -> TransformersModel:
-    return TransformersModel(
-        str(folder), task="text-generation", tokenizer=AutoTokenizer.from_pretrained(folder)
-    )
+    return TransformersModel(str(folder), task="text-generation", tokenizer=AutoTokenizer.from_pretrained(folder))
 
 
 def load_of(folder: Path) -> Load:
@@ -361,9 +359,7 @@ async def test_closing_a_run_early_ends_its_process(
         await asyncio.sleep(0.01)
 
 
-async def test_a_lost_zygote_is_told_from_a_failed_job(
-    folder: Path, client: TransformersModel, tmp_path: Path
-) -> None:
+async def test_a_lost_zygote_is_told_from_a_failed_job(folder: Path, client: TransformersModel, tmp_path: Path) -> None:
     executor = ForkExecutor(load_of(folder))
     await executor.start()
     assert executor._zygote is not None

@@ -10,6 +10,8 @@ import socket
 import time
 from pathlib import Path
 
+from redis.exceptions import RedisError
+
 from interlace.protocol.errors import UnknownJob
 from interlace.protocol.event import Ended, Event, Log, StateChanged
 from interlace.protocol.job import Job, JobState
@@ -56,7 +58,7 @@ class Replica:
         beating = asyncio.create_task(self._beat(), name="heartbeat")
         try:
             await self._startup()
-            await self._main_loop(stop)
+            await self._main_loop(stop, beating)
         finally:
             beating.cancel()
             await self._shutdown()
@@ -80,16 +82,16 @@ class Replica:
         self._ready.set()
         await self._say_alive()
 
-    async def _main_loop(self, stop: asyncio.Event) -> None:
+    async def _main_loop(self, stop: asyncio.Event, beating: "asyncio.Task[None]") -> None:
         slots = [asyncio.create_task(self._work(stop), name=f"slot {slot}") for slot in range(self._slots)]
         stopping = asyncio.create_task(stop.wait(), name="stop")
         try:
-            await asyncio.wait([stopping, *slots], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([stopping, beating, *slots], return_when=asyncio.FIRST_COMPLETED)
             if stop.is_set():
                 await asyncio.wait(slots, timeout=self._config.gateway.drain_seconds)
-            for slot in slots:
-                if slot.done():
-                    slot.result()
+            for working in (beating, *slots):
+                if working.done():
+                    working.result()
         finally:
             for task in (stopping, *slots):
                 task.cancel()
@@ -97,7 +99,8 @@ class Replica:
 
     async def _shutdown(self) -> None:
         await self._executor.stop()
-        await self._state.models.leave(self._key, self._name)
+        with contextlib.suppress(RedisError):  # then the sign of life runs out by itself
+            await self._state.models.leave(self._key, self._name)
 
     async def _work(self, stop: asyncio.Event) -> None:
         while not stop.is_set():

@@ -2,9 +2,10 @@
 
 import asyncio
 import os
+import signal
 import tempfile
-from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from interlace_workers.placement import Placement, build_replica
 
 _HEALTH_SECONDS = 5.0
 #: Unix socket paths may have 107 characters; Ray's own part of one takes about 70.
-_LONGEST_TEMP_DIR = 30
+_LONGEST_TEMP_DIR = 20
 
 
 class ReplicaDeployment:
@@ -49,14 +50,18 @@ class ReplicaDeployment:
 
 async def host(config: Config, file: Path, placements: Sequence[Placement], stop: asyncio.Event) -> None:
     """Run every model's application until ``stop``. ``file`` is not used: Ray carries the configuration."""
-    await asyncio.to_thread(_start_blocking, config, placements)
-    try:
-        await stop.wait()
-    finally:
-        await asyncio.to_thread(_stop_blocking, placements)
+    with _temp_dir(config) as folder:
+        await asyncio.to_thread(_start_blocking, config, placements, folder)
+        # ray.init has put a handler of its own in place, which ends the process after it has written a stack trace.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        try:
+            await stop.wait()
+        finally:
+            await asyncio.to_thread(_stop_blocking, placements)
 
 
-def _start_blocking(config: Config, placements: Sequence[Placement]) -> None:
+def _start_blocking(config: Config, placements: Sequence[Placement], folder: str) -> None:
     if config.ray.address is None:
         ray.init(
             address="local",
@@ -65,7 +70,7 @@ def _start_blocking(config: Config, placements: Sequence[Placement]) -> None:
             object_store_memory=config.ray.object_store_bytes,
             log_to_driver=False,
             configure_logging=False,
-            _temp_dir=_temp_dir(config),
+            _temp_dir=folder,
             # Ray's default of 15 would put every forward behind whatever else the machine does.
             _system_config={"worker_niceness": 0},
         )
@@ -100,10 +105,13 @@ def _names(placement: Placement) -> dict[str, Any]:
     return {"name": placement.key.slug, "route_prefix": None}
 
 
-def _temp_dir(config: Config) -> str:
-    """A folder for a local Ray's sockets and logs: in our own, unless its path is too long for a socket."""
-    own = config.state_dir / "ray"
-    if len(str(own)) <= _LONGEST_TEMP_DIR:
-        own.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return str(own)
-    return tempfile.mkdtemp(prefix="interlace-ray-")
+@contextmanager
+def _temp_dir(config: Config) -> Iterator[str]:
+    """A folder for a local Ray's sockets and logs, gone afterwards: in ours, if that is short enough for a socket."""
+    own = str(config.state_dir)
+    with tempfile.TemporaryDirectory(
+        prefix="ray-" if len(own) <= _LONGEST_TEMP_DIR else "interlace-ray-",
+        dir=own if len(own) <= _LONGEST_TEMP_DIR else None,
+        ignore_cleanup_errors=True,
+    ) as folder:
+        yield folder

@@ -10,6 +10,8 @@ import signal
 import sys
 from pathlib import Path
 
+from redis.exceptions import RedisError
+
 from interlace_state.config import load
 from interlace_state.store import open_state
 from interlace_workers.executors.base import ExecutorLost, LoadFailed
@@ -31,7 +33,7 @@ async def _serve(config_file: Path, index: int, name: str) -> int:
         except LoadFailed as error:
             print(f"{name}: {error}", file=sys.stderr, flush=True)
             return LOAD_FAILED
-        except ExecutorLost as error:
+        except (ExecutorLost, RedisError) as error:
             print(f"{name}: {error}", file=sys.stderr, flush=True)
             return 1
     return 0

@@ -1,0 +1,60 @@
+"""Promise: a server that shuts down says so to everybody who waits, and nobody hangs."""
+
+import asyncio
+import threading
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import running
+import tiny
+from nnsight import CONFIG
+from nnsight.intervention.backends.remote import AsyncRemoteBackend, RemoteError
+from parity import Lab
+
+PROMPT = "The Eiffel Tower is in the city of"
+DEADLINE = 60.0  # seconds
+
+
+async def test_a_waiting_client_hears_of_it(
+    models: Lab, home: Path, tiny_models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = {"source": tiny.GPT2, "repo_id": tiny.GPT2, "threads": 1}
+    configuration = {"runtime": "process", "models": [entry], "gateway": {"port": 0, "drain_seconds": 2}}
+    with running.interlace(home, configuration, seconds=120) as server:
+        monkeypatch.setattr(CONFIG.API, "HOST", server.url)
+        client = models.client(tiny.GPT2)
+        backend = AsyncRemoteBackend(client.to_model_key(), env=client._remoteable_get_env())
+        with client.trace(PROMPT, backend=backend):
+            import time
+
+            print("it runs", flush=True)
+            time.sleep(120)
+        said: list[Any] = []
+        async with asyncio.timeout(DEADLINE):
+            async for update in backend:
+                said.append(update)
+                if update.status.value == "LOG":
+                    server.interrupt()
+                    await asyncio.to_thread(refused, client)
+        assert said[-1].status.value == "ERROR"
+        assert "shutting down" in said[-1].description
+        await asyncio.to_thread(server.process.wait, DEADLINE)
+    assert server.process.returncode == 0
+
+
+def refused(client: Any) -> None:
+    """A trace that comes while the server drains is refused, in words."""
+    waited = threading.Event()
+    for _ in range(200):
+        try:
+            with client.trace(PROMPT, remote=True, blocking=False):
+                client.lm_head.output.save()
+        except RemoteError as error:
+            assert "shutting down" in str(error) or "refused" in str(error)
+            return
+        except httpx.HTTPError:
+            return
+        waited.wait(0.01)
+    raise AssertionError("a server that shuts down still takes jobs")

@@ -1,0 +1,136 @@
+"""Promise: a worker that dies loses no job and no model: the job runs again, and the client's stream goes on."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import psutil
+import pytest
+import running
+import tiny
+import torch
+from nnsight import CONFIG
+from nnsight.intervention.backends.remote import AsyncRemoteBackend, RemoteError
+from parity import Lab
+
+PROMPT = "The Eiffel Tower is in the city of"
+DEADLINE = 90.0  # seconds
+
+
+@pytest.fixture(scope="module")
+def own_server(home: Any, tiny_models: Any) -> Iterator[running.Running]:
+    """A server whose processes may be killed."""
+    entry = {"source": tiny.GPT2, "repo_id": tiny.GPT2, "threads": 1}
+    configuration = {"runtime": "process", "models": [entry], "lifetimes": {"lease": 2}}
+    with running.interlace(home, configuration, seconds=120) as server:
+        yield server
+
+
+@pytest.fixture
+def client(models: Lab, own_server: running.Running, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(CONFIG.API, "HOST", own_server.url)
+    return models.client(tiny.GPT2)
+
+
+def processes(server: running.Running, word: str) -> list[psutil.Process]:
+    """The server's processes with a word in their command line, each before its children."""
+    found = []
+    for process in psutil.Process(server.process.pid).children(recursive=True):
+        try:
+            if word in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def logits_of(client: Any) -> torch.Tensor:
+    with client.trace(PROMPT, remote=True):
+        logits = client.lm_head.output.detach().save()
+    return logits
+
+
+def answered(client: Any) -> torch.Tensor:
+    """The logits, as soon as there is somebody to compute them."""
+    end = time.monotonic() + DEADLINE
+    while True:
+        try:
+            return logits_of(client)
+        except (RemoteError, OSError) as error:
+            if time.monotonic() > end:
+                raise AssertionError(f"no answer in {DEADLINE} s") from error
+            time.sleep(0.2)
+
+
+def posted(client: Any) -> AsyncRemoteBackend:
+    """A job that waits a little, and then computes."""
+    backend = AsyncRemoteBackend(client.to_model_key(), env=client._remoteable_get_env())
+    with client.trace(PROMPT, backend=backend):
+        import time
+
+        print("it runs", flush=True)
+        time.sleep(2)
+        logits = client.lm_head.output.detach().save()
+    return backend
+
+
+async def followed(backend: AsyncRemoteBackend) -> AsyncIterator[Any]:
+    async with asyncio.timeout(DEADLINE):
+        async for update in backend:
+            yield update
+
+
+@pytest.mark.parametrize("victim", ["interlace_workers.zygote", "interlace_workers.runtimes"])
+async def test_a_job_runs_again(client: Any, own_server: running.Running, victim: str) -> None:
+    expected = logits_of(client)
+    backend = posted(client)
+    starts, result = 0, None
+    async for update in followed(backend):
+        if isinstance(update, dict):
+            result = update
+            continue
+        assert update.status.value != "ERROR", update.description
+        if update.status.value == "LOG":
+            starts += 1
+            if starts == 1:
+                processes(own_server, victim)[0].kill()
+    assert starts == 2
+    assert result is not None
+    assert torch.equal(result["logits"], expected)
+
+
+def test_an_idle_zygote_dies(client: Any, own_server: running.Running) -> None:
+    before = logits_of(client)
+    processes(own_server, "interlace_workers.zygote")[0].kill()
+    assert torch.equal(answered(client), before)
+
+
+def test_the_placer_dies(client: Any, own_server: running.Running) -> None:
+    before = logits_of(client)
+    processes(own_server, "-m interlace_workers --config")[0].kill()
+    assert torch.equal(answered(client), before)
+
+
+def test_the_gateway_dies(client: Any, own_server: running.Running) -> None:
+    before = logits_of(client)
+    processes(own_server, "-m interlace_server")[0].kill()
+    assert torch.equal(answered(client), before)
+
+
+async def test_a_client_that_goes_away_stops_nothing(client: Any, own_server: running.Running) -> None:
+    backend = posted(client)
+    backend.close()
+    assert torch.equal(await asyncio.to_thread(logits_of, client), await asyncio.to_thread(logits_of, client))
+
+
+def test_nothing_is_left_after_the_command_is_killed(home: Any, tiny_models: Any) -> None:
+    entry = {"source": tiny.GPT2, "repo_id": tiny.GPT2, "threads": 1}
+    with running.interlace(home, {"runtime": "process", "models": [entry]}, seconds=120) as server:
+        children = psutil.Process(server.process.pid).children(recursive=True)
+        assert len(children) >= 5
+        os.kill(server.process.pid, signal.SIGKILL)
+        _, alive = psutil.wait_procs(children, timeout=30)
+        assert alive == []
