@@ -1,4 +1,4 @@
-"""A stock client as a user starts it: a script in a process of its own, which knows a server and nothing of the tests."""
+"""A stock client as a user starts it: a script in a process of its own that knows a server and nothing of the tests."""
 
 import os
 import subprocess

@@ -38,8 +38,9 @@ _SPECIAL = ["<|endoftext|>", "<pad>", "[CLS]", "[SEP]", "[MASK]", "[UNK]"]
 _VOCAB = 400
 _TEXT = """The Eiffel Tower is located in the city of Paris. Madison Square Garden is in the city of New York.
 The Colosseum is in Rome, the Brandenburg Gate is in Berlin and Big Ben is in London. The capital of France is Paris.
-A model reads the words one by one and guesses the next. When Mary and John went to the store, John gave a drink to Mary.
-Two plus two is four, and three plus three is six. The quick brown fox jumps over the lazy dog again and again."""
+A model reads the words one by one and guesses the next. When Mary and John went to the store,
+John gave a drink to Mary. Two plus two is four, and three plus three is six.
+The quick brown fox jumps over the lazy dog again and again."""
 
 
 def task_of(repo_id: str) -> str:

@@ -15,6 +15,7 @@ from nnsight.modeling import huggingface
 #: Everything that is hosted, on a Ray of our own.
 _MODELS = (tiny.GPT2, tiny.LLAMA, tiny.NEOX, tiny.BERT)
 _INLINE_BYTES = 256 << 10
+_GATEWAY = {"port": 0, "drain_seconds": 1}
 
 
 def hosted(repo_id: str, source: str | None = None) -> dict[str, Any]:
@@ -42,6 +43,7 @@ def ray_server(home: Path, tiny_models: Path) -> Iterator[running.Running]:
         "runtime": "ray",
         "models": [hosted(name) for name in _MODELS],
         "store": {"inline_bytes": _INLINE_BYTES},
+        "gateway": _GATEWAY,
     }
     with running.interlace(home, configuration, seconds=240) as server:
         yield server
@@ -54,13 +56,14 @@ def process_server(home: Path, tiny_models: Path) -> Iterator[running.Running]:
         "runtime": "process",
         "models": [hosted(tiny.GPT2), hosted(tiny.BROKEN), hosted(tiny.LAB, str(tiny_models))],
         "limits": {
-            "wall_seconds": 6,
+            "wall_seconds": 5,
             "memory_bytes": 512 << 20,
             "result_bytes": 8 << 20,
             "payload_bytes": 4 << 20,
             "log_bytes": 64 << 10,
         },
         "lifetimes": {"lease": 3},
+        "gateway": _GATEWAY,
     }
     with running.interlace(home, configuration, seconds=180) as server:
         yield server

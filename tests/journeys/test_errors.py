@@ -240,7 +240,7 @@ def test_a_remote_trace_inside_a_remote_session(lab: Lab) -> None:
     client = lab.client(tiny.GPT2)
 
     def trace() -> None:
-        with client.session(remote=True):
+        with client.session(remote=True):  # noqa: SIM117 - a block of its own for each
             with client.trace(PROMPT, remote=True):
                 client.lm_head.output.save()
 
@@ -348,7 +348,8 @@ def test_a_model_that_failed_to_load(models: Lab, on_processes: running.Running)
     text = refused(trace)
     assert tiny.BROKEN in text
     assert "could not be loaded" in text
-    assert "transformer.wte.weight" in text
+    assert "mismatched" in text
+    assert "Traceback" not in text
 
 
 def post(server: running.Running, blob: bytes, **envelope: Any) -> httpx.Response:

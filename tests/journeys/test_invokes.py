@@ -1,4 +1,4 @@
-"""Promise: several prompts of one trace meet remotely as they do locally: batched, padded, each block with its own rows."""
+"""Promise: several prompts of one trace meet remotely as they do locally: batched, padded, each with its own rows."""
 
 from typing import Any
 

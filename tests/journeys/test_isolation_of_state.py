@@ -1,5 +1,6 @@
 """Promise: a request leaves nothing behind: the next one meets the model, torch and Python as if it were the first."""
 
+import contextlib
 import linecache
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +9,7 @@ import nnsight
 import pytest
 import tiny
 import torch
+from nnsight.intervention.backends.remote import RemoteError
 from parity import Lab
 
 PROMPT = "The Eiffel Tower is in the city of"
@@ -134,11 +136,9 @@ def environment_changed(client: Any) -> None:
 )
 def test_the_next_request_gives_the_same_bits(client: Any, vandal: Vandal) -> None:
     before = logits_of(client)
-    try:
+    # What a spoiled Python does to the rest of that request is its own affair.
+    with contextlib.suppress(*((RemoteError,) if vandal is builtins_patched else ())):
         vandal(client)
-    except nnsight.intervention.backends.remote.RemoteError as error:
-        # What a spoiled Python does to the rest of that request is its own affair.
-        assert vandal is builtins_patched, str(error)
     assert torch.equal(logits_of(client), before)
 
 
@@ -214,6 +214,6 @@ def test_two_scripts_of_one_name_do_not_get_each_others_code(lab: Lab, client: A
         nnsight.tracing.globals.SOURCES.pop(name, None)
         nnsight.tracing.globals.BLOCKS.clear()
         scope: dict[str, Any] = {}
-        exec(compile(source, name, "exec"), scope)  # noqa: S102 - what a notebook does
+        exec(compile(source, name, "exec"), scope)
         found.append(scope["run"](client))
     torch.testing.assert_close(found, [expected[0], expected[3]])

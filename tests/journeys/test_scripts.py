@@ -74,6 +74,12 @@ remote = case(TransformersModel("interlace-tests/gpt2-tiny", task="text-generati
 assert remote[0] == local[0], (remote[0], local[0])
 assert isinstance(remote[0][0], Finding) and remote[0][1].loud() == "layer 2!"
 torch.testing.assert_close(remote[1], local[1])
+encoder = TransformersModel("interlace-tests/bert-tiny")
+assert encoder.task == "fill-mask", encoder.task  # as the gateway said
+assert nnsight.is_model_running("interlace-tests/bert-tiny", task="fill-mask")
+with encoder.trace("The capital of France is [MASK].", remote=True):
+    shape = nnsight.save(tuple(encoder.output.logits.shape))
+assert shape[-1] == 400
 print("the same")
 """
 

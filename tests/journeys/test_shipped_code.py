@@ -86,7 +86,7 @@ def test_a_recursive_function(model: Any, remote: Any) -> dict[str, Any]:
 
 @parity(tiny.GPT2)
 def test_lambdas(model: Any, remote: Any) -> dict[str, Any]:
-    double, shift = lambda value: value * 2, lambda value: value + 1  # noqa: E731
+    double, shift = lambda value: value * 2, lambda value: value + 1
     with model.trace(PROMPT, remote=remote):
         hidden = shift(double(model.transformer.h[0].output)).save()
     return {"hidden": hidden}
@@ -164,7 +164,7 @@ def test_functions_written_in_the_block(model: Any, remote: Any) -> dict[str, An
             return value - value.mean(-1, keepdim=True)
 
         class Bag:
-            items = [1, 2, 3]
+            items = (1, 2, 3)
 
         hidden = centred(model.transformer.h[0].output).save()
         total = nnsight.save(sum(Bag.items))

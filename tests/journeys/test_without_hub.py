@@ -5,7 +5,6 @@ from pathlib import Path
 
 import running
 import subprocess_client
-import tiny
 from nnsight import TransformersModel
 from transformers import AutoTokenizer
 
@@ -52,23 +51,3 @@ def expected(folder: Path) -> list[str]:
     with model.generate("Two plus two is", max_new_tokens=3, min_new_tokens=3, do_sample=False) as tracer:
         ids = tracer.result.save()
     return [f"{logits.double().sum().item():.4f}", *map(str, ids[0].tolist())]
-
-
-CACHED = """
-import nnsight
-from nnsight import TransformersModel
-model = TransformersModel("interlace-tests/bert-tiny")
-assert model.task == "fill-mask", model.task
-assert nnsight.is_model_running("interlace-tests/bert-tiny")
-with model.trace("The capital of France is [MASK].", remote=True):
-    shape = nnsight.save(tuple(model.output.logits.shape))
-print(*shape)
-"""
-
-
-def test_the_task_comes_from_the_gateway(ray_server: running.Running, tmp_path: Path) -> None:
-    script = tmp_path / "client.py"
-    script.write_text(CACHED)
-    said = subprocess_client.run(ray_server.url, script, environ={"HF_HOME": str(tmp_path / "home")})
-    assert said.split()[-1] == "400"
-    assert tiny.task_of(tiny.BERT) == "fill-mask"

@@ -1,8 +1,6 @@
 """Promise: a worker that dies loses no job and no model: the job runs again, and the client's stream goes on."""
 
 import asyncio
-import os
-import signal
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -24,7 +22,8 @@ DEADLINE = 90.0  # seconds
 def own_server(home: Any, tiny_models: Any) -> Iterator[running.Running]:
     """A server whose processes may be killed."""
     entry = {"source": tiny.GPT2, "repo_id": tiny.GPT2, "threads": 1}
-    configuration = {"runtime": "process", "models": [entry], "lifetimes": {"lease": 2}}
+    gateway = {"port": 0, "drain_seconds": 1}
+    configuration = {"runtime": "process", "models": [entry], "lifetimes": {"lease": 2}, "gateway": gateway}
     with running.interlace(home, configuration, seconds=120) as server:
         yield server
 
@@ -126,11 +125,10 @@ async def test_a_client_that_goes_away_stops_nothing(client: Any, own_server: ru
     assert torch.equal(await asyncio.to_thread(logits_of, client), await asyncio.to_thread(logits_of, client))
 
 
-def test_nothing_is_left_after_the_command_is_killed(home: Any, tiny_models: Any) -> None:
-    entry = {"source": tiny.GPT2, "repo_id": tiny.GPT2, "threads": 1}
-    with running.interlace(home, {"runtime": "process", "models": [entry]}, seconds=120) as server:
-        children = psutil.Process(server.process.pid).children(recursive=True)
-        assert len(children) >= 5
-        os.kill(server.process.pid, signal.SIGKILL)
-        _, alive = psutil.wait_procs(children, timeout=30)
-        assert alive == []
+def test_nothing_is_left_after_the_command_is_killed(own_server: running.Running) -> None:
+    """The last test of this file: there is no server after it."""
+    children = psutil.Process(own_server.process.pid).children(recursive=True)
+    assert len(children) >= 5
+    own_server.process.kill()
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert alive == []
