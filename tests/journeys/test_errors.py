@@ -240,7 +240,7 @@ def test_a_remote_trace_inside_a_remote_session(lab: Lab) -> None:
     client = lab.client(tiny.GPT2)
 
     def trace() -> None:
-        with client.session(remote=True):  # noqa: SIM117 - a block of its own for each
+        with client.session(remote=True):
             with client.trace(PROMPT, remote=True):
                 client.lm_head.output.save()
 

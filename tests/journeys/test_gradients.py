@@ -149,7 +149,7 @@ def test_gradients_of_embeddings_put_in(model: Any, remote: Any) -> dict[str, An
 
 @parity(tiny.GPT2)
 def test_no_gradients_where_none_are_wanted(model: Any, remote: Any) -> dict[str, Any]:
-    with model.trace(PROMPT, remote=remote):  # noqa: SIM117 - only the inner one travels
+    with model.trace(PROMPT, remote=remote):
         with torch.no_grad():
             lens = model.lm_head(model.transformer.h[0].output).save()
     assert not lens.requires_grad

@@ -58,7 +58,6 @@ def client(folder: Path) -> TransformersModel:
 def load_of(folder: Path) -> Load:
     return Load(
         path=str(folder),
-        wrapper="TransformersModel",
         task="text-generation",
         dtype="float32",
         trust_remote_code=False,
@@ -179,7 +178,10 @@ async def test_a_job_that_ends_its_process_fails_alone(
     with client.trace("the cat sat", backend=backend):
         exec(f"import os\n{ending}")
         hidden = client.transformer.h[0].output.save()
-    assert says in (await run(executor, backend.payload, tmp_path / "result")).error
+    ran = await run(executor, backend.payload, tmp_path / "result")
+    assert says in ran.error
+    assert isinstance(ran.end, Failed)
+    assert ran.end.cost.cpu_seconds
     assert (await run(executor, reading(client), tmp_path / "result")).saved["hidden"].shape == (1, 3, 32)
 
 
@@ -384,3 +386,85 @@ async def test_no_descriptor_is_left_behind(executor: ForkExecutor, client: Tran
     for _ in range(5):
         await run(executor, payload, tmp_path / "result")
     assert len(os.listdir("/proc/self/fd")) <= before
+
+
+async def test_a_process_that_a_job_leaves_behind_is_killed(
+    executor: ForkExecutor, client: TransformersModel, tmp_path: Path
+) -> None:
+    backend = Capture()
+    with client.trace("the cat sat", backend=backend):
+        import os as system
+        import time as clock
+
+        reader, writer = system.pipe()
+        if system.fork() == 0:
+            system.setsid()
+            if system.fork() == 0:
+                system.write(writer, str(system.getpid()).encode())
+                clock.sleep(600)
+            system._exit(0)
+        pid = int(system.read(reader, 32)).save()
+        hidden = client.transformer.h[0].output.save()
+    saved = (await run(executor, backend.payload, tmp_path / "result")).saved
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{saved['pid']}").exists():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("flood", ["events", "lines"])
+async def test_a_flood_from_a_job_does_not_hold_up_the_parent(
+    executor: ForkExecutor, client: TransformersModel, tmp_path: Path, flood: str
+) -> None:
+    backend = Capture()
+    with client.trace("the cat sat", backend=backend):
+        import os as system
+
+        if flood == "lines":
+            while True:
+                system.write(1, b"\n" * 4096)
+        pipes = [fd for fd in range(3, 32) if system.path.exists(f"/proc/self/fd/{fd}")]
+        pipes = [fd for fd in pipes if system.readlink(f"/proc/self/fd/{fd}").startswith("pipe")]
+        while True:
+            system.write(pipes[0], b"\x01\x00\x00\x00\x00" * 800)
+    longest = 0.0
+
+    async def watch() -> None:
+        nonlocal longest
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(0.01)
+            longest = max(longest, time.monotonic() - before)
+
+    watching = asyncio.create_task(watch())
+    ran = await run(executor, backend.payload, tmp_path / "result", wall_seconds=2.0)
+    watching.cancel()
+    assert ("its limit" if flood == "lines" else "channel that reports its end") in ran.error
+    assert len(ran.printed) <= 1 + (1 << 20) // 64
+    assert longest < 1.5
+
+
+async def test_stopping_while_the_model_loads_does_not_wait_for_it(folder: Path) -> None:
+    executor = ForkExecutor(load_of(folder))
+    starting = asyncio.create_task(executor.start())
+    while executor._zygote is None:
+        await asyncio.sleep(0.01)
+    starting.cancel()
+    await asyncio.gather(starting, return_exceptions=True)
+    started = time.monotonic()
+    await executor.stop()
+    assert time.monotonic() - started < 3
+
+
+async def test_a_value_that_cannot_be_sent_is_named(
+    executor: ForkExecutor, client: TransformersModel, tmp_path: Path
+) -> None:
+    backend = Capture()
+    with client.trace("the cat sat", backend=backend):
+        import threading
+
+        fine = client.transformer.h[0].output.save()
+        guard = threading.Lock().save()
+    ran = await run(executor, backend.payload, tmp_path / "result")
+    assert "`guard` (a lock)" in ran.error
+    assert "Traceback" not in ran.error

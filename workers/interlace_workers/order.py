@@ -10,7 +10,6 @@ class Load:
 
     #: A local Hugging Face directory.
     path: str
-    wrapper: str
     task: str | None
     dtype: str
     trust_remote_code: bool
@@ -24,10 +23,6 @@ class Loaded:
 
     n_params: int
     size_bytes: int
-    seconds: float
-    python_version: str
-    #: Import name -> version of all that a traced block can import.
-    packages: dict[str, str]
 
 
 @dataclass(frozen=True)

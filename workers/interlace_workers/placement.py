@@ -10,9 +10,10 @@ from interlace_state.config import Config, ModelConfig
 from interlace_state.models import ModelCard
 from interlace_state.store import State
 from interlace_workers import sources
+from interlace_workers.executors.base import LoadFailed
 from interlace_workers.executors.fork import ForkExecutor
 from interlace_workers.order import Load
-from interlace_workers.replica import Replica
+from interlace_workers.replica import Replica, give_up
 
 
 @dataclass(frozen=True)
@@ -76,17 +77,19 @@ def threads_of(config: Config, model: ModelConfig) -> int:
     return model.threads or max(1, (os.cpu_count() or 1) // max(1, slots))
 
 
-async def build_replica(config: Config, state: State, index: int, name: str) -> Replica:
-    """A replica of the model at ``index``, not started. Raises SourceError."""
+async def build_replica(config: Config, state: State, index: int, key: ModelKey, name: str) -> Replica:
+    """A replica of the model at ``index``, not started. Raises LoadFailed if this machine has no weights for it."""
     model = config.models[index]
-    source = await asyncio.to_thread(sources.resolve, model, config.cache_dir, lambda _: None)
+    try:
+        source = await asyncio.to_thread(sources.resolve, model, config.cache_dir, lambda _: None)
+    except sources.SourceError as error:
+        await give_up(state, key, str(error))
+        raise LoadFailed(str(error)) from None
     load = Load(
         path=str(source.path),
-        wrapper="TransformersModel",
         task=model.task,
         dtype=model.dtype,
         trust_remote_code=model.trust_remote_code,
         threads=threads_of(config, model),
     )
-    key = key_of(model, source.repo_id)
     return Replica(config, state, key, ForkExecutor(load), name=name, slots=model.slots)

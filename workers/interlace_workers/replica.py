@@ -8,19 +8,24 @@ import contextlib
 import os
 import socket
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from interlace.protocol.errors import UnknownJob
 from interlace.protocol.event import Ended, Event, Log, StateChanged
-from interlace.protocol.job import Job, JobState
+from interlace.protocol.job import JobState
 from interlace.protocol.model import ModelKey
 from interlace_state.config import Config
 from interlace_state.models import HEARTBEAT, ModelState
 from interlace_state.models import Replica as SignOfLife
 from interlace_state.queue import Lease
 from interlace_state.store import State
+from interlace_workers import environment
 from interlace_workers.executors.base import (
     Done,
     Executor,
@@ -33,6 +38,10 @@ from interlace_workers.executors.base import (
 
 #: A job that this many workers have lost is not given to another.
 _MOST_ATTEMPTS = 3
+_PATIENCE_LEASES = 4  # lengths of a lease that Redis may be away
+_PAUSE = 0.2  # seconds
+
+T = TypeVar("T")
 
 
 class Replica:
@@ -47,64 +56,66 @@ class Replica:
         self._executor = executor
         self._name = name
         self._slots = slots
-        self._ready = asyncio.Event()
+        self._ready = False
         self._leases: dict[str, Lease] = {}
 
     async def serve(self, stop: asyncio.Event) -> None:
         """Load the model, work until ``stop``, let running jobs end.
 
-        Raises LoadFailed, or ExecutorLost when the model's process is gone; in both cases no job is left leased.
+        Raises LoadFailed, ExecutorLost when the model's process is gone, RedisError when Redis stays away; no job is
+        left leased where Redis can be told so.
         """
-        beating = asyncio.create_task(self._beat(), name="heartbeat")
+        stopping = asyncio.create_task(stop.wait(), name="stop")
+        tasks = [stopping, asyncio.create_task(self._beat(), name="heartbeat")]
         try:
-            await self._startup()
-            await self._main_loop(stop, beating)
+            loading = asyncio.create_task(self._startup(), name="load")
+            tasks.append(loading)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if not stopping.done():
+                await self._main_loop(tasks, stopping)
         finally:
-            beating.cancel()
+            await _ended(tasks)
             await self._shutdown()
 
-    async def ready(self) -> None:
-        """Wait until jobs are pulled."""
-        await self._ready.wait()
-
     async def _startup(self) -> None:
+        hosted = await self._state.models.find(self._key)
+        if hosted.card.failure is not None:  # of a former try
+            await self._state.models.publish(hosted.card.model_copy(update={"failure": None}))
         try:
             loaded = await self._executor.start()
         except LoadFailed as error:
-            await self._give_up(str(error))
+            await give_up(self._state, self._key, str(error))
             raise
-        hosted = await self._state.models.find(self._key)
         facts = {"n_params": loaded.n_params, "size_bytes": loaded.size_bytes, "failure": None}
         await self._state.models.publish(hosted.card.model_copy(update=facts))
-        await self._state.models.publish_environment(
-            {"python_version": loaded.python_version, "packages": loaded.packages}
-        )
-        self._ready.set()
+        await self._state.models.publish_environment(await asyncio.to_thread(environment.describe))
+        self._ready = True
         await self._say_alive()
 
-    async def _main_loop(self, stop: asyncio.Event, beating: "asyncio.Task[None]") -> None:
-        slots = [asyncio.create_task(self._work(stop), name=f"slot {slot}") for slot in range(self._slots)]
-        stopping = asyncio.create_task(stop.wait(), name="stop")
-        try:
-            await asyncio.wait([stopping, beating, *slots], return_when=asyncio.FIRST_COMPLETED)
-            if stop.is_set():
-                await asyncio.wait(slots, timeout=self._config.gateway.drain_seconds)
-            for working in (beating, *slots):
-                if working.done():
-                    working.result()
-        finally:
-            for task in (stopping, *slots):
-                task.cancel()
-            await asyncio.gather(stopping, *slots, return_exceptions=True)
+    async def _main_loop(self, tasks: "list[asyncio.Task[Any]]", stopping: "asyncio.Task[Any]") -> None:
+        """Work until told to stop, or until something that must not end has ended; then let running jobs end."""
+        heartbeat, loading = tasks[1:]
+        if heartbeat.done():
+            heartbeat.result()
+        loading.result()
+        slots = [asyncio.create_task(self._work(stopping), name=f"slot {slot}") for slot in range(self._slots)]
+        tasks += slots
+        await asyncio.wait({stopping, heartbeat, *slots}, return_when=asyncio.FIRST_COMPLETED)
+        if stopping.done():
+            await asyncio.wait(slots, timeout=self._config.gateway.drain_seconds)
+        for task in (heartbeat, *slots):
+            if task.done():
+                task.result()
 
     async def _shutdown(self) -> None:
         await self._executor.stop()
         with contextlib.suppress(RedisError):  # then the sign of life runs out by itself
             await self._state.models.leave(self._key, self._name)
 
-    async def _work(self, stop: asyncio.Event) -> None:
-        while not stop.is_set():
-            if lease := await self._state.queue.lease(self._key, self._name):
+    async def _work(self, stopping: "asyncio.Task[Any]") -> None:
+        while not stopping.done():
+            lease = await self._insist(lambda: self._state.queue.lease(self._key, self._name))
+            if lease is not None:
                 self._leases[lease.job.id] = lease
                 try:
                     await self._run(lease)
@@ -114,18 +125,23 @@ class Replica:
     async def _run(self, lease: Lease) -> None:
         """Run one job to its end, or give it back whole."""
         if lease.attempt > _MOST_ATTEMPTS:
-            await self._end_lost(lease)
+            text = f"The job lost its worker {_MOST_ATTEMPTS} times and is not tried again."
+            await self._finish(lease, Ended(state=JobState.ERROR, text=text))
             return
         try:
-            end = await self._execute(lease.job)
-        except (ExecutorLost, asyncio.CancelledError):
+            end = await self._execute(lease)
+        except _LeaseLost:
+            return  # somebody else runs it, or it has ended
+        except ExecutorLost:
+            raise  # the lease lapses, and counts: a job that takes its model down is not run for ever
+        except asyncio.CancelledError:
             await asyncio.shield(self._state.queue.give_back(lease, "The worker stopped; the job waits for another."))
             raise
         await asyncio.shield(self._finish(lease, end))
 
-    async def _execute(self, job: Job) -> Ended:
-        leased = StateChanged(state=JobState.LEASED, text="Your job has been sent to the model.")
-        await self._state.events.append(job.id, leased)
+    async def _execute(self, lease: Lease) -> Ended:
+        job = lease.job
+        await self._record(lease, StateChanged(state=JobState.LEASED, text="Your job has been sent to the model."))
         queued_seconds = round(max(0.0, time.time() - job.submitted_at), 4)
         try:
             payload = await self._state.results.payload(job)
@@ -133,57 +149,85 @@ class Replica:
             return Ended(state=JobState.ERROR, text=str(error))
         staged = self._state.results.stage()
         try:
-            outcome = await self._outcome(job, payload, staged)
+            outcome = await self._outcome(lease, payload, staged)
             cost = outcome.cost.model_copy(update={"queued_seconds": queued_seconds})
             if isinstance(outcome, Failed):
                 return Ended(state=JobState.ERROR, text=outcome.text, cost=cost)
+            await self._record(lease)
             result = await self._state.results.put(job, staged)
             return Ended(state=JobState.COMPLETED, text="Your job has been completed.", result=result, cost=cost)
         finally:
             staged.unlink(missing_ok=True)
 
-    async def _outcome(self, job: Job, payload: bytes, staged: Path) -> Done | Failed:
+    async def _outcome(self, lease: Lease, payload: bytes, staged: Path) -> Done | Failed:
         """Run the job and record what happens on the way."""
-        async with contextlib.aclosing(self._executor.run(job, payload, staged)) as happenings:
+        async with contextlib.aclosing(self._executor.run(lease.job, payload, staged)) as happenings:
             async for happening in happenings:
                 if isinstance(happening, (Done, Failed)):
                     return happening
-                await self._state.events.append(job.id, *_events(happening))
+                await self._record(lease, *_events(happening))
         raise ExecutorLost("the executor said nothing of how the job ended")
 
+    async def _record(self, lease: Lease, *events: Event) -> None:
+        """Raises _LeaseLost if the job is no longer ours."""
+        if not await self._insist(lambda: self._state.queue.record(lease, *events)):
+            raise _LeaseLost
+
     async def _finish(self, lease: Lease, end: Ended) -> None:
-        await self._state.queue.finish(lease, end)
-        await self._state.results.delete_payload(lease.job.id)
+        if await self._insist(lambda: self._state.queue.finish(lease, end)):
+            await self._state.results.delete_payload(lease.job.id)
 
-    async def _end_lost(self, lease: Lease) -> None:
-        text = f"The job lost its worker {_MOST_ATTEMPTS} times and is not tried again."
-        await self._finish(lease, Ended(state=JobState.ERROR, text=text))
-
-    async def _give_up(self, reason: str) -> None:
-        """Say why the model does not come, and end the jobs that wait for it."""
-        hosted = await self._state.models.find(self._key)
-        await self._state.models.publish(hosted.card.model_copy(update={"failure": reason}))
-        await self._state.queue.fail_all(self._key, f"{self._key} could not be loaded on this server: {reason}")
+    async def _insist(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """Ask Redis, again while it is away, for as long as a few leases. Raises RedisError."""
+        until = time.monotonic() + _PATIENCE_LEASES * self._config.lifetimes.lease
+        while True:
+            try:
+                return await ask()
+            except (RedisConnectionError, RedisTimeoutError):
+                if time.monotonic() > until:
+                    raise
+                await asyncio.sleep(_PAUSE)
 
     async def _beat(self) -> None:
         """Renew every lease and show that the replica lives."""
         pause = min(HEARTBEAT, self._config.lifetimes.lease / 3)
         while True:
-            await self._say_alive()
+            await self._insist(self._say_alive)
             for lease in list(self._leases.values()):
-                await self._state.queue.renew(lease, self._name)
+                await self._insist(lambda lease=lease: self._state.queue.renew(lease, self._name))  # type: ignore[misc]
             await asyncio.sleep(pause)
 
     async def _say_alive(self) -> None:
         sign = SignOfLife(
             id=self._name,
-            state=ModelState.READY if self._ready.is_set() else ModelState.DEPLOYING,
+            state=ModelState.READY if self._ready else ModelState.DEPLOYING,
             pid=os.getpid(),
             node=socket.gethostname(),
             resident_bytes=self._executor.resident_bytes(),
             running=len(self._leases),
         )
         await self._state.models.beat(self._key, sign)
+
+
+async def give_up(state: State, key: ModelKey, reason: str) -> None:
+    """Say why a replica of the model does not come; if there is no other, end the jobs that wait."""
+    hosted = await state.models.find(key)
+    if hosted.state is ModelState.READY:
+        return
+    await state.models.publish(hosted.card.model_copy(update={"failure": reason}))
+    await state.queue.fail_waiting(key, f"{key} could not be loaded on this server: {reason}")
+
+
+class _LeaseLost(Exception):
+    """Another worker has the job, or it has ended."""
+
+
+async def _ended(tasks: "list[asyncio.Task[Any]]") -> None:
+    """Cancel until all have ended: a cancellation can be lost in `asyncio.wait_for` of Python 3.11."""
+    while pending := [task for task in tasks if not task.done()]:
+        for task in pending:
+            task.cancel()
+        await asyncio.wait(pending, timeout=_PAUSE)
 
 
 def _events(happening: Started | Printed) -> list[Event]:

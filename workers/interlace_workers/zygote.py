@@ -4,20 +4,27 @@ It has one thread, no secret and no network peer: children inherit its memory. S
 ``python -m interlace_workers.zygote CHANNEL_FD LOAD_JSON``; it ends when the channel does.
 """
 
+import contextlib
 import gc
 import json
 import os
+import re
 import select
 import socket
 import sys
-import time
+from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 from interlace_workers import channel, sandbox
 from interlace_workers.child import job
 from interlace_workers.child.model import HostedModel, load
 from interlace_workers.child.warm import warm_up
 from interlace_workers.order import Load, Loaded
+from interlace_workers.sandbox import process
+
+_LONGEST_REASON = 2000  # characters
+_RAISED = re.compile(r"^[\w.]*(?:Error|Exception): ", re.MULTILINE)
 
 
 class Zygote:
@@ -31,7 +38,7 @@ class Zygote:
         self._poll.register(parent, select.POLLIN)
 
     def serve(self) -> None:
-        """Fork for each request of the parent until it is gone."""
+        """Fork for each request of the parent until it is gone, then end what is left."""
         while True:
             for fd, _ in self._poll.poll():
                 if fd in self._children:
@@ -40,6 +47,7 @@ class Zygote:
                 try:
                     channel.receive(self._parent)
                 except EOFError:
+                    process.kill_children()
                     return
                 self._fork()
 
@@ -55,7 +63,7 @@ class Zygote:
         pidfd = os.pidfd_open(pid)
         self._children[pidfd] = pid
         self._poll.register(pidfd, select.POLLIN)
-        channel.send(self._parent, {"forked": pid}, [ours.fileno(), pidfd])
+        self._tell({"forked": pid}, [ours.fileno(), pidfd])
         ours.close()
 
     def _reap(self, pidfd: int) -> None:
@@ -63,19 +71,34 @@ class Zygote:
         pid = self._children.pop(pidfd)
         os.close(pidfd)
         _, status, usage = os.wait4(pid, 0)
+        # What the child left running has become ours.
+        process.kill_children(but=self._children.values())
+        cpu_seconds = usage.ru_utime + usage.ru_stime
+        peak_bytes = usage.ru_maxrss << 10
         code = os.waitstatus_to_exitcode(status)
-        channel.send(self._parent, {"exited": pid, "code": code, "cpu_seconds": usage.ru_utime + usage.ru_stime})
+        self._tell({"exited": pid, "code": code, "cpu_seconds": cpu_seconds, "peak_bytes": peak_bytes})
+
+    def _tell(self, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
+        # A parent that is gone shows at the next poll.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            channel.send(self._parent, message, fds)
+
+
+def _reason(error: Exception) -> str:
+    """The sentence that matters: a transformers pipeline wraps the traceback of every class that it tried."""
+    text = f"{type(error).__name__}: {error}"
+    start = max((match.start() for match in _RAISED.finditer(text)), default=0)
+    return text[start:].strip()[:_LONGEST_REASON]
 
 
 def main() -> None:
     parent = socket.socket(fileno=int(sys.argv[1]))
-    order = Load(**json.loads(sys.argv[2]))
-    started = time.monotonic()
+    process.adopt_orphans()
     try:
-        model = load(order)
+        model = load(Load(**json.loads(sys.argv[2])))
         warm_up(model.model)
     except Exception as error:  # noqa: BLE001 - whatever the loader raises is the reason that the parent shows
-        channel.send(parent, {"failed": f"{type(error).__name__}: {error}"[:8000]})
+        channel.send(parent, {"failed": _reason(error)})
         sys.exit(1)
     threads = len(os.listdir("/proc/self/task"))
     if threads != 1:
@@ -83,13 +106,7 @@ def main() -> None:
         sys.exit(1)
     gc.collect()
     gc.freeze()
-    loaded = Loaded(
-        n_params=model.n_params,
-        size_bytes=model.size_bytes,
-        seconds=time.monotonic() - started,
-        python_version=sys.version,
-        packages=model.packages,
-    )
+    loaded = Loaded(n_params=model.n_params, size_bytes=model.size_bytes)
     channel.send(parent, {"loaded": asdict(loaded)})
     Zygote(parent, model).serve()
 

@@ -4,6 +4,7 @@
   x InvalidRequest          422  a field of the envelope is wrong
     - InvalidModelKey       422
     - InvalidPayload        422
+    - UnsendableValue       422
     - ClientTooOld          400
   x UnknownModel            404
   x UnknownJob              404
@@ -43,6 +44,19 @@ class InvalidPayload(InvalidRequest):
     """The payload is not a serialized nnsight trace."""
 
     code = "invalid_payload"
+
+
+class UnsendableValue(InvalidRequest):
+    """A saved value cannot be sent."""
+
+    code = "unsendable_value"
+
+    def __init__(self, name: str, kind: str, reason: str) -> None:
+        super().__init__(
+            f"`{name}` (a {kind}) was saved and cannot be sent: {reason}. Save tensors, numbers, strings, and lists, "
+            "dicts and objects of these."
+        )
+        self.name = name
 
 
 class ClientTooOld(InvalidRequest):

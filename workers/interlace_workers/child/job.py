@@ -39,14 +39,14 @@ def main(end: socket.socket, model: HostedModel) -> NoReturn:
         tracer = trace.read(model, order, payload)
         _tell(events, FrameKind.RUNNING)
         saved = trace.run(model, tracer)
-        size = output.write(saved, result, order)
+        output.write(saved, result, order)
     except BaseException as error:  # noqa: BLE001 - the edge of user code: whatever it raised is its result
         failure = trace.explain(error)
         _close_logs()
         _tell(events, FrameKind.FAILED, failure.encode("utf-8", "backslashreplace"))
     else:
         _close_logs()
-        _tell(events, FrameKind.DONE, size.to_bytes(8, "big"))
+        _tell(events, FrameKind.DONE)
     # The parent kills this process once it has read the frame: no destructor of user code runs.
     while True:
         signal.pause()

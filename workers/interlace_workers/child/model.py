@@ -2,10 +2,8 @@
 
 import contextlib
 from dataclasses import dataclass
-from importlib.metadata import packages_distributions, version
 from typing import Any
 
-import nnsight
 import torch
 from nnsight.modeling.transformers import TransformersModel
 from tqdm import tqdm
@@ -24,7 +22,6 @@ class HostedModel:
     threads: int
     n_params: int
     size_bytes: int
-    packages: dict[str, str]
 
 
 def load(order: Load) -> HostedModel:
@@ -40,7 +37,6 @@ def load(order: Load) -> HostedModel:
         threads=order.threads,
         n_params=sum(parameter.numel() for parameter in model._module.parameters()),
         size_bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors),
-        packages=_packages(),
     )
 
 
@@ -51,12 +47,3 @@ def _transformers_model(order: Load) -> Any:
         # nnsight cannot guess the tokenizer of a local directory; given one it need not.
         extras["tokenizer"] = AutoTokenizer.from_pretrained(order.path, **extras)
     return TransformersModel(order.path, task=order.task, dispatch=True, dtype=dtype, **extras)
-
-
-def _packages() -> dict[str, str]:
-    """Import name -> version, as nnsight's own environment report has it."""
-    found = {"nnsight": nnsight.__version__}
-    for name, distributions in packages_distributions().items():
-        if not name.startswith("_"):
-            found[name] = version(distributions[0])
-    return found

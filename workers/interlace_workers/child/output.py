@@ -2,14 +2,14 @@
 
 import importlib
 import io
-from typing import Any
+from typing import Any, NoReturn
 
 import cloudpickle
 import torch
 import zstandard
 from cloudpickle.cloudpickle import _DYNAMIC_CLASS_TRACKER_BY_CLASS as _ARRIVED
 
-from interlace.protocol.errors import LimitExceeded
+from interlace.protocol.errors import LimitExceeded, UnsendableValue
 from interlace_workers.order import Order
 
 _PROTOCOL = 4
@@ -19,24 +19,43 @@ _WASTE = 64 << 10
 _CHUNK = 4 << 20
 
 
-def write(saved: dict[str, Any], result: int, order: Order) -> int:
-    """Write ``saved`` to the descriptor ``result``; returns its bytes before compression. Raises LimitExceeded."""
-    buffer = io.BytesIO()
-    torch.save(saved, buffer, pickle_module=_PickleModule, pickle_protocol=_PROTOCOL)
-    size: int = buffer.tell()
+def write(saved: dict[str, Any], result: int, order: Order) -> None:
+    """Write ``saved`` to the descriptor ``result``. Raises LimitExceeded, UnsendableValue."""
+    buffer = _serialized(saved)
+    size = buffer.tell()
     if size > order.result_bytes:
         raise LimitExceeded(f"The result ({size:,} bytes)", order.result_bytes, "bytes", "limits.result_bytes")
     view = buffer.getbuffer()
     with open(result, "wb", closefd=True) as file:
         if not order.compress:
             file.write(view)
-            return size
+            return
         # The client decompresses in one call, which needs the size in the frame's header.
         packer = zstandard.ZstdCompressor(level=_LEVEL).compressobj(size=size)
         for start in range(0, size, _CHUNK):
             file.write(packer.compress(view[start : start + _CHUNK]))
         file.write(packer.flush())
-    return size
+
+
+def _serialized(saved: dict[str, Any]) -> io.BytesIO:
+    buffer = io.BytesIO()
+    try:
+        torch.save(saved, buffer, pickle_module=_PickleModule, pickle_protocol=_PROTOCOL)
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - an object of the user's may refuse in its own way
+        _blame(saved, error)
+    return buffer
+
+
+def _blame(saved: dict[str, Any], error: Exception) -> NoReturn:
+    """Raise UnsendableValue for the first value that does not serialize, or else the error itself."""
+    for name, value in saved.items():
+        try:
+            torch.save(value, io.BytesIO(), pickle_module=_PickleModule, pickle_protocol=_PROTOCOL)
+        except Exception as refusal:  # noqa: BLE001 - as above
+            raise UnsendableValue(name, type(value).__name__, str(refusal)) from None
+    raise error
 
 
 class _Importable:

@@ -3,6 +3,7 @@
 import os
 import pickle
 import traceback
+from types import FrameType
 from typing import Any, BinaryIO
 
 import cloudpickle
@@ -10,11 +11,12 @@ import nnsight
 import zstandard
 from nnsight.intervention.backends.remote import RemoteBackend
 from nnsight.intervention.serialization import UnknownPersistentIdError
+from nnsight.modeling.mixins.remotable import Remotable
 from nnsight.schema.request import RequestModel
 from nnsight.tracing import tracer as tracing
 from nnsight.tracing.util import clean_traceback, filter_traceback
 
-from interlace.protocol.errors import InvalidPayload, LimitExceeded
+from interlace.protocol.errors import InterlaceError, InvalidPayload, LimitExceeded
 from interlace_workers.child.model import HostedModel
 from interlace_workers.order import Order
 
@@ -30,7 +32,7 @@ def read(model: HostedModel, order: Order, payload: int) -> Any:
     Raises InvalidPayload if it is not one, LimitExceeded if it unpacks to too much, and what user code raises
     while it is unpickled.
     """
-    RemoteBackend.__init__ = _no_remote_inside
+    Remotable._remote_backend = RemoteBackend.__init__ = _no_remote_inside
     model.model._remoteable_set_env(order.env)
     blob = _unpacked(payload, order)
     try:
@@ -67,10 +69,10 @@ def run(model: HostedModel, tracer: Any) -> dict[str, Any]:
 
 def explain(error: BaseException) -> str:
     """The traceback that the user reads: their frames, none of ours and none of nnsight's."""
-    if isinstance(error, (InvalidPayload, LimitExceeded)):
+    if isinstance(error, InterlaceError):
         return str(error)
     stack = getattr(error, "__intervention_tb__", None) or error.__traceback__
-    stack = filter_traceback(clean_traceback(stack), lambda frame: not frame.f_code.co_filename.startswith(_OURS))
+    stack = filter_traceback(clean_traceback(stack), _is_users)
     error.__context__ = None
     text = "".join(traceback.format_exception(type(error), error, stack)).rstrip()
     if isinstance(error, MemoryError) or "can't allocate memory" in text:
@@ -79,6 +81,12 @@ def explain(error: BaseException) -> str:
             "`limits.memory_bytes`."
         )
     return text
+
+
+def _is_users(frame: FrameType) -> bool:
+    """Whether a frame is neither ours nor of nnsight, of which some travels as source with the client's path."""
+    name = frame.f_code.co_filename
+    return not name.startswith(_OURS) and "-packages/nnsight/" not in name
 
 
 def _no_remote_inside(*_: object, **__: object) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import linecache
+import sys
 from typing import Any
 
 import torch
@@ -11,12 +12,16 @@ from nnsight.tracing.globals import BLOCKS, SOURCES
 def warm_up(model: Any) -> None:
     """Trace one token and serialize what it saves: 45 ms of lazy imports and caches less in each child.
 
-    Leaves no trace of itself: nnsight's caches of block sources are emptied. Raises what the model raises.
+    Leaves no trace of itself: nnsight's caches of block sources are emptied. A model that does not take bare token
+    ids is left cold.
     """
     tokens = torch.zeros((1, 1), dtype=torch.long)
-    with torch.no_grad(), model.trace(tokens):
-        output = model.output.save()
-    torch.save({"output": output}, io.BytesIO(), pickle_protocol=4)
+    try:
+        with torch.no_grad(), model.trace(tokens):
+            output = model.output.save()
+        torch.save({"output": output}, io.BytesIO(), pickle_protocol=4)
+    except Exception as error:  # noqa: BLE001 - any model may refuse this input in its own way, and need not be warm
+        print(f"not warmed up: {type(error).__name__}: {error}", file=sys.stderr)
     model.interleaver.cancel()
     SOURCES.clear()
     BLOCKS.clear()

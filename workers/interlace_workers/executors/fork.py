@@ -14,13 +14,17 @@ from interlace.protocol.job import Cost, Job, Limits
 from interlace_workers import channel
 from interlace_workers.executors import proc
 from interlace_workers.executors.base import Done, ExecutorLost, Failed, Happening, Printed, Started
-from interlace_workers.executors.zygote_process import Child, ZygoteProcess
+from interlace_workers.executors.zygote_process import Child, Exit, ZygoteProcess
 from interlace_workers.order import Load, Loaded, Order
 
 _READ = 64 << 10  # bytes
 _LONGEST_LINE = 16 << 10  # bytes
 #: How long the last output of a job that has said how it ended may take to arrive.
 _LAST_WORDS_SECONDS = 1.0
+#: Happenings that may wait for whoever records them; a job that prints faster waits, too.
+_AHEAD = 64
+#: What an empty line counts against the limit of output, for it costs an event like any other.
+_LEAST_LINE = 64  # bytes
 
 
 class ForkExecutor:
@@ -39,14 +43,11 @@ class ForkExecutor:
 
     async def run(self, job: Job, payload: bytes, result: Path) -> AsyncGenerator[Happening, None]:
         child = await self._take_spare()
-        execution = Execution(child, job.limits)
-        try:
+        with contextlib.closing(Execution(child, job.limits)) as execution:
             execution.order(_order(job), payload, result)
-            async for happening in execution.happenings():
-                yield happening
-        finally:
-            child.kill()
-            execution.close()
+            async with contextlib.aclosing(execution.happenings()) as happenings:
+                async for happening in happenings:
+                    yield happening
 
     def resident_bytes(self) -> int:
         return proc.resident_bytes(self._zygote.pid) if self._zygote else 0
@@ -79,85 +80,73 @@ class Execution:
         self._limits = limits
         self._resident_at_start = proc.resident_bytes(child.pid)
         self._started = time.monotonic()
-        self._events, self._logs = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
-        self._open = [*self._events, *self._logs]
-        self._happened: asyncio.Queue[Happening] = asyncio.Queue()
+        self._events, self._logs = _Pipe(), _Pipe()
+        self._happened: asyncio.Queue[Happening] = asyncio.Queue(_AHEAD)
         self._log_bytes_left = limits.log_bytes
 
     def order(self, order: Order, payload: bytes, result: Path) -> None:
-        """Give the child its job; payload and result travel as descriptors."""
-        source = os.memfd_create("payload", os.MFD_CLOEXEC)
-        target = os.open(result, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            with open(source, "wb", closefd=False) as file:
-                file.write(payload)
-            os.lseek(source, 0, os.SEEK_SET)
-            channel.send(self._child.order, order.as_message(), [source, target, self._events[1], self._logs[1]])
-        except OSError as error:
-            raise ExecutorLost(f"the child that was forked ahead does not take its order: {error}") from None
-        finally:
-            for fd in (source, target, self._events[1], self._logs[1]):
-                os.close(fd)
-            self._open = [self._events[0], self._logs[0]]
+        """Give the child its job; payload and result travel as descriptors. Raises ExecutorLost."""
+        with open(os.memfd_create("payload", os.MFD_CLOEXEC), "w+b") as source, open(result, "r+b") as target:
+            source.write(payload)
+            source.flush()
+            os.lseek(source.fileno(), 0, os.SEEK_SET)
+            ends = [source.fileno(), target.fileno(), self._events.write_end, self._logs.write_end]
+            try:
+                channel.send(self._child.order, order.as_message(), ends)
+            except OSError as error:
+                raise ExecutorLost(f"the child that was forked ahead does not take its order: {error}") from None
+        self._events.close_write_end()
+        self._logs.close_write_end()
 
-    async def happenings(self) -> AsyncIterator[Happening]:
+    async def happenings(self) -> AsyncGenerator[Happening, None]:
         """What happens, as it happens; Done or Failed comes last."""
         logs = asyncio.create_task(self._read_logs(), name="logs")
         end = asyncio.create_task(self._read_events(logs), name="events")
         try:
-            while True:
-                happening = await self._next(end)
+            while (happening := await self._next(end)) is not None:
                 yield happening
-                if isinstance(happening, (Done, Failed)):
-                    return
+            yield end.result() if end.done() else self._timed_out()
         finally:
             for task in (logs, end):
                 task.cancel()
             await asyncio.gather(logs, end, return_exceptions=True)
 
+    async def _next(self, end: "asyncio.Task[Done | Failed]") -> Happening | None:
+        """The next thing that happens; None when the job has ended or its time is over."""
+        left = self._started + self._limits.wall_seconds - time.monotonic()
+        getting = asyncio.create_task(self._happened.get(), name="next")
+        try:
+            await asyncio.wait({getting, end}, timeout=max(0.0, left), return_when=asyncio.FIRST_COMPLETED)
+            return getting.result() if getting.done() else None
+        finally:
+            getting.cancel()
+
     def close(self) -> None:
-        for fd in self._open:
-            os.close(fd)
+        """End the child, if it has not ended, and let go of it."""
+        self._child.kill()
+        self._events.close()
+        self._logs.close()
         self._child.close()
 
-    async def _next(self, end: "asyncio.Task[None]") -> Happening:
-        """The next thing that happens, or the failure that the time is over."""
-        left = self._limits.wall_seconds - (time.monotonic() - self._started)
-        try:
-            async with asyncio.timeout(left):
-                getting = asyncio.ensure_future(self._happened.get())
-                await asyncio.wait({getting, end}, return_when=asyncio.FIRST_COMPLETED)
-                if getting.done():
-                    return getting.result()
-                getting.cancel()
-                end.result()  # raises what broke the reader
-                return self._happened.get_nowait()
-        except TimeoutError:
-            getting.cancel()
-            return self._failed(
-                f"The job ran for {self._limits.wall_seconds:g} s, its limit, and was stopped. Do less in one job, or "
-                "ask the operator to raise `limits.wall_seconds`."
-            )
-
-    async def _read_events(self, logs: "asyncio.Task[None]") -> None:
+    async def _read_events(self, logs: "asyncio.Task[None]") -> Done | Failed:
+        """Follow the child's frames to how it ended."""
         reader = frames.FrameReader()
+        started = False
         try:
-            async for data in _chunks(self._events[0]):
+            async for data in self._events.chunks():
                 for frame in reader.feed(data):
-                    if frame.kind is FrameKind.RUNNING:
-                        self._happened.put_nowait(Started())
-                        continue
-                    await asyncio.wait({logs}, timeout=_LAST_WORDS_SECONDS)
-                    self._happened.put_nowait(self._ended(frame))
-                    return
+                    if frame.kind is not FrameKind.RUNNING:
+                        await asyncio.wait({logs}, timeout=_LAST_WORDS_SECONDS)
+                        return self._ended(frame)
+                    if started:
+                        raise BrokenFrame("a job starts once")
+                    started = True
+                    await self._happened.put(Started())
         except BrokenFrame:
-            self._happened.put_nowait(
-                self._failed("The job wrote to the channel that reports its end; it was stopped.")
-            )
-            return
-        code = await self._child.exited
+            return self._failed("The job wrote to the channel that reports its end; it was stopped.")
+        exit = await self._child.exited
         await asyncio.wait({logs}, timeout=_LAST_WORDS_SECONDS)
-        self._happened.put_nowait(self._failed(_died(code)))
+        return Failed(text=_died(exit.code), cost=self._cost(exit))
 
     def _ended(self, frame: Frame) -> Done | Failed:
         if frame.kind is FrameKind.DONE:
@@ -166,36 +155,78 @@ class Execution:
 
     async def _read_logs(self) -> None:
         rest = b""
-        async for data in _chunks(self._logs[0]):
+        async for data in self._logs.chunks():
             *lines, rest = (rest + data).split(b"\n")
             if len(rest) > _LONGEST_LINE:
                 lines, rest = [*lines, rest], b""
-            self._print(lines)
-        self._print([rest] if rest else [])
+            await self._print(lines)
+        await self._print([rest] if rest else [])
 
-    def _print(self, lines: list[bytes]) -> None:
+    async def _print(self, lines: list[bytes]) -> None:
         kept = []
         for line in lines:
             if self._log_bytes_left < 0:
                 break
-            self._log_bytes_left -= len(line) + 1
+            self._log_bytes_left -= max(len(line), _LEAST_LINE)
             text = line[:_LONGEST_LINE].decode(errors="replace")
             if self._log_bytes_left < 0:
                 text = f"[output is over {self._limits.log_bytes:,} bytes (`limits.log_bytes`); the rest is dropped]"
             kept.append(text)
         if kept:
-            self._happened.put_nowait(Printed(lines=tuple(kept)))
+            await self._happened.put(Printed(lines=tuple(kept)))
+
+    def _timed_out(self) -> Failed:
+        return self._failed(
+            f"The job ran for {self._limits.wall_seconds:g} s, its limit, and was stopped. Do less in one job, or ask "
+            "the operator to raise `limits.wall_seconds`."
+        )
 
     def _failed(self, text: str) -> Failed:
         return Failed(text=text, cost=self._cost())
 
-    def _cost(self) -> Cost:
+    def _cost(self, exit: Exit | None = None) -> Cost:
+        """What the child has used so far, or had used at its end."""
         pid = self._child.pid
+        peak = exit.peak_bytes if exit else proc.peak_resident_bytes(pid)
         return Cost(
             runtime=round(time.monotonic() - self._started, 4),
-            cpu_seconds=round(proc.cpu_seconds(pid), 4),
-            max_memory_usage=max(0, proc.peak_resident_bytes(pid) - self._resident_at_start),
+            cpu_seconds=round(exit.cpu_seconds if exit else proc.cpu_seconds(pid), 4),
+            max_memory_usage=max(0, peak - self._resident_at_start),
         )
+
+
+class _Pipe:
+    """A pipe from a child, whose write end the child gets."""
+
+    def __init__(self) -> None:
+        self._read_end, self.write_end = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self._read_end, False)
+        self._open = [self._read_end, self.write_end]
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """What comes out, until its writers are gone. Each piece gives the event loop a turn."""
+        loop = asyncio.get_running_loop()
+        while True:
+            readable = asyncio.Event()
+            # For one piece only: a reader that stays would spin while nobody takes what it announces.
+            loop.add_reader(self._read_end, readable.set)
+            try:
+                await readable.wait()
+            finally:
+                loop.remove_reader(self._read_end)
+            data = os.read(self._read_end, _READ)
+            if not data:
+                return
+            yield data
+
+    def close_write_end(self) -> None:
+        self._open.remove(self.write_end)
+        os.close(self.write_end)
+
+    def close(self) -> None:
+        for fd in self._open:
+            os.close(fd)
+        self._open.clear()
 
 
 def _order(job: Job) -> Order:
@@ -217,24 +248,3 @@ def _died(code: int) -> str:
         name = f"signal {-code}"
     hint = " Most likely it used more memory than the machine has." if name == "SIGKILL" else ""
     return f"Your code's process was ended by {name}; nothing was saved.{hint}"
-
-
-async def _chunks(fd: int) -> AsyncIterator[bytes]:
-    """What comes out of a pipe, until its writers are gone. The descriptor stays open."""
-    loop = asyncio.get_running_loop()
-    os.set_blocking(fd, False)
-    while True:
-        try:
-            data = os.read(fd, _READ)
-        except BlockingIOError:
-            ready = asyncio.Event()
-            loop.add_reader(fd, ready.set)
-            try:
-                await ready.wait()
-            finally:
-                with contextlib.suppress(OSError, ValueError):
-                    loop.remove_reader(fd)
-            continue
-        if not data:
-            return
-        yield data

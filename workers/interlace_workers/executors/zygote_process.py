@@ -34,6 +34,16 @@ _FIXED = {
 _STOP_SECONDS = 5.0
 
 
+@dataclass(frozen=True)
+class Exit:
+    """How a child ended, and what it had used."""
+
+    #: Exit code, negative for a signal.
+    code: int
+    cpu_seconds: float
+    peak_bytes: int
+
+
 @dataclass
 class Child:
     """A forked process that waits for its order, or runs it."""
@@ -41,15 +51,12 @@ class Child:
     pid: int
     pidfd: int
     order: socket.socket
-    #: Resolves to the exit code, negative for a signal.
-    exited: "asyncio.Future[int]"
+    exited: "asyncio.Future[Exit]"
 
     def kill(self) -> None:
-        """Kill the child and all in its session. It cannot block, catch or outrun this."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
+        """Kill the child; the zygote kills what it leaves. It cannot block, catch or outrun this."""
+        with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)
 
     def close(self) -> None:
         self.order.close()
@@ -63,7 +70,7 @@ class ZygoteProcess:
         self._process = process
         self._end = end
         self._forks: deque[asyncio.Future[Child]] = deque()
-        self._children: dict[int, asyncio.Future[int]] = {}
+        self._children: dict[int, asyncio.Future[Exit]] = {}
         self._loaded: asyncio.Future[Loaded] = asyncio.get_running_loop().create_future()
         self._lost: ExecutorLost | None = None
 
@@ -88,7 +95,7 @@ class ZygoteProcess:
 
     async def loaded(self) -> Loaded:
         """Wait for the model. Raises LoadFailed."""
-        return await self._loaded
+        return await asyncio.shield(self._loaded)
 
     async def fork(self) -> Child:
         """A new child, waiting for its order. Raises ExecutorLost."""
@@ -103,10 +110,12 @@ class ZygoteProcess:
         return await future
 
     async def stop(self) -> None:
-        """End the zygote; its children die with it."""
+        """End the zygote; it ends its children when the channel does."""
+        loading = not self._loaded.done()
         self._lose()
-        with contextlib.suppress(ProcessLookupError):
-            self._process.terminate()
+        if loading:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.terminate()
         try:
             await asyncio.wait_for(self._process.wait(), _STOP_SECONDS)
         except TimeoutError:
@@ -126,13 +135,13 @@ class ZygoteProcess:
         elif "exited" in message:
             future = self._children.pop(message["exited"], None)
             if future is not None and not future.done():
-                future.set_result(message["code"])
+                future.set_result(Exit(message["code"], message["cpu_seconds"], message["peak_bytes"]))
         elif not self._loaded.done():
             self._tell_loaded(message)
 
     def _forked(self, pid: int, fds: list[int]) -> None:
         order, pidfd = fds
-        exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self._children[pid] = exited
         child = Child(pid=pid, pidfd=pidfd, order=socket.socket(fileno=order), exited=exited)
         waiting = self._forks.popleft()

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,12 +26,16 @@ async def _supervise(config: Config, file: Path, placement: Placement, number: i
     name = f"{placement.key.slug}-{number}"
     command = [sys.executable, "-m", "interlace_workers.runtimes.replica_process"]
     command += ["--config", str(file), "--index", str(placement.index), "--name", name]
+    command += ["--key", placement.key.canonical]
     pause = _FIRST_PAUSE
     while not stop.is_set():
+        started = time.monotonic()
         process = await asyncio.create_subprocess_exec(*command, stdin=asyncio.subprocess.PIPE)
         code = await _until(process, stop, config.gateway.drain_seconds)
         if stop.is_set() or code == LOAD_FAILED:
             return
+        if time.monotonic() - started > _LONGEST_PAUSE:
+            pause = _FIRST_PAUSE
         print(f"replica {name} ended with code {code}; starting it again in {pause:g} s", flush=True)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), pause)

@@ -5,6 +5,7 @@ import os
 import signal
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from typing import Any
 import ray
 from ray import serve
 
+from interlace.protocol.model import ModelKey
 from interlace_state.config import Config
 from interlace_state.store import open_state
-from interlace_workers.executors.base import ExecutorLost
+from interlace_workers.executors.base import LoadFailed
 from interlace_workers.placement import Placement, build_replica
 
 _HEALTH_SECONDS = 5.0
@@ -25,9 +27,10 @@ _LONGEST_TEMP_DIR = 20
 class ReplicaDeployment:
     """A replica inside a Ray Serve replica actor. Ray carries no payload: it pulls its jobs from Redis."""
 
-    async def __init__(self, config: str, index: int) -> None:  # type: ignore[misc]
+    async def __init__(self, config: str, index: int, key: str) -> None:  # type: ignore[misc]
         self._config = Config.model_validate_json(config)
         self._index = index
+        self._key = ModelKey.parse(key)
         self._stop = asyncio.Event()
         self._serving = asyncio.get_running_loop().create_task(self._serve(), name="replica")
 
@@ -35,13 +38,15 @@ class ReplicaDeployment:
         name = serve.get_replica_context().replica_id.unique_id
         async with AsyncExitStack() as stack:
             state = await stack.enter_async_context(open_state(self._config))
-            replica = await build_replica(self._config, state, self._index, name)
+            replica = await build_replica(self._config, state, self._index, self._key, name)
             await replica.serve(self._stop)
 
     def check_health(self) -> None:
         """Ray Serve starts a new replica when this raises. A model that cannot be loaded is not tried again."""
-        if self._serving.done() and isinstance(error := self._serving.exception(), ExecutorLost):
-            raise error
+        if self._serving.done() and not self._stop.is_set():
+            error = self._serving.exception()
+            if not isinstance(error, LoadFailed):
+                raise error or RuntimeError("the replica has ended")
 
     async def __del__(self) -> None:
         self._stop.set()
@@ -82,8 +87,8 @@ def _start_blocking(config: Config, placements: Sequence[Placement], folder: str
 
 
 def _stop_blocking(placements: Sequence[Placement]) -> None:
-    for placement in placements:
-        serve.delete(placement.key.slug)
+    with ThreadPoolExecutor(max_workers=max(1, len(placements))) as threads:
+        list(threads.map(lambda placement: serve.delete(placement.key.slug), placements))
     ray.shutdown()
 
 
@@ -98,7 +103,7 @@ def _application(config: Config, placement: Placement) -> Any:
         graceful_shutdown_wait_loop_s=0.1,
         graceful_shutdown_timeout_s=config.gateway.drain_seconds + 10,
     )
-    return deployment.bind(config.model_dump_json(), placement.index)
+    return deployment.bind(config.model_dump_json(), placement.index, placement.key.canonical)
 
 
 def _names(placement: Placement) -> dict[str, Any]:

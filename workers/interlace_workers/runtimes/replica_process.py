@@ -12,6 +12,7 @@ from pathlib import Path
 
 from redis.exceptions import RedisError
 
+from interlace.protocol.model import ModelKey
 from interlace_state.config import load
 from interlace_state.store import open_state
 from interlace_workers.executors.base import ExecutorLost, LoadFailed
@@ -19,16 +20,21 @@ from interlace_workers.placement import build_replica
 from interlace_workers.runtimes.process import LOAD_FAILED
 
 
-async def _serve(config_file: Path, index: int, name: str) -> int:
+async def _serve(config_file: Path, index: int, key: ModelKey, name: str) -> int:
     config = load(config_file, os.environ)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    loop.add_reader(sys.stdin.fileno(), stop.set)
+
+    def parent_gone() -> None:
+        loop.remove_reader(sys.stdin.fileno())
+        stop.set()
+
+    loop.add_reader(sys.stdin.fileno(), parent_gone)
     async with open_state(config) as state:
-        replica = await build_replica(config, state, index, name)
         try:
+            replica = await build_replica(config, state, index, key, name)
             await replica.serve(stop)
         except LoadFailed as error:
             print(f"{name}: {error}", file=sys.stderr, flush=True)
@@ -43,9 +49,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--index", type=int, required=True, help="position of the model in the configuration")
+    parser.add_argument("--key", required=True, help="the model's key")
     parser.add_argument("--name", required=True, help="the replica's name")
     arguments = parser.parse_args()
-    sys.exit(asyncio.run(_serve(arguments.config, arguments.index, arguments.name)))
+    sys.exit(asyncio.run(_serve(arguments.config, arguments.index, ModelKey.parse(arguments.key), arguments.name)))
 
 
 if __name__ == "__main__":

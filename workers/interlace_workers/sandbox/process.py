@@ -1,10 +1,13 @@
 """A child's ties to other processes. Stops: signals to siblings by group, orphans, reading another job's pipes."""
 
+import contextlib
 import ctypes
 import os
 import signal
+from collections.abc import Collection
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -28,3 +31,27 @@ def close_all_but(keep: int) -> None:
         os.dup2(null, standard)
     os.closerange(3, keep)
     os.closerange(keep + 1, os.sysconf("SC_OPEN_MAX"))
+
+
+def adopt_orphans() -> None:
+    """Become the parent of whatever a child leaves running, so that it can be found and killed. Raises OSError."""
+    if _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
+
+
+def kill_children(but: Collection[int] = ()) -> None:
+    """Kill and reap every child of this process, and what each leaves in turn, but for the pids in ``but``."""
+    while strays := _children() - set(but):
+        for pid in strays:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for pid in strays:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+
+
+def _children() -> set[int]:
+    """The children of this process, which has one thread."""
+    me = os.getpid()
+    with open(f"/proc/{me}/task/{me}/children") as file:
+        return {int(pid) for pid in file.read().split()}
