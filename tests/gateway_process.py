@@ -144,11 +144,11 @@ class Worker:
         """Lease a job and say that it runs."""
         lease = await self.lease()
         for state in (JobState.LEASED, JobState.RUNNING):
-            await self.state.events.append(lease.job.id, StateChanged(state=state))
+            assert await self.state.queue.record(lease, StateChanged(state=state))
         return lease
 
     async def log(self, lease: Lease, *lines: str) -> None:
-        await self.state.events.append(lease.job.id, *(Log(text=line) for line in lines))
+        assert await self.state.queue.record(lease, *(Log(text=line) for line in lines))
 
     async def complete(self, lease: Lease, result: bytes) -> None:
         staged = self.state.results.stage()

@@ -17,13 +17,14 @@ from pathlib import Path
 
 from interlace_deploy import embedded_redis, kernel
 from interlace_deploy.screen import show_table
-from interlace_deploy.settings import DEFAULT_MODEL, read
+from interlace_deploy.settings import DEFAULT_MODEL, child_environment, read
 from interlace_state.config import Config
 
 _OLDEST_PYTHON = (3, 11)
 _GIB = 1 << 30
 _HUB = "https://huggingface.co"
 _HUB_PATIENCE = 5.0  # seconds
+_LISTING = 120.0  # seconds
 _FREE_DISK = 2 * _GIB  # for the default model and its conversion
 #: Extras (None: the base) without which no service runs; the others add to it.
 _NEEDED: frozenset[str | None] = frozenset({None, "state", "server", "workers"})
@@ -66,7 +67,7 @@ def examine(config: Config, environ: Mapping[str, str]) -> Iterator[Finding]:
     yield _redis(config, environ)
     yield from _machine(config)
     yield _gpu(environ)
-    yield _default_model(config)
+    yield _default_model(config, environ)
     yield _hub(environ)
     for name, found in kernel.features().items():
         yield Finding(f"kernel: {name}", "note", found)
@@ -152,16 +153,19 @@ def _gpu(environ: Mapping[str, str]) -> Finding:
     return Finding("gpu", "ok" if said else "note", "; ".join(said) or "nvidia-smi is here, but sees none")
 
 
-def _default_model(config: Config) -> Finding:
-    try:
-        from interlace_deploy.models import models
-    except ModuleNotFoundError as error:
-        return Finding("default model", "note", f"cannot look: {error.name} is not installed")
-    found = next(model for model in models(config.cache_dir) if model.name == DEFAULT_MODEL)
-    if found.path is None:
+def _default_model(config: Config, environ: Mapping[str, str]) -> Finding:
+    """Asked of `interlace models list`, in a process of its own: what it imports may be missing, or broken."""
+    command = [sys.executable, "-m", "interlace_deploy", "models", "list", "--json", "--config", os.devnull]
+    ours = {**child_environment(environ), "INTERLACE_CACHE_DIR": str(config.cache_dir)}
+    listing = subprocess.run(command, env=ours, capture_output=True, text=True, timeout=_LISTING, check=False)
+    if listing.returncode != 0:
+        said = listing.stderr.strip().splitlines() or ["no reason given"]
+        return Finding("default model", "note", f"cannot look: {said[-1].removeprefix('interlace: ')}")
+    path = next(model["path"] for model in json.loads(listing.stdout) if model["name"] == DEFAULT_MODEL)
+    if path is None:
         remedy = f"interlace models pull {DEFAULT_MODEL}"
         return Finding("default model", "note", f"{DEFAULT_MODEL}: not here yet", remedy)
-    return Finding("default model", "ok", f"{DEFAULT_MODEL}: {found.path}")
+    return Finding("default model", "ok", f"{DEFAULT_MODEL}: {path}")
 
 
 def _hub(environ: Mapping[str, str]) -> Finding:

@@ -18,17 +18,19 @@ from interlace_deploy import embedded_redis
 from interlace_deploy.address import check_port, hidden
 from interlace_deploy.catalogue import Catalogue
 from interlace_deploy.children import Child, Heed, rotate
-from interlace_deploy.problems import CommandProblem
+from interlace_deploy.problems import CommandProblem, UsageProblem
 from interlace_deploy.rundir import RunDir
 from interlace_deploy.screen import Screen
 from interlace_deploy.settings import child_environment
-from interlace_state.config import Config
+from interlace_state.config import Config, ConfigError
 from interlace_state.models import HostedModel, ModelState
 from interlace_state.store import State, open_state
+from interlace_state.tasks import cancelled
 
 _MODULES = {"gateway": "interlace_server", "workers": "interlace_workers"}
 _LISTENING = re.compile(r"listening on (http://\S+)")
 _PAUSES = (1.0, 2.0, 5.0, 10.0, 20.0)  # seconds before each new start of a part that ended
+_LAST_LOOK = 1.0  # seconds
 _FORGET = 600.0  # seconds after which an end no longer counts
 
 
@@ -45,19 +47,18 @@ class Service:
         self._url: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._ended: asyncio.Queue[tuple[Child, int]] = asyncio.Queue()
         self._watching: set[asyncio.Task[None]] = set()
+        self._catalogue: Catalogue | None = None
         self.stopping = False
 
     async def start(self) -> str:
         """Start all parts; the URL, once each model is ready or has failed. Raises CommandProblem."""
         check_port(self._config.gateway.host, self._config.gateway.port)
-        ours = self._config.redis.url is None
-        if ours:
+        if self._config.redis.url is None:
             await self._start_redis()
         self._run.write_config(self._config)
         async with self._state() as state:
-            catalogue = Catalogue(self._config, state)
-            await (catalogue.forget_all() if ours else catalogue.set_others_apart())
-            return await self._while_alive(catalogue, self._start_parts(catalogue))
+            self._catalogue = Catalogue(state, len(self._config.models))
+            return await self._while_alive(self._start_parts(self._catalogue))
 
     async def watch(self) -> NoReturn:
         """Start a part again when it ends. Raises CommandProblem when that does not help, or when Redis is gone."""
@@ -117,7 +118,7 @@ class Service:
             url, _ = await asyncio.gather(gateway, workers)
             return url
         finally:
-            await _cancelled(gateway, workers)
+            await cancelled(gateway, workers)
 
     async def _start_gateway(self) -> str:
         with self._screen.part("gateway") as details:
@@ -152,7 +153,8 @@ class Service:
             self._url.set_result(match[1])
 
     def _say_of_workers(self, line: str) -> None:
-        self._screen.say(f"  {line}")
+        if not (self._catalogue and self._catalogue.heed(line)):
+            self._screen.say(f"  {line}")
 
     def _watch(self, child: Child) -> None:
         async def report() -> None:
@@ -163,37 +165,34 @@ class Service:
         self._watching.add(task)
         task.add_done_callback(self._watching.discard)
 
-    async def _while_alive(self, catalogue: Catalogue, starting: Coroutine[Any, Any, str]) -> str:
+    async def _while_alive(self, starting: Coroutine[Any, Any, str]) -> str:
         """Run the start to its end. Raises CommandProblem if it fails, or if a part ends meanwhile."""
         start = asyncio.create_task(starting, name="start")
         ended = asyncio.create_task(self._ended.get(), name="ended")
         try:
             await asyncio.wait((start, ended), return_when=asyncio.FIRST_COMPLETED)
-            if start.done():
+            if not start.done():
+                # Workers that have nothing to host end by themselves; the start is about to say why.
+                await asyncio.wait((start,), timeout=_LAST_LOOK)
+            if start.done() and (start.exception() is not None or not ended.done()):
                 return start.result()
             child, code = ended.result()
-            if child.name == "workers" and (failed := await catalogue.none_left()):
-                raise CommandProblem(_failures("No model could be loaded:", failed))
             raise CommandProblem(_last_words(child, f"{child.name} {_described(code)} while it started."))
         finally:
-            await _cancelled(start, ended)
+            await cancelled(start, ended)
 
     @asynccontextmanager
     async def _state(self) -> AsyncIterator[State]:
         try:
             async with open_state(self._config) as state:
                 yield state
+        except ConfigError as error:
+            raise UsageProblem(str(error)) from None
         except (RedisError, OSError) as error:
             raise CommandProblem(f"Redis at {hidden(self._config.redis.url or '')}: {error}") from None
 
     def _log(self, name: str) -> Path:
         return self._config.state_dir / "logs" / f"{name}.log"
-
-
-async def _cancelled(*tasks: asyncio.Task[Any]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _described(code: int) -> str:

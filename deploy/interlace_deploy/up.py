@@ -44,10 +44,10 @@ def configuration(arguments: argparse.Namespace, environ: Mapping[str, str]) -> 
             overrides[key] = value
     config = read(arguments.config, environ, overrides)
     if not config.models:
-        config = read(arguments.config, environ, overrides | {"models": [{"source": DEFAULT_MODEL}]})
+        overrides["models"] = [{"source": DEFAULT_MODEL}]
     if config.redis.url is None and (url := environ.get("REDIS_URL")):
-        config = config.model_copy(update={"redis": config.redis.model_copy(update={"url": url})})
-    return config
+        environ = {**environ, "INTERLACE_REDIS__URL": url}
+    return read(arguments.config, environ, overrides)
 
 
 async def _serve(config: Config, screen: Screen) -> None:

@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import os
+import re
 import resource
 import signal
 import socket
@@ -35,14 +36,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = load(options.config, os.environ, {key: value for key, value in chosen.items() if value is not None})
         listener = _listen(config.gateway.host, config.gateway.port)
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_run(config, listener))
-    except (ConfigError, ValueError) as error:
+    except ConfigError as error:
         return _refuse(str(error))
-    except RedisError as error:
-        return _refuse(f"Redis does not answer at {config.redis.url}: {error}")
     except OSError as error:
         return _refuse(f"cannot listen on {config.gateway.host}:{config.gateway.port}: {error.strerror or error}")
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_run(config, listener))
+    except ConfigError as error:
+        return _refuse(str(error))
+    except RedisError as error:
+        url = re.sub("//[^/]*@", "//***@", str(config.redis.url))
+        return _refuse(f"Redis does not answer at {url}: {error}")
     return 0
 
 

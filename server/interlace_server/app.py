@@ -4,7 +4,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
-from fastapi.middleware.cors import CORSMiddleware
 
 from interlace import __version__
 from interlace_server import errors
@@ -12,6 +11,7 @@ from interlace_server.admission import Door
 from interlace_server.collector import collecting
 from interlace_server.drain import Drain
 from interlace_server.gateway import Gateway
+from interlace_server.origins import Origins
 from interlace_server.routes import health, hub, nnsight, results, subscribe
 from interlace_state.config import Config
 from interlace_state.store import State
@@ -33,5 +33,5 @@ def create_app(config: Config, state: State, drain: Drain) -> FastAPI:
         app.include_router(module.router)
     # The last one that is added is the first that a request meets.
     app.add_middleware(Door, config=config, drain=drain)
-    app.add_middleware(CORSMiddleware, allow_origins=["*"], allow_methods=["*"], allow_headers=["*"])
+    app.add_middleware(Origins, config=config.gateway)
     return app

@@ -5,24 +5,55 @@ A value comes from, in rising order: the default here, the YAML file, the enviro
 """
 
 import difflib
-import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from interlace.protocol.job import Limits
+from interlace.protocol.model import is_repo_id, is_revision, is_task
 
+_DAY = 24 * 3600  # seconds
+_DECADE = 3650 * _DAY  # no clock of Redis, Lua or the event loop overflows with it
+_MOST_BYTES = 1 << 50
 _PREFIX = "INTERLACE_"
 #: Names with our prefix that are not keys of the configuration.
 _NOT_KEYS = frozenset({"INTERLACE_CONFIG"})
+#: Folders that have their places by the XDG rules, where these variables are set.
+_XDG = {"state_dir": "XDG_STATE_HOME", "cache_dir": "XDG_CACHE_HOME"}
 _Loc = tuple[str | int, ...]
 
 
+def _such(that: Callable[[str], object], sentence: str) -> AfterValidator:
+    """Refuses a text with ``expected SENTENCE``, unless it is ``that``."""
+
+    def check(value: str) -> str:
+        if not that(value):
+            raise ValueError(f"expected {sentence}")
+        return value
+
+    return AfterValidator(check)
+
+
+def _is_http(url: str) -> bool:
+    parts = urlsplit(url)
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+
+
+def _is_redis(url: str) -> bool:
+    parts = urlsplit(url)
+    return parts.scheme in ("redis", "rediss", "unix") and parts.port != 0
+
+
+_Version = Annotated[str, _such(re.compile(r"\d+(\.\d+){0,3}").fullmatch, "a version, e.g. '3.10'")]
+
+
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class ModelConfig(_Section):
@@ -30,11 +61,11 @@ class ModelConfig(_Section):
 
     source: str
     """Where the weights are: a hub repo id, a local path, or `package:DISTRIBUTION==VERSION/FILE.gguf`."""
-    repo_id: str | None = None
+    repo_id: Annotated[str, _such(is_repo_id, "'name' or 'org/name', as clients can write it")] | None = None
     """The id that clients write; default: the hub's id, or `local/FOLDER` for a path."""
-    revision: str = "main"
+    revision: Annotated[str, _such(is_revision, "a branch, a tag or a commit")] = "main"
     """Branch, tag or commit on the hub."""
-    task: str = "text-generation"
+    task: Annotated[str, _such(is_task, "a task such as 'text-generation'")] = "text-generation"
     """The transformers pipeline task."""
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
     """The type that weights are held in; `auto` takes the checkpoint's own."""
@@ -55,23 +86,23 @@ class GatewayConfig(_Section):
     """Address to listen on."""
     port: int = Field(default=8000, ge=0, le=65535)
     """Port to listen on; 0 takes a free one."""
-    public_url: str | None = None
+    public_url: Annotated[str, _such(_is_http, "http://HOST or https://HOST")] | None = None
     """The URL that clients reach the gateway at, for result links; default: the one that the client used."""
-    min_nnsight: str = "0.8.0"
+    min_nnsight: _Version = "0.8.0"
     """The oldest client nnsight that is served."""
-    min_python: str = "3.10"
+    min_python: _Version = "3.10"
     """The oldest client Python that is served."""
-    drain_seconds: float = Field(default=10.0, ge=0)
+    drain_seconds: float = Field(default=10.0, ge=0, le=_DAY)
     """On shutdown, how long open streams may still run to their end."""
 
 
 class RedisConfig(_Section):
     """Where jobs, events and the catalogue live."""
 
-    url: str | None = None
+    url: Annotated[str, _such(_is_redis, "a redis://, rediss:// or unix:// URL")] | None = None
     """`redis://`, `rediss://` or `unix://` URL; default: a server of our own."""
     prefix: str = "interlace:"
-    """Put before every key, so that several services can share a server."""
+    """Put before every key, so that several services can share a server; each set of workers needs one of its own."""
 
 
 class StoreConfig(_Section):
@@ -86,13 +117,13 @@ class StoreConfig(_Section):
 class LifetimeConfig(_Section):
     """How long things are kept, in seconds."""
 
-    result: int = Field(default=24 * 3600, ge=60)
+    result: int = Field(default=_DAY, ge=60, le=_DECADE)
     """A job's events and result, from its end."""
-    result_url: int = Field(default=3600, ge=10)
+    result_url: int = Field(default=3600, ge=10, le=_DECADE)
     """A signed result URL; each poll signs a new one."""
-    waiting: int = Field(default=7 * 24 * 3600, ge=60)
-    """A job that nobody has run."""
-    lease: float = Field(default=15.0, ge=1)
+    waiting: int = Field(default=7 * _DAY, ge=60, le=_DECADE)
+    """A job that nobody has run, or a run that never ends; longer than `limits.wall_seconds`."""
+    lease: float = Field(default=15.0, ge=1, le=_DAY)
     """A worker that is silent for this long has lost its job to another."""
 
 
@@ -108,7 +139,7 @@ class RayConfig(_Section):
 class Admission(Limits):
     """What one job may use, and what the gateway takes in."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     payload_bytes: int = Field(default=256 << 20, gt=0)
     """Bytes of a request's body."""
@@ -117,14 +148,12 @@ class Admission(Limits):
 
     @field_validator("*")
     @classmethod
-    def _positive(cls, value: float) -> float:
+    def _possible(cls, value: float) -> float:
         if not value > 0:
             raise ValueError("should be greater than 0")
+        if value > _MOST_BYTES:
+            raise ValueError(f"should be at most {_MOST_BYTES}")
         return value
-
-
-def _xdg(variable: str, fallback: str) -> Path:
-    return Path(os.environ.get(variable) or Path.home() / fallback) / "interlace"
 
 
 class Config(_Section):
@@ -140,9 +169,9 @@ class Config(_Section):
     lifetimes: LifetimeConfig = LifetimeConfig()
     limits: Admission = Admission()
     ray: RayConfig = RayConfig()
-    state_dir: Path = Field(default_factory=lambda: _xdg("XDG_STATE_HOME", ".local/state"))
+    state_dir: Path = Field(default_factory=lambda: Path.home() / ".local" / "state" / "interlace")
     """Results, the embedded Redis, logs."""
-    cache_dir: Path = Field(default_factory=lambda: _xdg("XDG_CACHE_HOME", ".cache"))
+    cache_dir: Path = Field(default_factory=lambda: Path.home() / ".cache" / "interlace")
     """Models that were fetched or converted."""
 
     @field_validator("state_dir", "cache_dir")
@@ -165,6 +194,9 @@ def load(path: Path | None, environ: Mapping[str, str], overrides: Mapping[str, 
     places: dict[_Loc, str] = {}
     if path is not None:
         data, places = _read_yaml(path)
+    for name, variable in _XDG.items():
+        if (base := environ.get(variable)) and name not in data:
+            data[name], places[(name,)] = Path(base) / "interlace", f"environment variable {variable}"
     for loc, name in _variables(environ):
         place = f"environment variable {name}"
         _put(data, loc, _from_text(place, environ[name]), place)
@@ -174,9 +206,12 @@ def load(path: Path | None, environ: Mapping[str, str], overrides: Mapping[str, 
         _put(data, loc, value, "command line")
         places[loc] = "command line"
     try:
-        return Config.model_validate(data)
+        config = Config.model_validate(data)
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(error, places))) from None
+    if contradictions := [f"{_place(loc, places)}: {sentence}" for loc, sentence in _contradictions(config)]:
+        raise ConfigError("\n".join(contradictions))
+    return config
 
 
 def dump(config: Config) -> str:
@@ -184,11 +219,39 @@ def dump(config: Config) -> str:
     return config.model_dump_json()
 
 
+def _contradictions(config: Config) -> Iterator[tuple[_Loc, str]]:
+    """Where values that are fine by themselves do not go together, and what to set."""
+    if config.runtime == "ray" and config.ray.address is not None and config.store.url is None:
+        yield (
+            ("ray", "address"),
+            "`ray.address` lets replicas run on other machines: set `store.url` to a folder or a URL that all of them "
+            "and the gateway reach.",
+        )
+    if config.lifetimes.waiting <= config.limits.wall_seconds:
+        is_set = "waiting" in config.lifetimes.model_fields_set
+        yield (
+            ("lifetimes", "waiting") if is_set else ("limits", "wall_seconds"),
+            f"`lifetimes.waiting` ({config.lifetimes.waiting} s) should be longer than `limits.wall_seconds` "
+            f"({config.limits.wall_seconds:g} s), or a job is forgotten while it runs.",
+        )
+    first: dict[tuple[object, ...], int] = {}
+    for index, model in enumerate(config.models):
+        other = first.setdefault(
+            (model.source, model.repo_id, model.revision, model.task, model.trust_remote_code), index
+        )
+        if other != index:
+            yield (
+                ("models", index),
+                f"`models[{index}]` is `models[{other}]` again ({model.source}): for more copies, set `replicas`.",
+            )
+
+
 def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[_Loc, str]]:
     try:
         text = path.read_text(encoding="utf-8")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         data = yaml.safe_load(text)
+        lines = [] if node is None else list(_lines(node, ()))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -198,13 +261,15 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[_Loc, str]]:
         raise ConfigError(f"{path}{at}: not YAML: {error.problem}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: nested too deeply, or an alias (`*name`) is inside of what it names") from None
     if node is None:
         return {}, {}
     if not isinstance(node, yaml.MappingNode):
         line = node.start_mark.line + 1
         raise ConfigError(f"{path}, line {line}: expected `key: value` pairs; keys: {', '.join(Config.model_fields)}")
     places: dict[_Loc, str] = {}
-    for loc, line in _lines(node, ()):
+    for loc, line in lines:
         if loc in places:
             raise ConfigError(f"{path}, line {line}: `{_dotted(loc)}` is there twice: it is at {places[loc]} too.")
         places[loc] = f"{path}, line {line}"
@@ -236,7 +301,7 @@ def _from_text(place: str, value: str) -> Any:
     """A variable's value: a list, a mapping or null as YAML has it, all else as written (`3.10` stays `3.10`)."""
     try:
         parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError):
         if value.lstrip().startswith(("[", "{")):
             raise ConfigError(f"{place}: not a YAML list or mapping: {value!r}") from None
         return value
@@ -265,7 +330,7 @@ def _put(node: dict[str, Any] | list[Any], loc: _Loc, value: Any, place: str) ->
 def _explain(error: ValidationError, places: Mapping[_Loc, str]) -> Iterator[str]:
     for problem in error.errors():
         loc: _Loc = problem["loc"]
-        place = next((places[loc[:n]] for n in range(len(loc), 0, -1) if loc[:n] in places), "configuration")
+        place = _place(loc, places)
         key = _dotted(loc)
         if problem["type"] == "extra_forbidden":
             allowed = list(_section(loc[:-1]).model_fields)
@@ -278,7 +343,13 @@ def _explain(error: ValidationError, places: Mapping[_Loc, str]) -> Iterator[str
         elif problem["type"] == "tuple_type":
             yield f"{place}: `{key}`: expected a list, got {problem['input']!r}."
         else:
-            yield f"{place}: `{key}`: {problem['msg']} (got {problem['input']!r})."
+            said = problem["msg"].removeprefix("Value error, ")
+            got = re.sub(r"//[^/]*@", "//***@", repr(problem["input"]))  # a URL may have a password in it
+            yield f"{place}: `{key}`: {said} (got {got})."
+
+
+def _place(loc: _Loc, places: Mapping[_Loc, str]) -> str:
+    return next((places[loc[:n]] for n in range(len(loc), 0, -1) if loc[:n] in places), "configuration")
 
 
 def _dotted(loc: _Loc) -> str:

@@ -1,4 +1,4 @@
-"""A job's events: append, look at the last, follow from the first to the end."""
+"""A job's events: look at the last, follow from the first to the end. The queue writes them."""
 
 from collections.abc import AsyncIterator
 
@@ -6,10 +6,10 @@ from redis.asyncio import Redis
 
 from interlace.protocol import event as words
 from interlace.protocol.errors import UnknownJob
-from interlace.protocol.event import Ended, Event, StateChanged
+from interlace.protocol.event import Ended, Event
 from interlace_state.keys import Keys
 
-_BLOCK_MS = 2_000  # well under redis-py's socket timeout of 5 s, which counts the wait for an answer
+_BLOCK_MS = 2_000  # well under `store.ANSWER_SECONDS`, which counts this wait
 _BATCH = 256
 
 
@@ -19,16 +19,6 @@ class Events:
     def __init__(self, redis: Redis, keys: Keys) -> None:
         self._redis = redis
         self._keys = keys
-
-    async def append(self, job_id: str, *events: Event) -> None:
-        """Add events that are not the last; `Queue.finish` writes that one."""
-        async with self._redis.pipeline(transaction=True) as pipe:
-            for event in events:
-                data = words.encode(event)
-                pipe.xadd(self._keys.events(job_id), {"e": data})
-                if isinstance(event, StateChanged):
-                    pipe.hset(self._keys.job(job_id), mapping={"state": event.state, "last": data})
-            await pipe.execute()
 
     async def last(self, job_id: str) -> Event:
         """The job's newest event that is not a log. Raises UnknownJob."""

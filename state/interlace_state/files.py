@@ -2,22 +2,31 @@
 
 import asyncio
 import os
-import secrets
 import tempfile
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from interlace_state.config import ConfigError
+
 _CHUNK = 1 << 20
 
 
 class Files:
-    """Named bytes. Names are ours, such as ``results/{job id}``; no client chooses one."""
+    """Named bytes. Names are ours, such as ``results/{job id}``; no client chooses one.
+
+    In a folder, what is stored is for the user alone that the server runs as.
+    """
 
     def __init__(self, url: str) -> None:
-        self._fs, root = fsspec.core.url_to_fs(url)
+        """Raises ConfigError for a URL that no installed package can open."""
+        try:
+            self._fs, root = fsspec.core.url_to_fs(url)
+        except (ImportError, ValueError) as error:
+            raise ConfigError(f"`store.url` is {url!r}, which cannot be used here: {error}.") from None
         self._root = root.rstrip("/")
         self._local = isinstance(self._fs, LocalFileSystem)
 
@@ -47,6 +56,10 @@ class Files:
         """Remove a file; one that is not there is fine."""
         await asyncio.to_thread(self._delete_blocking, name)
 
+    async def delete_folder(self, name: str) -> None:
+        """Remove a folder and all in it; one that is not there is fine."""
+        await asyncio.to_thread(self._delete_folder_blocking, name)
+
     async def names(self, folder: str) -> list[str]:
         """The names of a folder's files, without the folder."""
         return await asyncio.to_thread(self._list_blocking, folder)
@@ -54,7 +67,7 @@ class Files:
     def stage(self) -> Path:
         """A new empty private file to write into, for `adopt`; on the store's own disk where it has one."""
         folder = self._path("staging") if self._local else tempfile.gettempdir()
-        os.makedirs(folder, mode=0o700, exist_ok=True)
+        _make_private_folder(folder)
         handle, path = tempfile.mkstemp(dir=folder)
         os.close(handle)
         return Path(path)
@@ -71,20 +84,20 @@ class Files:
         return f"{self._root}/{name}"
 
     def _put_blocking(self, name: str, data: bytes) -> None:
-        path = self._path(name)
-        self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
         if not self._local:
-            self._fs.pipe_file(path, data)
+            self._fs.pipe_file(self._path(name), data)
             return
-        temporary = f"{path}.{secrets.token_hex(4)}.part"
-        with open(temporary, "wb") as file:
-            file.write(data)
-        os.replace(temporary, path)
+        staged = self.stage()
+        try:
+            staged.write_bytes(data)
+            self._adopt_blocking(staged, name)
+        finally:
+            staged.unlink(missing_ok=True)
 
     def _adopt_blocking(self, staged: Path, name: str) -> None:
         path = self._path(name)
-        self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
         if self._local:
+            _make_private_folder(os.path.dirname(path))
             os.replace(staged, path)
         else:
             self._fs.put_file(str(staged), path)
@@ -96,13 +109,19 @@ class Files:
         except FileNotFoundError:
             return
 
+    def _delete_folder_blocking(self, name: str) -> None:
+        try:
+            self._fs.rm(self._path(name), recursive=True)
+        except FileNotFoundError:
+            return
+
     def _list_blocking(self, folder: str) -> list[str]:
         root = self._path(folder)
         try:
             found = self._fs.find(root)
         except FileNotFoundError:
             return []
-        return sorted(path.split(f"{root}/", 1)[1] for path in found if not path.endswith(".part"))
+        return sorted(path.split(f"{root}/", 1)[1] for path in found)
 
     def _expire_blocking(self, folder: str, older_than: float) -> int:
         removed = 0
@@ -115,3 +134,11 @@ class Files:
             except FileNotFoundError:
                 continue
         return removed
+
+
+def _make_private_folder(path: str) -> None:
+    """Make a folder and its parents; those that were there keep their mode. `os.makedirs` narrows the last one only."""
+    if not os.path.isdir(path):
+        _make_private_folder(os.path.dirname(path))
+        with suppress(FileExistsError):
+            os.mkdir(path, 0o700)

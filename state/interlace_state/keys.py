@@ -1,16 +1,17 @@
 """Every Redis key: its name, type, lifetime and writer. Nothing else writes a key by hand.
 
-| key                     | type   | lifetime              | written by            | holds                            |
-|-------------------------|--------|-----------------------|-----------------------|----------------------------------|
-| job:{id}                | hash   | waiting, then result  | submit, append, finish| record, state, last, attempts    |
-| events:{id}             | stream | as job:{id}           | submit, append, finish| `e`: one Event as JSON           |
-| queue:{slug}            | stream | forever               | submit, finish        | `job`: ids; group `workers`      |
-| session:{sid}           | stream | while its socket lives| sessions, submit      | `tenant`, then `job`             |
-| models                  | hash   | forever               | models                | slug -> ModelCard as JSON        |
-| environment             | string | forever               | models                | workers' Python and packages     |
-| replicas:{slug}         | set    | forever               | models                | replica ids                      |
-| replica:{slug}:{id}     | string | three heartbeats      | models                | Replica as JSON                  |
-| secret:results          | string | forever               | results               | key that signs result URLs       |
+| key                 | type   | lifetime               | written by        | holds                                 |
+|---------------------|--------|------------------------|-------------------|---------------------------------------|
+| job:{id}            | hash   | waiting, then result   | queue             | record, state, last, attempts, fence, |
+|                     |        |                        |                   | taken, recorded                       |
+| events:{id}         | stream | as job:{id}            | queue             | `e`: one Event as JSON                |
+| queue:{slug}        | stream | forever                | queue             | `job`: ids; group `workers`           |
+| session:{sid}       | stream | while its socket lives | sessions, queue   | `tenant`, then `job`                  |
+| models              | hash   | forever                | models            | slug -> ModelCard as JSON             |
+| environment         | string | forever                | models            | workers' Python and packages          |
+| replicas:{slug}     | set    | forever                | models            | replica ids                           |
+| replica:{slug}:{id} | string | three heartbeats       | models            | Replica as JSON                       |
+| secret:results      | string | forever                | results           | key that signs result URLs            |
 """
 
 

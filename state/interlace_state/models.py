@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
@@ -76,9 +77,10 @@ class Models:
         await self._redis.hset(self._keys.models, card.key.slug, card.model_dump_json())
 
     async def withdraw(self, key: ModelKey) -> None:
-        """Take a model out of the catalogue."""
+        """Take a model and its hub files out of the catalogue."""
         await self.forget_replicas(key)
         await self._redis.hdel(self._keys.models, key.slug)
+        await self._files.delete_folder(f"hub/{key.slug}")
 
     async def forget_replicas(self, key: ModelKey) -> None:
         """Drop the signs of life of a former run; a replica that lives gives its next one soon."""
@@ -123,6 +125,13 @@ class Models:
     async def put_file(self, key: ModelKey, name: str, data: bytes) -> None:
         """Store a small hub file, such as ``tokenizer.json``."""
         await self._files.put(f"hub/{key.slug}/{name}", data)
+
+    async def replace_files(self, key: ModelKey, files: Mapping[str, bytes]) -> None:
+        """Make these the hub files of a model; others that it had go."""
+        for name, data in files.items():
+            await self.put_file(key, name, data)
+        for name in set(await self._files.names(f"hub/{key.slug}")) - set(files):
+            await self._files.delete(f"hub/{key.slug}/{name}")
 
     async def file(self, key: ModelKey, name: str) -> bytes:
         """A hub file. Raises FileNotFoundError."""

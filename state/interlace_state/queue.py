@@ -1,5 +1,7 @@
 """The queue of each model, both ends: submit, lease, renew, finish, give back."""
 
+import math
+import secrets
 import time
 from dataclasses import dataclass
 from importlib.resources import files
@@ -17,6 +19,7 @@ from interlace_state.keys import Keys
 
 _GROUP = "workers"
 _POLL_MS = 1_000
+_Entries = list[tuple[bytes, dict[bytes, bytes]]]
 _NO_SESSION, _SESSION_TAKEN, _QUEUE_FULL = -1, -2, -3
 
 
@@ -26,8 +29,10 @@ class Lease:
 
     job: Job
     entry: str
-    #: How many workers have had this job, this one included.
+    #: How many workers have had this job and not given it back, this one included.
     attempt: int
+    #: Which lease of the job this is: what is said under an older one is not heard.
+    fence: int
 
 
 class Queue:
@@ -38,8 +43,13 @@ class Queue:
         self._keys = keys
         self._lifetimes = lifetimes
         self._submit = redis.register_script(_script("submit"))
+        self._take = redis.register_script(_script("take"))
+        self._renew = redis.register_script(_script("renew"))
+        self._record = redis.register_script(_script("record"))
         self._finish = redis.register_script(_script("finish"))
+        self._fail = redis.register_script(_script("fail"))
         self._requeue = redis.register_script(_script("requeue"))
+        self._forget_workers = redis.register_script(_script("forget_workers"))
         self._looked_for_lapsed: dict[str, float] = {}
 
     async def submit(self, job: Job, *, waiting_jobs: int, model_ready: bool) -> int:
@@ -47,15 +57,9 @@ class Queue:
 
         Raises SessionRefused, or LimitExceeded when ``waiting_jobs`` jobs wait already.
         """
-        slug = job.model.slug
         first = StateChanged(state=JobState.QUEUED, text="Added to Queue at position {place}.", model_ready=model_ready)
         place = await self._submit(
-            keys=[
-                self._keys.job(job.id),
-                self._keys.events(job.id),
-                self._keys.queue(slug),
-                self._keys.session(job.session_id or "-"),
-            ],
+            keys=[*self._keys_of(job.id, job.model), self._keys.session(job.session_id or "-")],
             args=[
                 job.id,
                 job.model_dump_json(),
@@ -80,76 +84,82 @@ class Queue:
     async def lease(self, model: ModelKey, worker: str) -> Lease | None:
         """The next job of a model, or None if there is none within a second."""
         stream = self._keys.queue(model.slug)
-        entries = await self._lapsed(stream, worker)
-        if not entries:
-            try:
-                replies = await self._redis.xreadgroup(_GROUP, worker, {stream: ">"}, count=1, block=_POLL_MS)
-            except ResponseError as error:
-                if "NOGROUP" not in str(error):
-                    raise
-                await self._create_group(stream)
-                return None
-            entries = replies[0][1] if replies else []
+        try:
+            entries = await self._lapsed(stream, worker) or await self._next(stream, worker)
+        except ResponseError as error:
+            if "NOGROUP" not in str(error):
+                raise
+            await self._create_group(stream)
+            return None
         for entry, fields in entries:
-            if lease := await self._take(stream, entry.decode(), fields[b"job"].decode()):
-                return lease
+            keys = self._keys_of(fields[b"job"].decode(), model)
+            args = [entry, worker, secrets.token_hex(8), self._lifetimes.waiting]
+            if taken := await self._take(keys=keys, args=args):
+                record, attempt, fence = taken
+                return Lease(job=Job.model_validate_json(record), entry=entry.decode(), attempt=attempt, fence=fence)
         return None
 
-    async def renew(self, lease: Lease, worker: str) -> None:
-        """Say that the worker still lives. Call more often than ``lifetimes.lease``."""
-        await self._redis.xclaim(self._keys.queue(lease.job.model.slug), _GROUP, worker, 0, [lease.entry], justid=True)
+    async def renew(self, lease: Lease, worker: str) -> bool:
+        """Say that the worker still lives; False if the job is no longer its own. Call often in ``lifetimes.lease``."""
+        args = [lease.entry, worker, lease.fence, self._lifetimes.waiting]
+        return bool(await self._renew(keys=self._keys_of(lease.job.id, lease.job.model), args=args))
+
+    async def record(self, lease: Lease, *events: Event) -> bool:
+        """Add events that are not the job's last; False, and nothing is added, if the job is no longer the lease's."""
+        args: list[str | bytes | int] = [lease.fence, secrets.token_hex(8)]
+        for event in events:
+            args += [event.state if isinstance(event, StateChanged) else "", words.encode(event)]
+        return bool(await self._record(keys=self._keys_of(lease.job.id, lease.job.model)[:2], args=args))
 
     async def finish(self, lease: Lease, end: Ended) -> bool:
-        """Write the job's last event; False if somebody else had ended it."""
-        return bool(await self._ended(lease.job, lease.entry, end))
+        """Write the job's last event; False if somebody else had ended it or holds it by now."""
+        args = [lease.entry, lease.fence, end.state, words.encode(end), self._lifetimes.result]
+        return bool(await self._finish(keys=self._keys_of(lease.job.id, lease.job.model), args=args))
 
     async def give_back(self, lease: Lease, text: str) -> None:
-        """Return a job that this worker will not run to its queue."""
-        event: Event = StateChanged(state=JobState.QUEUED, text=text)
-        await self._requeue(keys=self._keys_of(lease.job), args=[lease.entry, words.encode(event), lease.job.id])
+        """Return a job that this worker will not run to its queue, unless it is another's by now."""
+        event = words.encode(StateChanged(state=JobState.QUEUED, text=text))
+        args = [lease.entry, lease.fence, event, lease.job.id, self._lifetimes.waiting]
+        await self._requeue(keys=self._keys_of(lease.job.id, lease.job.model), args=args)
+
+    async def fail_waiting(self, model: ModelKey, text: str) -> int:
+        """End the jobs of a model that no worker holds, or whose worker has gone silent; returns how many."""
+        return await self._end_all(model, text, str(int(self._lifetimes.lease * 1000)))
 
     async def fail_all(self, model: ModelKey, text: str) -> int:
-        """End every job that waits for a model that will not come; returns how many."""
-        stream = self._keys.queue(model.slug)
+        """End every job of a model that is hosted no more, running or not; returns how many."""
+        return await self._end_all(model, text, "")
+
+    async def _end_all(self, model: ModelKey, text: str, silent_ms: str) -> int:
+        end = Ended(state=JobState.ERROR, text=text)
         failed = 0
-        for entry, fields in await self._redis.xrange(stream):
-            record = await self._redis.hget(self._keys.job(fields[b"job"].decode()), "record")
-            if record is None:
-                await self._redis.xdel(stream, entry)
-                continue
-            end = Ended(state=JobState.ERROR, text=text)
-            failed += await self._ended(Job.model_validate_json(record), entry.decode(), end)
+        for entry, fields in await self._redis.xrange(self._keys.queue(model.slug)):
+            args = [entry, end.state, words.encode(end), self._lifetimes.result, silent_ms]
+            failed += int(await self._fail(keys=self._keys_of(fields[b"job"].decode(), model), args=args))
         return failed
 
-    async def _ended(self, job: Job, entry: str, end: Ended) -> int:
-        args = [entry, end.state, words.encode(end), self._lifetimes.result]
-        return int(await self._finish(keys=self._keys_of(job), args=args))
-
-    async def _lapsed(self, stream: str, worker: str) -> list[tuple[bytes, dict[bytes, bytes]]]:
-        """A job whose worker has gone silent, looked for a few times in a lease's length."""
+    async def _lapsed(self, stream: str, worker: str) -> _Entries:
+        """A job whose worker has gone silent, looked for a few times in a lease's length. Raises ResponseError."""
         now = time.monotonic()
-        if now - self._looked_for_lapsed.get(stream, 0.0) < self._lifetimes.lease / 3:
+        if now - self._looked_for_lapsed.get(stream, -math.inf) < self._lifetimes.lease / 3:
             return []
-        self._looked_for_lapsed[stream] = now
-        await self._create_group(stream)
         idle_ms = int(self._lifetimes.lease * 1000)
-        _, entries, *_ = await self._redis.xautoclaim(stream, _GROUP, worker, idle_ms, count=1)
+        cursor = b"0-0"
+        entries: _Entries = []
+        while not entries:
+            # One call looks at ten held entries; the cursor is where the next one goes on.
+            cursor, entries, *_ = await self._redis.xautoclaim(stream, _GROUP, worker, idle_ms, cursor, count=1)
+            if cursor == b"0-0":
+                break
+        if not entries:
+            self._looked_for_lapsed[stream] = now
+            await self._forget_workers(keys=[stream], args=[idle_ms])
         return list(entries)
 
-    async def _take(self, stream: str, entry: str, job_id: str) -> Lease | None:
-        async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.hmget(self._keys.job(job_id), "record", "state")
-            pipe.hincrby(self._keys.job(job_id), "attempts", 1)
-            (record, state), attempt = await pipe.execute()
-        if record is None or JobState(state.decode()).ended:
-            async with self._redis.pipeline(transaction=True) as pipe:
-                pipe.xack(stream, _GROUP, entry)
-                pipe.xdel(stream, entry)
-                if record is None:
-                    pipe.delete(self._keys.job(job_id))
-                await pipe.execute()
-            return None
-        return Lease(job=Job.model_validate_json(record), entry=entry, attempt=int(attempt))
+    async def _next(self, stream: str, worker: str) -> _Entries:
+        """A job that no worker has had since it was queued. Raises ResponseError."""
+        replies = await self._redis.xreadgroup(_GROUP, worker, {stream: ">"}, count=1, block=_POLL_MS)
+        return list(replies[0][1]) if replies else []
 
     async def _create_group(self, stream: str) -> None:
         try:
@@ -158,8 +168,8 @@ class Queue:
             if "BUSYGROUP" not in str(error):
                 raise
 
-    def _keys_of(self, job: Job) -> list[str]:
-        return [self._keys.job(job.id), self._keys.events(job.id), self._keys.queue(job.model.slug)]
+    def _keys_of(self, job_id: str, model: ModelKey) -> list[str]:
+        return [self._keys.job(job_id), self._keys.events(job_id), self._keys.queue(model.slug)]
 
 
 def _script(name: str) -> str:

@@ -50,7 +50,7 @@ class Results:
         """Take a finished result in."""
         size = staged.stat().st_size
         await self._files.adopt(staged, f"results/{job.id}")
-        return ResultRef(size=size, compressed=job.compress)
+        return ResultRef(size=size)
 
     async def read(self, job_id: str) -> bytes:
         """A whole result. Raises UnknownJob."""

@@ -4,10 +4,11 @@ import secrets
 
 from redis.asyncio import Redis
 
+from interlace.protocol.errors import SessionRefused
 from interlace_state.keys import Keys
 
 _LIFETIME = 3600  # seconds; renewed while the socket is open
-_BLOCK_MS = 2_000  # well under redis-py's socket timeout of 5 s, which counts the wait for an answer
+_BLOCK_MS = 2_000  # well under `store.ANSWER_SECONDS`, which counts this wait
 
 
 class Sessions:
@@ -28,11 +29,15 @@ class Sessions:
         return session_id
 
     async def job_of(self, session_id: str) -> str | None:
-        """The id of the session's job, or None if none was posted within two seconds."""
+        """The id of the session's job, or None if none was posted within two seconds.
+
+        Raises SessionRefused when the session is gone: no job can be posted for it any more.
+        """
         stream = self._keys.session(session_id)
         replies = await self._redis.xread({stream: "0-1"}, count=1, block=_BLOCK_MS)
         if not replies:
-            await self._redis.expire(stream, _LIFETIME)
+            if not await self._redis.expire(stream, _LIFETIME):
+                raise SessionRefused("This session is gone: the server has lost it. Please run your request again.")
             return None
         fields: dict[bytes, bytes] = replies[0][1][0][1]
         return fields[b"job"].decode()

@@ -1,14 +1,18 @@
 """Open and close the meeting place."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from redis.asyncio import Redis
+from redis.asyncio.client import Pipeline
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from interlace_state.config import Config
+from interlace_state.config import Config, ConfigError
 from interlace_state.events import Events
 from interlace_state.files import Files
 from interlace_state.keys import Keys
@@ -17,6 +21,8 @@ from interlace_state.queue import Queue
 from interlace_state.results import Results
 from interlace_state.sessions import Sessions
 
+#: A command that has no answer for this long has failed: the server hangs, or the network has dropped the connection.
+ANSWER_SECONDS = 10.0
 _MOST_CONNECTIONS = 10_000  # every stream that waits for events holds one; redis-py would stop at 100
 
 
@@ -34,14 +40,19 @@ class State:
 
 @asynccontextmanager
 async def open_state(config: Config) -> AsyncIterator[State]:
-    """Connect. Raises ValueError without `redis.url`, redis.ConnectionError if nobody answers there."""
+    """Connect.
+
+    Raises ConfigError without `redis.url` or with a `store.url` that cannot be used, RedisError if nobody answers.
+    """
     if config.redis.url is None:
-        raise ValueError("`redis.url` is not set: name a Redis server, or let `interlace up` start one.")
+        raise ConfigError("`redis.url` is not set: name a Redis server, or let `interlace up` start one.")
+    files = Files(config.store_url)
+    keys = Keys(config.redis.prefix)
     # A connection that died with the server is found out by its next call, which is then made once more.
     retry = Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), retries=5)
-    redis = Redis.from_url(config.redis.url, protocol=2, retry=retry, max_connections=_MOST_CONNECTIONS)
-    keys = Keys(config.redis.prefix)
-    files = Files(config.store_url)
+    redis = _Redis.from_url(
+        config.redis.url, protocol=2, retry=retry, max_connections=_MOST_CONNECTIONS, socket_timeout=None
+    )
     try:
         await redis.ping()
         yield State(
@@ -54,3 +65,33 @@ async def open_state(config: Config) -> AsyncIterator[State]:
         )
     finally:
         await redis.aclose()
+
+
+class _Redis(Redis):  # type: ignore[misc]
+    """Bounds the time to an answer by itself.
+
+    With a `socket_timeout`, redis-py sends by `asyncio.wait_for`, which loses cancellations in Python 3.11.
+    """
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                return await super().execute_command(*args, **options)
+        except TimeoutError:
+            raise _no_answer() from None
+
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
+        return _Pipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
+
+
+class _Pipeline(Pipeline):  # type: ignore[misc]
+    async def execute(self, raise_on_error: bool = True) -> list[Any]:
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                return list(await super().execute(raise_on_error))
+        except TimeoutError:
+            raise _no_answer() from None
+
+
+def _no_answer() -> RedisTimeoutError:
+    return RedisTimeoutError(f"Redis has not answered for {ANSWER_SECONDS:g} seconds.")

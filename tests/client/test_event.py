@@ -13,7 +13,7 @@ from interlace.protocol.job import Cost, JobState, ResultRef
     [
         StateChanged(state=JobState.QUEUED, text="Added to the queue.", model_ready=False),
         Log(text="layer 3 \N{SNOWMAN}\x00"),
-        Ended(state=JobState.COMPLETED, result=ResultRef(size=3, compressed=True), cost=Cost(runtime=0.5)),
+        Ended(state=JobState.COMPLETED, result=ResultRef(size=3), cost=Cost(runtime=0.5)),
         Ended(state=JobState.ERROR, text="ValueError: boom"),
     ],
 )

@@ -177,6 +177,26 @@ async def test_the_gateway_closes_a_socket_that_the_client_keeps(gateway: Gatewa
     socket.close()
 
 
+async def test_a_stream_that_ends_before_its_session_is_open_still_has_two_frames(start_gateway: Any) -> None:
+    """Stock nnsight takes the first frame for the session's id, whatever it is."""
+    with start_gateway(gateway={"drain_seconds": 0}) as gateway:
+        async with open_state(gateway.config) as state:
+            await state.redis.client_pause(8_000, all=False)  # writes wait, and so the session is not opened
+            try:
+                socket = await asyncio.to_thread(gateway.connect)
+                gateway.process.terminate()
+                first, second = json.loads(await asyncio.to_thread(socket.recv)), await receive(socket)
+            finally:
+                await state.redis.client_unpause()
+            assert len(first["session_id"]) == 32
+            assert (second["status"], second["description"].split(".")[0]) == (
+                "ERROR",
+                "The server is shutting down and takes no new jobs",
+            )
+            socket.close()
+            assert await asyncio.to_thread(gateway.process.wait, 8) == 0
+
+
 async def test_a_client_that_leaves_before_it_posts(gateway: Gateway, state: State) -> None:
     socket, session_id = await subscribe(gateway)
     key = Keys(gateway.config.redis.prefix).session(session_id)
@@ -221,7 +241,7 @@ async def test_a_session_may_wait_longer_than_redis_blocks(gateway: Gateway, wor
 
 async def test_a_result_that_is_gone_is_an_error_frame(gateway: Gateway, worker: Worker) -> None:
     socket, job_id = await open_and_post(gateway)
-    result = ResultRef(size=5, compressed=True)
+    result = ResultRef(size=5)
     await worker.state.queue.finish(await worker.start(), Ended(state=JobState.COMPLETED, result=result))
     frame = await last(socket)
     assert (frame["status"], frame["id"]) == ("ERROR", job_id)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from interlace.protocol.model import ModelKey
 from interlace_state.config import Config, ConfigError, dump, load
 
 Written = Callable[[str], Path]
@@ -122,6 +123,92 @@ def test_a_value_out_of_bounds(written: Written) -> None:
 def test_a_limit_that_lets_nothing_through(written: Written, key: str) -> None:
     assert f"line 1: `limits.{key}`: " in (said := mistake(written(f"limits: {{{key}: -1}}\n")))
     assert "should be greater than 0" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("models: [{source: a, repo_id: 'my model!'}]", "`models[0].repo_id`: expected 'name' or 'org/name'"),
+        ("models: [{source: a, repo_id: a/../b}]", "`models[0].repo_id`: expected 'name' or 'org/name'"),
+        ("models: [{source: a, revision: ../main}]", "`models[0].revision`: expected a branch, a tag or a commit"),
+        ("models: [{source: a, task: Fill Mask}]", "`models[0].task`: expected a task such as 'text-generation'"),
+        ("gateway: {min_nnsight: abc}", "`gateway.min_nnsight`: expected a version, e.g. '3.10' (got 'abc')."),
+        ("gateway: {min_python: 3.10.0.0.1}", "`gateway.min_python`: expected a version"),
+        ("gateway: {public_url: lab.example}", "`gateway.public_url`: expected http://HOST or https://HOST"),
+        ("gateway: {drain_seconds: .inf}", "`gateway.drain_seconds`: Input should be a finite number"),
+        ("redis: {url: localhost}", "`redis.url`: expected a redis://, rediss:// or unix:// URL"),
+        ("redis: {url: 'redis://h:many/0'}", "`redis.url`: Port could not be cast to integer"),
+        ("limits: {wall_seconds: .inf}", "`limits.wall_seconds`: Input should be a finite number"),
+        ("limits: {memory_bytes: 99999999999999999999}", "`limits.memory_bytes`: should be at most"),
+        ("lifetimes: {lease: .inf}", "`lifetimes.lease`: Input should be a finite number"),
+        ("lifetimes: {lease: .nan}", "`lifetimes.lease`: Input should be a finite number"),
+        ("lifetimes: {result: 9999999999}", "`lifetimes.result`: Input should be less than or equal to"),
+    ],
+)
+def test_a_value_that_nothing_could_work_with(written: Written, text: str, said: str) -> None:
+    assert f"line 1: {said}" in mistake(written(text))
+
+
+def test_what_a_key_may_name_is_a_repo_id_a_revision_and_a_task(written: Written) -> None:
+    text = "{source: ./x, repo_id: org/Name-1.5_b, revision: refs/pr/7, task: fill-mask}"
+    [model] = load(written(f"models: [{text}]"), {}).models
+    key = ModelKey(repo_id=model.repo_id or "", revision=model.revision, task=model.task)
+    assert ModelKey.parse(key.canonical) == key
+
+
+def test_a_mistake_never_shows_a_password(written: Written) -> None:
+    said = mistake(written("redis: {url: 'reddis://:hunter2@redis.lab:6379/0'}"))
+    assert said.endswith("(got 'reddis://***@redis.lab:6379/0').")
+
+
+def test_a_cluster_needs_a_store_that_its_machines_share(written: Written) -> None:
+    path = written("redis: {url: 'redis://h'}\nray:\n  address: auto\n")
+    assert mistake(path).startswith(
+        f"{path}, line 3: `ray.address` lets replicas run on other machines: set `store.url`"
+    )
+    assert load(path, {"INTERLACE_STORE__URL": "/shared"}).store_url == "/shared"
+    assert load(path, {"INTERLACE_RUNTIME": "process"}).ray.address == "auto"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [("lifetimes:\n  waiting: 300\n", 2), ("limits:\n  wall_seconds: 604800\n", 2)],
+)
+def test_a_job_is_not_forgotten_while_it_runs(written: Written, text: str, line: int) -> None:
+    path = written(text)
+    said = mistake(path)
+    assert said.startswith(f"{path}, line {line}: `lifetimes.waiting` (")
+    assert "should be longer than `limits.wall_seconds` (" in said
+
+
+def test_a_model_that_is_listed_twice(written: Written) -> None:
+    path = written("models:\n  - source: org/a\n  - source: org/b\n  - source: org/a\n    dtype: bfloat16\n")
+    assert (
+        mistake(path) == f"{path}, line 4: `models[2]` is `models[0]` again (org/a): for more copies, set `replicas`."
+    )
+    load(written("models: [{source: org/a}, {source: org/a, revision: v2}, {source: org/a, task: fill-mask}]"), {})
+
+
+@pytest.mark.parametrize("text", ["models: &all [*all]\n", "limits: &all {wall_seconds: *all}\n", f"a: {'[' * 2000}"])
+def test_yaml_that_never_ends(written: Written, text: str) -> None:
+    assert "nested too deeply, or an alias (`*name`) is inside of what it names" in mistake(written(text))
+
+
+def test_an_environment_value_that_never_ends() -> None:
+    assert mistake(None, {"INTERLACE_MODELS": "&all [*all]"}).startswith("environment variable INTERLACE_MODELS: ")
+    assert mistake(None, {"INTERLACE_MODELS": "[" * 2000}).startswith("environment variable INTERLACE_MODELS: not a")
+
+
+def test_folders_come_from_the_environment_that_is_given(monkeypatch: pytest.MonkeyPatch, written: Written) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", "/of/this/process")
+    monkeypatch.setenv("HOME", "/home/me")
+    assert load(None, {}).state_dir == Path("/home/me/.local/state/interlace")
+    config = load(None, {"XDG_STATE_HOME": "/s", "XDG_CACHE_HOME": "/c"})
+    assert (config.state_dir, config.cache_dir) == (Path("/s/interlace"), Path("/c/interlace"))
+    file = written("state_dir: /mine\n")
+    environ = {"XDG_STATE_HOME": "/s", "XDG_CACHE_HOME": "/c", "INTERLACE_CACHE_DIR": "/other"}
+    config = load(file, environ)
+    assert (config.state_dir, config.cache_dir) == (Path("/mine"), Path("/other"))
 
 
 def test_every_mistake_has_a_line(written: Written) -> None:

@@ -65,3 +65,19 @@ async def test_only_published_files_are_there(state: State, name: str) -> None:
     await state.models.put_file(KEY, "config.json", b"{}")
     with pytest.raises(FileNotFoundError):
         await state.models.file(KEY, name)
+
+
+async def test_publishing_again_drops_files_that_the_model_no_longer_has(state: State) -> None:
+    await state.models.replace_files(KEY, {"config.json": b"{}", "unet/config.json": b"{ }"})
+    await state.models.replace_files(KEY, {"config.json": b"{  }", "tokenizer.json": b"[]"})
+    assert await state.models.file_sizes(KEY) == {"config.json": 4, "tokenizer.json": 2}
+
+
+async def test_a_withdrawn_model_leaves_no_files(state: State) -> None:
+    other = ModelKey(repo_id="lab/other")
+    for key in (KEY, other):
+        await state.models.publish(card(key))
+        await state.models.put_file(key, "unet/config.json", b"{}")
+    await state.models.withdraw(KEY)
+    assert await state.models.file_sizes(KEY) == {}
+    assert await state.models.file_sizes(other) == {"unet/config.json": 2}

@@ -5,44 +5,12 @@ import secrets
 import time
 
 import pytest
+from meeting import MODEL, history, lease, make_job, submit
 
 from interlace.protocol.errors import LimitExceeded, SessionRefused, UnknownJob
 from interlace.protocol.event import Ended, Log, StateChanged
-from interlace.protocol.job import Job, JobState, Limits
-from interlace.protocol.model import ModelKey
-from interlace_state.queue import Lease
+from interlace.protocol.job import JobState
 from interlace_state.store import State
-
-MODEL = ModelKey(repo_id="tests/model")
-
-
-def make_job(session_id: str = "", model: ModelKey = MODEL) -> Job:
-    return Job(
-        id=secrets.token_hex(16),
-        tenant="local",
-        model=model,
-        compress=True,
-        limits=Limits(),
-        session_id=session_id,
-        payload_bytes=0,
-        submitted_at=time.time(),
-    )
-
-
-async def submit(state: State, job: Job, waiting_jobs: int = 100) -> int:
-    return await state.queue.submit(job, waiting_jobs=waiting_jobs, model_ready=True)
-
-
-async def lease(state: State, worker: str = "one", model: ModelKey = MODEL) -> Lease:
-    """The next lease; the first call of a new queue only creates its group."""
-    for _ in range(5):
-        if found := await state.queue.lease(model, worker):
-            return found
-    raise AssertionError("no job in five tries")
-
-
-async def history(state: State, job: Job) -> list[object]:
-    return [event async for _, event in state.events.follow(job.id)]
 
 
 async def test_jobs_leave_in_the_order_they_came(state: State) -> None:
@@ -124,7 +92,7 @@ async def test_a_job_that_is_given_back_runs_elsewhere(state: State) -> None:
     await submit(state, job)
     await state.queue.give_back(await lease(state, "leaving"), "waits for another")
     again = await lease(state, "other")
-    assert (again.job, again.attempt) == (job, 2)
+    assert (again.job, again.attempt, again.fence) == (job, 1, 3)
     await state.queue.finish(again, Ended(state=JobState.COMPLETED))
     texts = [event.text for event in await history(state, job) if isinstance(event, StateChanged)]
     assert texts[-1] == "waits for another"
@@ -170,7 +138,7 @@ async def test_events_are_replayed_and_then_live(state: State) -> None:
     await submit(state, job)
     following = asyncio.create_task(history(state, job))
     held = await lease(state)
-    await state.events.append(job.id, StateChanged(state=JobState.RUNNING), Log(text="one"), Log(text="two"))
+    assert await state.queue.record(held, StateChanged(state=JobState.RUNNING), Log(text="one"), Log(text="two"))
     await state.queue.finish(held, Ended(state=JobState.COMPLETED))
     live = await asyncio.wait_for(following, 10)
     assert live == await history(state, job)
@@ -181,7 +149,7 @@ async def test_events_are_replayed_and_then_live(state: State) -> None:
 async def test_a_log_is_not_the_last_event_of_a_poll(state: State) -> None:
     job = make_job()
     await submit(state, job)
-    await state.events.append(job.id, StateChanged(state=JobState.RUNNING), Log(text="one"))
+    assert await state.queue.record(await lease(state), StateChanged(state=JobState.RUNNING), Log(text="one"))
     last = await state.events.last(job.id)
     assert isinstance(last, StateChanged)
     assert last.state is JobState.RUNNING

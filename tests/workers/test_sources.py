@@ -7,16 +7,16 @@ import os
 import re
 import subprocess
 import sys
-import threading
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
+import hub_server
 import pytest
 import tiny
 import torch
+from hub_server import COMMIT, Hub
 from huggingface_hub.utils import validate_repo_id
 from tiny_gguf import llama, write_gguf
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
@@ -30,7 +30,6 @@ from interlace_workers.sources.source import as_repo_name
 
 MEMBER = "tiny_llama/tiny.gguf"
 SPEC = f"package:tiny-llama==1.0/{MEMBER}"
-COMMIT = "c0ffee" + "0" * 34
 RESOLVE = """
 import sys
 from pathlib import Path
@@ -277,72 +276,13 @@ def test_what_names_nothing_is_told_the_kinds(tmp_path: Path) -> None:
     assert "smollm2-135m-instruct" in said
 
 
-class Hub(BaseHTTPRequestHandler):
-    """As much of the hub's HTTP API as a download takes."""
-
-    files: ClassVar[dict[str, bytes]] = {}
-    fetched: ClassVar[list[str]] = []
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        path = self.path.split("?")[0]
-        if "/gated" in path:
-            self._answer(403, b"{}", "GatedRepo")
-        elif "/lab/" not in path:
-            self._answer(404, b"{}", "RepoNotFound")
-        elif path.startswith("/api/") and "/nonsense" in path:
-            self._answer(404, b"{}", "RevisionNotFound")
-        elif "/tree/" in path:
-            listing = [
-                {"type": "file", "path": name, "size": len(data), "oid": oid(data)} for name, data in self.items()
-            ]
-            self._answer(200, json.dumps(listing).encode())
-        elif path.startswith("/api/"):
-            siblings = [{"rfilename": name, "size": len(data)} for name, data in self.items()]
-            info = {"id": "lab/Tiny", "modelId": "lab/Tiny", "sha": COMMIT, "siblings": siblings, "tags": []}
-            self._answer(200, json.dumps(info | {"private": False, "downloads": 0, "likes": 0}).encode())
-        else:
-            name = path.split(f"/resolve/{COMMIT}/")[1]
-            self.fetched.append(name)
-            self._answer(200, self.files[name])
-
-    def items(self) -> list[tuple[str, bytes]]:
-        return sorted(self.files.items())
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Quiet."""
-
-    def _answer(self, status: int, body: bytes, code: str = "") -> None:
-        self.send_response(status)
-        headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{oid(body)}"', "Content-Length": str(len(body))}
-        for name, value in (headers | ({"X-Error-Code": code} if code else {})).items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-
-def oid(data: bytes) -> str:
-    return hashlib.sha1(data).hexdigest()
-
-
 @pytest.fixture
 def online(tmp_path: Path) -> Iterator[dict[str, str]]:
     """A hub of our own with the repository lab/Tiny, and the environment of a process that uses it."""
     llama().save_pretrained(tmp_path / "m")
-    Hub.files = {path.name: path.read_bytes() for path in (tmp_path / "m").iterdir()}
-    Hub.files |= {"README.md": b"#", "onnx/model.onnx": b"1", "pytorch_model.bin": b"2", "model.fp16.safetensors": b"3"}
-    Hub.fetched = []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    url = f"http://127.0.0.1:{server.server_port}"
-    yield {"HF_ENDPOINT": url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "hf"), "NO_PROXY": "127.0.0.1"}
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    others = {"README.md": b"#", "onnx/model.onnx": b"1", "pytorch_model.bin": b"2", "model.fp16.safetensors": b"3"}
+    with hub_server.running({path.name: path.read_bytes() for path in (tmp_path / "m").iterdir()} | others) as environ:
+        yield environ | {"HF_HOME": str(tmp_path / "hf")}
 
 
 def run(source: str, cache: Path, environ: Mapping[str, str], revision: str = "main") -> tuple[str, str]:

@@ -2,11 +2,12 @@
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from interlace.protocol.errors import ModelFailed
 from interlace.protocol.model import ModelKey
-from interlace_state.config import Config, ModelConfig
+from interlace_state.config import Config, ConfigError, ModelConfig
 from interlace_state.models import ModelCard
 from interlace_state.store import State
 from interlace_workers import sources
@@ -36,14 +37,35 @@ def key_of(model: ModelConfig, repo_id: str) -> ModelKey:
 
 
 async def place(config: Config, state: State, say: Callable[[str], None]) -> list[Placement]:
-    """Resolve every model side by side and publish its card; one that cannot be resolved is published as failed."""
+    """Resolve every model side by side and publish its card; one that cannot be resolved is published as failed.
+
+    Says ``placed SLUG`` of each, once the catalogue holds these and no others. Raises ConfigError if two are one model
+    to clients.
+    """
+    _refuse_twins(config, [key_of(model, sources.name_of(model)) for model in config.models])
     placed = await asyncio.gather(*(_place(config, state, index, say) for index in range(len(config.models))))
-    await _withdraw_others(state, {key for key, _ in placed})
+    keys = [key for key, _ in placed]
+    _refuse_twins(config, keys)  # once more: the hub may have given two spellings one id
+    await _withdraw_others(state, set(keys))
+    for key in keys:
+        say(f"placed {key.slug}")
     return [placement for _, placement in placed if placement is not None]
 
 
+def _refuse_twins(config: Config, keys: Sequence[ModelKey]) -> None:
+    """Raises ConfigError where two models would share a name, and so a queue."""
+    first: dict[ModelKey, int] = {}
+    for index, key in enumerate(keys):
+        if (other := first.setdefault(key, index)) != index:
+            raise ConfigError(
+                f"`models[{other}]` ({config.models[other].source}) and `models[{index}]` "
+                f"({config.models[index].source}) are both {key} to clients: give one of them another `repo_id`, or "
+                "for more copies of one model set `replicas`."
+            )
+
+
 async def _withdraw_others(state: State, keys: set[ModelKey]) -> None:
-    """Take models of a former configuration out of the catalogue and end the jobs that wait for them."""
+    """Take models of a former configuration out of the catalogue and end their jobs: a Redis prefix has one placer."""
     for hosted in await state.models.all():
         if (key := hosted.card.key) not in keys:
             await state.models.withdraw(key)
@@ -55,20 +77,30 @@ async def _place(
 ) -> tuple[ModelKey, Placement | None]:
     model = config.models[index]
     try:
-        source = await asyncio.to_thread(sources.resolve, model, config.cache_dir, say)
+        card, files = await asyncio.to_thread(_resolve_blocking, config, model, say)
     except sources.SourceError as error:
         key = key_of(model, sources.name_of(model))
+        await state.models.forget_replicas(key)
         await state.models.publish(
             ModelCard(key=key, commit="0" * 40, dtype=model.dtype, config={}, failure=str(error))
         )
+        await state.queue.fail_waiting(key, str(ModelFailed(str(key), str(error))))
         say(f"{key}: {error}")
         return key, None
-    key = key_of(model, source.repo_id)
-    await state.models.forget_replicas(key)
-    for name, path in source.hub_files().items():
-        await state.models.put_file(key, name, await asyncio.to_thread(path.read_bytes))
-    await state.models.publish(sources.card(source, key, model))
-    return key, Placement(index=index, model=model, key=key)
+    await state.models.forget_replicas(card.key)
+    await state.models.replace_files(card.key, files)
+    await state.models.publish(card)
+    return card.key, Placement(index=index, model=model, key=card.key)
+
+
+def _resolve_blocking(
+    config: Config, model: ModelConfig, say: Callable[[str], None]
+) -> tuple[ModelCard, dict[str, bytes]]:
+    """A model's card and its hub files, its weights on this machine. Raises SourceError."""
+    source = sources.resolve(model, config.cache_dir, say)
+    with sources.reading(source.path):
+        files = {name: path.read_bytes() for name, path in source.hub_files().items()}
+    return sources.card(source, key_of(model, source.repo_id), model), files
 
 
 def threads_of(config: Config, model: ModelConfig) -> int:

@@ -85,10 +85,11 @@ class Zygote:
 
 
 def _reason(error: Exception) -> str:
-    """The sentence that matters: a transformers pipeline wraps the traceback of every class that it tried."""
+    """The sentence that matters: a pipeline of transformers wraps a traceback of each class that it tried to load."""
     text = f"{type(error).__name__}: {error}"
-    start = max((match.start() for match in _RAISED.finditer(text)), default=0)
-    return text[start:].strip()[:_LONGEST_REASON]
+    first = _RAISED.search(text, pos=max(0, text.find("\nTraceback")))
+    reason = text if first is None else text[first.start() :].split("\n\n", 1)[0]
+    return reason.strip()[:_LONGEST_REASON]
 
 
 def main() -> None:

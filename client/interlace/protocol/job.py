@@ -34,7 +34,7 @@ class Limits(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    #: Seconds from the first line of user code to its end.
+    #: Seconds from the hand-over to the sandbox to its end, reading the payload included.
     wall_seconds: float = 600.0
     #: Bytes of memory over what the model itself holds.
     memory_bytes: int = 4 << 30
@@ -77,7 +77,7 @@ class Cost(BaseModel):
     runtime: float | None = None
     #: Seconds of processor time in the sandbox.
     cpu_seconds: float | None = None
-    #: Peak resident bytes of the sandbox, pages shared with the model included.
+    #: Peak bytes of memory over what the model itself holds.
     max_memory_usage: int | None = None
     #: Seconds between acceptance and start.
     queued_seconds: float | None = None
@@ -88,6 +88,5 @@ class ResultRef(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
+    #: Bytes as stored; one zstd frame if `Job.compress`.
     size: int
-    #: Bytes: whether the file is one zstd frame.
-    compressed: bool

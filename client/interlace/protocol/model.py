@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from typing import Any
+from typing import Any, TypeGuard
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -55,13 +55,13 @@ class ModelKey(BaseModel):
         wrapper = WRAPPERS[path]
         fields = _fields_of(suffix, wrapper)
         repo_id = fields.get("repo_id")
-        if not isinstance(repo_id, str) or not _REPO_ID.fullmatch(repo_id) or ".." in repo_id:
+        if not is_repo_id(repo_id):
             raise InvalidModelKey(f"`repo_id` in the model key is {repo_id!r}; expected 'name' or 'org/name'.")
         revision = fields.get("revision") or "main"
-        if not isinstance(revision, str) or not _REVISION.fullmatch(revision) or ".." in revision:
+        if not is_revision(revision):
             raise InvalidModelKey(f"`revision` in the model key is {revision!r}; expected a branch, a tag or a commit.")
         task = fields.get("task") if wrapper == "TransformersModel" else None
-        if task is not None and (not isinstance(task, str) or not _TASK.fullmatch(task)):
+        if task is not None and not is_task(task):
             raise InvalidModelKey(f"`task` in the model key is {task!r}; expected e.g. 'text-generation'.")
         trust = fields.get("trust_remote_code", False)
         if not isinstance(trust, bool):
@@ -91,6 +91,21 @@ class ModelKey(BaseModel):
         trust = "trust_remote_code" if self.trust_remote_code else None
         extras = [part for part in (self.revision if self.revision != "main" else None, self.task, trust) if part]
         return f"{self.repo_id} ({', '.join(extras)})" if extras else self.repo_id
+
+
+def is_repo_id(value: object) -> TypeGuard[str]:
+    """Whether a key can name this repository: ``name`` or ``org/name``."""
+    return isinstance(value, str) and _REPO_ID.fullmatch(value) is not None and ".." not in value
+
+
+def is_revision(value: object) -> TypeGuard[str]:
+    """Whether a key can name this branch, tag or commit."""
+    return isinstance(value, str) and _REVISION.fullmatch(value) is not None and ".." not in value
+
+
+def is_task(value: object) -> TypeGuard[str]:
+    """Whether a key can name this task."""
+    return isinstance(value, str) and _TASK.fullmatch(value) is not None
 
 
 def _fields_of(suffix: str, wrapper: str) -> dict[str, Any]:

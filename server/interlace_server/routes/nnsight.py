@@ -7,10 +7,12 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, File, Form, Request, UploadFile
 from pydantic import BaseModel
+from redis.exceptions import RedisError
 
-from interlace.protocol.errors import InterlaceError, ModelFailed
+from interlace.protocol.errors import InterlaceError, ModelFailed, UnknownModel
 from interlace.protocol.event import Ended
 from interlace.protocol.job import Job, Limits
+from interlace.protocol.model import ModelKey
 from interlace_server import log, nnsight_wire
 from interlace_server.admission import check_payload
 from interlace_server.auth import Identity, Tenant, identity_of
@@ -52,16 +54,29 @@ async def submit(
 ) -> Update:
     """Take a job in; it is durable when this answers."""
     envelope = Envelope.parse(data)
-    model = await _servable(gateway, envelope)
+    model = await _servable(gateway, envelope.model)
     payload = await blob.read()
     check_payload(payload, compress=envelope.compress, limits=gateway.config.limits)
     job = _job(envelope, tenant, gateway.config.limits, len(payload))
     await _accept(gateway, job, payload, model_ready=model.state is ModelState.READY)
+    if model.state is not ModelState.READY:
+        await _look_again(gateway, model.card.key)
     return nnsight_wire.received(job.id)
 
 
-async def _servable(gateway: Gateway, envelope: Envelope) -> HostedModel:
-    model = await gateway.state.models.find(envelope.model)
+async def _look_again(gateway: Gateway, key: ModelKey) -> None:
+    """End jobs that were taken in for a model just after the workers had given it up and ended those that waited."""
+    try:
+        await _servable(gateway, key)
+    except (ModelFailed, UnknownModel) as error:
+        await gateway.state.queue.fail_waiting(key, str(error))
+    except RedisError as error:  # the jobs are in all the same
+        log.warning("redis_failed", path="/request", error=str(error))
+
+
+async def _servable(gateway: Gateway, key: ModelKey) -> HostedModel:
+    """Raises UnknownModel or ModelFailed."""
+    model = await gateway.state.models.find(key)
     if model.state is ModelState.FAILED:
         raise ModelFailed(str(model.card.key), model.card.failure or "no reason is known")
     return model

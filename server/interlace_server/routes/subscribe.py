@@ -19,6 +19,7 @@ from interlace_server.auth import tenant_of
 from interlace_server.errors import REDIS_DOWN, unexpected
 from interlace_server.gateway import Gateway, gateway_of
 from interlace_server.routes.results import result_url
+from interlace_state.tasks import cancelled
 
 router = APIRouter()
 
@@ -43,6 +44,7 @@ class Stream:
         self._gateway = gateway
         self._session_id = ""
         self._job_id = ""
+        self._greeted = False
         self._ended = False
         self._redis_lost: float | None = None
 
@@ -54,12 +56,12 @@ class Stream:
         try:
             await asyncio.wait((talk, gone, closing), return_when=asyncio.FIRST_COMPLETED)
             if not (talk.done() or gone.done()):
-                await _cancelled(talk)
+                await cancelled(talk)
                 with suppress(WebSocketDisconnect):
                     await self._fail(self._goodbye())
             await asyncio.wait((gone, closing), timeout=_LINGER, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            await _cancelled(talk, gone, closing)
+            await cancelled(talk, gone, closing)
             await self._close()
 
     async def _gone(self) -> None:
@@ -83,13 +85,14 @@ class Stream:
             await self._fail(unexpected(error, "/subscribe"))
 
     async def _open(self) -> None:
-        """Give the client its session id: it expects one first, whatever comes after."""
-        try:
-            self._session_id = await self._gateway.state.sessions.open(tenant_of(self._websocket))
-        except RedisError:
-            await self._websocket.send_json({"session_id": secrets.token_hex(16)})
-            raise
-        await self._websocket.send_json({"session_id": self._session_id})
+        self._session_id = await self._gateway.state.sessions.open(tenant_of(self._websocket))
+        await self._greet()
+
+    async def _greet(self) -> None:
+        """Give the client its session id, once: it expects one first, even of a session that never was opened."""
+        if not self._greeted:
+            self._greeted = True
+            await self._websocket.send_json({"session_id": self._session_id or secrets.token_hex(16)})
 
     async def _job(self) -> str:
         """The id of the job that the client posts."""
@@ -140,6 +143,7 @@ class Stream:
     async def _fail(self, sentence: str) -> None:
         if not self._ended:
             self._ended = True
+            await self._greet()
             await self._send(nnsight_wire.failed(self._job_id, sentence).text())
 
     async def _send(self, frame: str | bytes) -> None:
@@ -164,9 +168,3 @@ class Stream:
         with suppress(RuntimeError, WebSocketDisconnect):
             await self._websocket.close()
         log.info("stream_closed", job=self._job_id)
-
-
-async def _cancelled(*tasks: asyncio.Task[object]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

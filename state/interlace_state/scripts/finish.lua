@@ -1,13 +1,17 @@
--- End a job once, whoever comes first, and take it off the queue.
+-- End a job once and take it off the queue, if the caller may.
 -- KEYS  job:{id}  events:{id}  queue:{slug}
--- ARGV  queue entry, end state, last event, lifetime in seconds
--- Returns 1 if this call ended the job, 0 if it had ended or is unknown.
+-- ARGV  queue entry, fence, end state, last event, lifetime in seconds
+-- Returns 1 if this lease ended the job, 0 if somebody else had ended it, it is another's or is gone.
+local job = redis.call("HMGET", KEYS[1], "state", "fence", "last")
+if job[2] ~= ARGV[2] then return 0 end
+if job[1] == "completed" or job[1] == "error" or job[1] == "cancelled" then
+  -- The connection repeats a call whose answer it lost.
+  return job[3] == ARGV[4] and 1 or 0
+end
+redis.call("HSET", KEYS[1], "state", ARGV[3], "last", ARGV[4])
+redis.call("XADD", KEYS[2], "*", "e", ARGV[4])
+redis.call("EXPIRE", KEYS[1], ARGV[5])
+redis.call("EXPIRE", KEYS[2], ARGV[5])
 redis.call("XACK", KEYS[3], "workers", ARGV[1])
 redis.call("XDEL", KEYS[3], ARGV[1])
-local state = redis.call("HGET", KEYS[1], "state")
-if not state or state == "completed" or state == "error" or state == "cancelled" then return 0 end
-redis.call("HSET", KEYS[1], "state", ARGV[2], "last", ARGV[3])
-redis.call("XADD", KEYS[2], "*", "e", ARGV[3])
-redis.call("EXPIRE", KEYS[1], ARGV[4])
-redis.call("EXPIRE", KEYS[2], ARGV[4])
 return 1

@@ -11,7 +11,7 @@ if ARGV[6] == "1" then
 end
 if redis.call("XLEN", KEYS[3]) >= tonumber(ARGV[5]) then return -3 end
 local first = string.gsub(ARGV[3], "{place}", redis.call("XLEN", KEYS[3]) + 1)
-redis.call("HSET", KEYS[1], "record", ARGV[2], "state", "queued", "last", first, "attempts", 0)
+redis.call("HSET", KEYS[1], "record", ARGV[2], "state", "queued", "last", first, "attempts", 0, "fence", 0)
 redis.call("XADD", KEYS[2], "*", "e", first)
 redis.call("EXPIRE", KEYS[1], ARGV[4])
 redis.call("EXPIRE", KEYS[2], ARGV[4])

@@ -14,8 +14,9 @@ from interlace_workers.sources import hub, local, package
 from interlace_workers.sources.card import card
 from interlace_workers.sources.catalogue import CATALOGUE, Entry, known
 from interlace_workers.sources.source import Say, Source, SourceError
+from interlace_workers.sources.weights import reading
 
-__all__ = ["CATALOGUE", "Cached", "Source", "SourceError", "cached", "card", "name_of", "resolve"]
+__all__ = ["CATALOGUE", "Cached", "Source", "SourceError", "cached", "card", "name_of", "reading", "resolve"]
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,16 @@ _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 def card(source: Source, key: ModelKey, model: ModelConfig) -> ModelCard:
-    """What is known of the model before it is loaded; its size is that of the weights in the dtype asked for."""
-    config = json.loads((source.path / "config.json").read_text())
-    dtype = model.dtype
-    if dtype == "auto":
-        dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
+    """What is known of the model before it is loaded; its size is that of the weights in the dtype asked for.
+
+    Raises SourceError for damaged files.
+    """
+    path = source.path / "config.json"
+    with weights.reading(path):
+        config = json.loads(path.read_text())
+        dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32")
+    if model.dtype != "auto":
+        dtype = model.dtype
     n_params = weights.n_params(source.path)
     width = _BYTES.get(dtype)
     return ModelCard(

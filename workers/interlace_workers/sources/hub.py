@@ -68,7 +68,10 @@ def _in_cache(repo_id: str, revision: str) -> Path | None:
 
 
 def _complete(folder: Path) -> bool:
-    return (folder / "config.json").is_file() and bool(weights.files(folder))
+    try:
+        return (folder / "config.json").is_file() and bool(weights.files(folder))
+    except SourceError:  # a damaged index: the hub is asked
+        return False
 
 
 def _fetch(model: ModelConfig, say: Say) -> tuple[str, Path]:

@@ -19,6 +19,11 @@ def name_of(source: str) -> str:
 def resolve(model: ModelConfig) -> Source:
     """The directory, checked. Raises SourceError."""
     folder = _folder(model.source)
+    with weights.reading(folder):
+        return _checked(folder, model)
+
+
+def _checked(folder: Path, model: ModelConfig) -> Source:
     if not folder.is_dir():
         raise SourceError(f"There is no folder {folder}. `--model` takes a folder with config.json and weights.")
     if not (folder / "config.json").is_file():

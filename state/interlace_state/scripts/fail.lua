@@ -1,0 +1,19 @@
+-- End a job that nobody will run, and take it off the queue.
+-- KEYS  job:{id}  events:{id}  queue:{slug}
+-- ARGV  queue entry, end state, last event, lifetime in seconds,
+--       milliseconds after which a silent worker has lost its job, or "" to end a job that a worker holds, too
+-- Returns 1 if this call ended the job, 0 if a worker holds it, or it had ended or is gone.
+if ARGV[5] ~= "" then
+  local held = redis.pcall("XPENDING", KEYS[3], "workers", ARGV[1], ARGV[1], 1)
+  if not held.err and held[1] and held[1][3] < tonumber(ARGV[5]) then return 0 end
+end
+-- A job that was given back since the caller looked has another entry.
+if redis.call("XDEL", KEYS[3], ARGV[1]) == 0 then return 0 end
+redis.call("XACK", KEYS[3], "workers", ARGV[1])
+local state = redis.call("HGET", KEYS[1], "state")
+if not state or state == "completed" or state == "error" or state == "cancelled" then return 0 end
+redis.call("HSET", KEYS[1], "state", ARGV[2], "last", ARGV[3])
+redis.call("XADD", KEYS[2], "*", "e", ARGV[3])
+redis.call("EXPIRE", KEYS[1], ARGV[4])
+redis.call("EXPIRE", KEYS[2], ARGV[4])
+return 1

@@ -1,0 +1,62 @@
+"""Jobs for a test's queue, and the passing of a lease's time without waiting for it."""
+
+import secrets
+import time
+
+from interlace.protocol.event import Ended, Event, decode
+from interlace.protocol.job import Job, Limits
+from interlace.protocol.model import ModelKey
+from interlace_state.config import Config
+from interlace_state.keys import Keys
+from interlace_state.queue import Lease
+from interlace_state.store import State
+
+MODEL = ModelKey(repo_id="tests/model")
+
+
+def make_job(session_id: str = "", model: ModelKey = MODEL) -> Job:
+    return Job(
+        id=secrets.token_hex(16),
+        tenant="local",
+        model=model,
+        compress=True,
+        limits=Limits(),
+        session_id=session_id,
+        payload_bytes=0,
+        submitted_at=time.time(),
+    )
+
+
+async def submit(state: State, job: Job, waiting_jobs: int = 100) -> int:
+    return await state.queue.submit(job, waiting_jobs=waiting_jobs, model_ready=True)
+
+
+async def submitted(state: State) -> Job:
+    job = make_job()
+    await submit(state, job)
+    return job
+
+
+async def lease(state: State, worker: str = "one", model: ModelKey = MODEL) -> Lease:
+    """The next lease; the first call of a new queue only creates its group."""
+    for _ in range(5):
+        if found := await state.queue.lease(model, worker):
+            return found
+    raise AssertionError("no job in five tries")
+
+
+async def lapse(state: State, config: Config, held: Lease, worker: str) -> None:
+    """Let the worker have been silent for an hour; Redis counts the time, so it is told."""
+    stream = Keys(config.redis.prefix).queue(held.job.model.slug)
+    await state.redis.xclaim(stream, "workers", worker, 0, [held.entry], idle=3_600_000, justid=True)
+
+
+async def history(state: State, job: Job) -> list[Event]:
+    """All events of a job that has ended."""
+    return [event async for _, event in state.events.follow(job.id)]
+
+
+async def ends(state: State, config: Config, job: Job) -> list[str]:
+    """The texts of the last events that a job has got, however many."""
+    entries = await state.redis.xrange(Keys(config.redis.prefix).events(job.id))
+    return [event.text for _, fields in entries if isinstance(event := decode(fields[b"e"]), Ended)]

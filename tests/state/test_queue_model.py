@@ -1,0 +1,161 @@
+"""Whatever three workers do in whatever order: a job ends exactly once, by its holder, and none is lost."""
+
+import asyncio
+import secrets
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from meeting import MODEL, ends, lapse, submitted
+
+from interlace.protocol.event import Ended, Log, StateChanged
+from interlace.protocol.job import Job, JobState
+from interlace_state.config import Config, RedisConfig, StoreConfig
+from interlace_state.keys import Keys
+from interlace_state.queue import Lease, Queue
+from interlace_state.store import State, open_state
+
+T = TypeVar("T")
+WORKERS = ("a", "b", "c")
+
+
+class Workers(RuleBasedStateMachine):
+    """The jobs as they should be, beside those in Redis. Leases that lapsed are used on, as a frozen worker does."""
+
+    redis_url: str
+    folder: Path
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        self.stack = AsyncExitStack()
+        self.config = Config(
+            redis=RedisConfig(url=self.redis_url, prefix=f"test:{secrets.token_hex(4)}:"),
+            store=StoreConfig(url=str(self.folder)),
+        )
+        self.state: State = self.run(self.stack.enter_async_context(open_state(self.config)))
+        self.jobs: list[Job] = []
+        #: Everything that was ever leased, and who holds which job now.
+        self.leases: list[tuple[str, Lease]] = []
+        self.holders: dict[str, Lease] = {}
+        self.attempts: dict[str, int] = {}
+        self.lapsed: set[str] = set()
+        self.ended: dict[str, str] = {}
+        assert self.run(self.queue().lease(MODEL, "a")) is None
+
+    def run(self, todo: Coroutine[Any, Any, T]) -> T:
+        return self.loop.run_until_complete(todo)
+
+    def queue(self) -> Queue:
+        """One that has not looked for lapsed jobs yet."""
+        return Queue(self.state.redis, Keys(self.config.redis.prefix), self.config.lifetimes)
+
+    def free(self) -> set[str]:
+        """The jobs that a worker may get: those that wait, and those of a silent worker."""
+        return {job.id for job in self.jobs} - set(self.ended) - (set(self.holders) - self.lapsed)
+
+    @rule()
+    def submit(self) -> None:
+        job = self.run(submitted(self.state))
+        self.jobs.append(job)
+        self.attempts[job.id] = 0
+
+    @precondition(lambda self: self.free())
+    @rule(worker=st.sampled_from(WORKERS))
+    def lease(self, worker: str) -> None:
+        taken = self.run(self.queue().lease(MODEL, worker))
+        assert taken is not None
+        assert taken.job.id in self.free()
+        self.attempts[taken.job.id] += 1
+        assert taken.attempt == self.attempts[taken.job.id]
+        assert all(taken.fence > old.fence for _, old in self.leases if old.job == taken.job)
+        self.leases.append((worker, taken))
+        self.holders[taken.job.id] = taken
+        self.lapsed.discard(taken.job.id)
+
+    @precondition(lambda self: self.holders)
+    @rule(data=st.data())
+    def lapse(self, data: st.DataObject) -> None:
+        held = self.holders[data.draw(st.sampled_from(list(self.holders)))]
+        worker = next(worker for worker, lease in self.leases if lease is held)
+        self.run(lapse(self.state, self.config, held, worker))
+        self.lapsed.add(held.job.id)
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data())
+    def renew(self, data: st.DataObject) -> None:
+        worker, lease = data.draw(st.sampled_from(self.leases))
+        assert self.run(self.state.queue.renew(lease, worker)) is self.holds(lease)
+        if self.holds(lease):
+            self.lapsed.discard(lease.job.id)
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data())
+    def record(self, data: st.DataObject) -> None:
+        _, lease = data.draw(st.sampled_from(self.leases))
+        events = (StateChanged(state=JobState.RUNNING), Log(text="line"))
+        assert self.run(self.state.queue.record(lease, *events)) is self.holds(lease)
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data())
+    def finish(self, data: st.DataObject) -> None:
+        _, lease = data.draw(st.sampled_from(self.leases))
+        text = secrets.token_hex(4)
+        end = Ended(state=JobState.COMPLETED, text=text)
+        assert self.run(self.state.queue.finish(lease, end)) is self.holds(lease)
+        if self.holds(lease):
+            self.end(lease.job.id, text)
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data())
+    def give_back(self, data: st.DataObject) -> None:
+        _, lease = data.draw(st.sampled_from(self.leases))
+        self.run(self.state.queue.give_back(lease, "restart"))
+        if self.holds(lease):
+            self.attempts[lease.job.id] -= 1
+            del self.holders[lease.job.id]
+            self.lapsed.discard(lease.job.id)
+
+    @rule()
+    def fail_waiting(self) -> None:
+        free = self.free()
+        assert self.run(self.state.queue.fail_waiting(MODEL, "no weights")) == len(free)
+        for job_id in free:
+            self.end(job_id, "no weights")
+
+    def holds(self, lease: Lease) -> bool:
+        return self.holders.get(lease.job.id) is lease
+
+    def end(self, job_id: str, text: str) -> None:
+        self.ended[job_id] = text
+        self.holders.pop(job_id, None)
+        self.lapsed.discard(job_id)
+
+    @invariant()
+    def every_job_is_queued_or_has_ended_once(self) -> None:
+        assert self.run(self.state.queue.length(MODEL)) == len(self.jobs) - len(self.ended)
+        for job in self.jobs:
+            expected = [self.ended[job.id]] if job.id in self.ended else []
+            assert self.run(ends(self.state, self.config, job)) == expected
+            last = self.run(self.state.events.last(job.id))
+            assert isinstance(last, Ended) is (job.id in self.ended)
+
+    def teardown(self) -> None:
+        self.run(self.stack.aclose())
+        self.loop.close()
+
+
+def test_three_workers_in_any_order(redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Workers, "redis_url", redis_url, raising=False)
+    monkeypatch.setattr(Workers, "folder", tmp_path, raising=False)
+    run_state_machine_as_test(
+        Workers,
+        settings=settings(
+            max_examples=40, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+        ),
+    )
