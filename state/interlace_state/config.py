@@ -102,7 +102,7 @@ class RedisConfig(_Section):
     url: Annotated[str, _such(_is_redis, "a redis://, rediss:// or unix:// URL")] | None = None
     """`redis://`, `rediss://` or `unix://` URL; default: a server of our own."""
     prefix: str = "interlace:"
-    """Put before every key, so that several services can share a server; each set of workers needs one of its own."""
+    """Put before every key, so that several services can share a server. One set of workers for each prefix."""
 
 
 class StoreConfig(_Section):
@@ -122,7 +122,7 @@ class LifetimeConfig(_Section):
     result_url: int = Field(default=3600, ge=10, le=_DECADE)
     """A signed result URL; each poll signs a new one."""
     waiting: int = Field(default=7 * _DAY, ge=60, le=_DECADE)
-    """A job that nobody has run, or a run that never ends; longer than `limits.wall_seconds`."""
+    """A job that nobody has run. Longer than `limits.wall_seconds`."""
     lease: float = Field(default=15.0, ge=1, le=_DAY)
     """A worker that is silent for this long has lost its job to another."""
 

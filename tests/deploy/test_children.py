@@ -55,7 +55,7 @@ async def spoken(heard: list[str], count: int = 1) -> None:
 
 
 async def test_both_outputs_go_to_the_log_and_lines_to_us(start: Start, heard: list[str]) -> None:
-    child = await start("import sys; print('a\\rb'); print('c', file=sys.stderr); sys.exit(3)")
+    child = await start(r"import os, sys; os.write(1, b'a\rb\n'); os.write(2, b'c\n'); sys.exit(3)")
     assert await child.wait() == 3
     await spoken(heard)
     assert heard == ["b"]

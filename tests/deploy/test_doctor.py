@@ -46,6 +46,17 @@ def test_something_needed_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert "no-such-tool" not in found
 
 
+def test_a_package_that_is_broken_is_no_reason_to_break(interlace: Interlace, tmp_path: Path) -> None:
+    """Whoever asks the doctor has a broken installation."""
+    (tmp_path / "huggingface_hub.py").write_text("raise ValueError('half installed')\n")
+    done = interlace("doctor", "--json", PYTHONPATH=str(tmp_path))
+    found = {finding["what"]: finding for finding in json.loads(done.stdout)["findings"]}
+    assert (found["default model"]["state"], found["default model"]["detail"]) == (
+        "note",
+        "cannot look: ValueError: half installed",
+    )
+
+
 def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     found = list(doctor.examine(Config(), {"HF_ENDPOINT": "http://127.0.0.1:9"}))
     hub = next(finding for finding in found if finding.what == "hub")

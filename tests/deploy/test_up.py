@@ -9,9 +9,12 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hub_server
 import psutil
 import pytest
 
+from interlace.protocol.event import Ended
+from interlace.protocol.job import Job, Limits
 from interlace.protocol.model import ModelKey
 from interlace_state.config import Config, RedisConfig
 from interlace_state.models import ModelCard
@@ -178,18 +181,100 @@ def test_redis_gone_ends_all(foreground: Foreground, tmp_path: Path) -> None:
 async def test_a_shared_redis_one_of_two_models_and_ctrl_c(
     foreground: Foreground, interlace: Interlace, tiny_models: Path, tmp_path: Path, redis_url: str
 ) -> None:
-    """What others host there does not count, nor why a model of ours failed the last time."""
+    """What a former run left there goes: its models, and why one of ours failed the last time."""
     async with open_state(Config(redis=RedisConfig(url=redis_url))) as state:
-        for name, failure in (("other/loading", None), ("local/nowhere", "old news")):
+        for name, failure in (("former/model", None), ("local/nowhere", "old news")):
             key = ModelKey(repo_id=name)
             await state.models.publish(ModelCard(key=key, commit="0" * 40, dtype="float32", config={}, failure=failure))
     process = foreground(redis={"url": redis_url}, models=[{"source": str(tiny_models)}, {"source": "./nowhere"}])
     ready(process)
     assert "Not hosted:\n  local/nowhere (text-generation): There is no folder" in (tmp_path / "stderr").read_text()
+    status = json.loads(interlace("status", "--json").stdout)
+    assert [(model["repo_id"], model["state"]) for model in status["models"]] == [
+        ("local/nowhere", "failed"),
+        ("local/own-model", "ready"),
+    ]
     assert "local/nowhere: There is no folder" in interlace("status").stdout
     process.send_signal(signal.SIGINT)
     assert process.wait(40) == 0
     assert (tmp_path / "stderr").read_text().endswith("stopping\nstopped\n")
+
+
+def test_twice_with_a_model_that_the_hub_knows_by_another_name(
+    interlace: Interlace, tiny_models: Path, tmp_path: Path, redis_url: str
+) -> None:
+    """The second time finds the first one's card in Redis."""
+    with hub_server.running({path.name: path.read_bytes() for path in tiny_models.iterdir()}) as environ:
+        for _ in range(2):
+            done = interlace(
+                *("up", "--model", "lab/tiny", "--runtime", "process", "--detach"),
+                **environ,
+                HF_HOME=str(tmp_path / "hf"),
+                REDIS_URL=redis_url,
+            )
+            assert (done.returncode, done.stdout[:6]) == (0, "ready "), done.stderr
+            [model] = json.loads(interlace("status", "--json").stdout)["models"]
+            assert (model["repo_id"], model["state"]) == ("lab/Tiny", "ready")
+            assert "placed" not in done.stderr
+            assert interlace("down").returncode == 0
+
+
+async def test_the_next_configuration_ends_what_the_former_one_left(
+    foreground: Foreground, state_dir: Path, until: Until
+) -> None:
+    """With the embedded Redis, too: a job of a model that is hosted no more does not wait for ever."""
+    former = ModelKey(repo_id="former/model")
+    job = Job(
+        id="0" * 32,
+        tenant="local",
+        model=former,
+        compress=True,
+        limits=Limits(),
+        payload_bytes=1,
+        submitted_at=time.time(),
+    )
+    process = foreground()
+    ready(process)
+    config = Config(redis=RedisConfig(url=f"unix://{state_dir}/run/redis.sock"), state_dir=state_dir)
+    async with open_state(config) as state:
+        await state.models.publish(ModelCard(key=former, commit="0" * 40, dtype="float32", config={}))
+        await state.queue.submit(job, waiting_jobs=9, model_ready=False)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(40) == 0
+    process = foreground()
+    ready(process)
+    async with open_state(config) as state:
+        end = await state.events.last(job.id)
+        assert isinstance(end, Ended)
+        assert "former/model (text-generation) is no longer hosted on this server." in end.text
+        assert [model.card.key.repo_id for model in await state.models.all()] == ["local/own-model"]
+    process.send_signal(signal.SIGINT)
+    assert process.wait(40) == 0
+
+
+def test_two_models_of_one_name(interlace: Interlace, tmp_path: Path, state_dir: Path) -> None:
+    words = [word for run in "ab" for word in ("--model", str(tmp_path / run / "final"))]
+    done = interlace("up", *words, "--runtime", "process")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"`models[0]` ({tmp_path}/a/final) and `models[1]` ({tmp_path}/b/final) are both local/final" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("environ", "said"),
+    [
+        ({"REDIS_URL": "localhost:6379"}, "`redis.url`: expected a redis://, rediss:// or unix:// URL"),
+        ({"INTERLACE_STORE__URL": "s3://bucket/interlace"}, "`store.url` is 's3://bucket/interlace', which cannot"),
+        ({"INTERLACE_STORE__URL": "nowhere://x"}, "`store.url` is 'nowhere://x', which cannot be used here: Protocol"),
+    ],
+)
+def test_an_address_that_cannot_be(
+    interlace: Interlace, tmp_path: Path, state_dir: Path, environ: dict[str, str], said: str
+) -> None:
+    done = interlace("up", "--model", tmp_path, "--runtime", "process", **environ)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
 
 
 def test_no_model_can_be_loaded(interlace: Interlace, tmp_path: Path, state_dir: Path) -> None:

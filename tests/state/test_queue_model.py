@@ -156,6 +156,6 @@ def test_three_workers_in_any_order(redis_url: str, tmp_path: Path, monkeypatch:
     run_state_machine_as_test(
         Workers,
         settings=settings(
-            max_examples=40, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+            max_examples=30, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
         ),
     )

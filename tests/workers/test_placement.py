@@ -156,8 +156,8 @@ async def test_two_folders_of_one_name_are_refused_before_anything_is_read(confi
     with pytest.raises(ConfigError) as caught:
         await place(hosting(config, *folders), state, lambda line: None)
     assert str(caught.value) == (
-        "`models[0]` (/runs/a/final) and `models[1]` (/runs/b/final) are both local/final (text-generation) to clients: "
-        "give one of them another `repo_id`, or for more copies of one model set `replicas`."
+        "`models[0]` (/runs/a/final) and `models[1]` (/runs/b/final) are both local/final (text-generation) to "
+        "clients: give one of them another `repo_id`, or for more copies of one model set `replicas`."
     )
     assert await state.models.all() == []
 

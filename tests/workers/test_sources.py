@@ -259,11 +259,16 @@ def test_a_repository_in_the_local_cache_needs_no_network(tiny_models: Path, tmp
     assert {"config.json", "tokenizer.json", "tokenizer_config.json"} <= set(source.hub_files())
     assert not [name for name in source.hub_files() if name.endswith((".safetensors", ".bin"))]
     assert tiny.LLAMA in [model.name for model in sources.cached(tmp_path)]
-    assert tiny.BROKEN not in [model.name for model in sources.cached(tmp_path)]
 
 
-@pytest.mark.parametrize("repo_id", ["interlace-tests/absent", tiny.BROKEN])
-def test_offline_and_not_complete_in_the_cache_says_so(tiny_models: Path, tmp_path: Path, repo_id: str) -> None:
+@pytest.mark.parametrize("repo_id", ["interlace-tests/absent", "interlace-tests/partial"])
+def test_offline_and_not_complete_in_the_cache_says_so(home: Path, tmp_path: Path, repo_id: str) -> None:
+    repo = home / "hf" / "hub" / "models--interlace-tests--partial"
+    (repo / "snapshots" / COMMIT).mkdir(parents=True, exist_ok=True)
+    (repo / "snapshots" / COMMIT / "config.json").write_text("{}")
+    (repo / "refs").mkdir(exist_ok=True)
+    (repo / "refs" / "main").write_text(COMMIT)
+    assert repo_id not in [model.name for model in sources.cached(tmp_path)]
     said = refusal(repo_id, tmp_path)
     assert repo_id in said
     assert "HF_HUB_OFFLINE" in said

@@ -53,7 +53,7 @@ def _blame(saved: dict[str, Any], error: Exception) -> NoReturn:
     for name, value in saved.items():
         try:
             torch.save(value, io.BytesIO(), pickle_module=_PickleModule, pickle_protocol=_PROTOCOL)
-        except Exception as refusal:  # noqa: BLE001 - as above
+        except Exception as refusal:  # noqa: BLE001 - it is the user's object that refuses
             raise UnsendableValue(name, type(value).__name__, str(refusal)) from None
     raise error
 
