@@ -19,9 +19,8 @@ PACKAGES = {
 LONGEST_FILE = 400  # lines
 LONGEST_FUNCTION = 60  # lines
 LONGEST_README = 25  # lines
-#: Where a process begins, and where the configuration is loaded: elsewhere the environment is passed in.
+#: Where a process begins: elsewhere the environment is passed in.
 READS_ENVIRONMENT = {
-    "interlace_state/config.py",
     "interlace_server/__main__.py",
     "interlace_workers/__main__.py",
     "interlace_workers/runtimes/replica_process.py",
@@ -29,8 +28,6 @@ READS_ENVIRONMENT = {
     "interlace_workers/executors/zygote_process.py",  # hands a few names on to the process that it starts
     *(f"interlace_deploy/{command}.py" for command in ("demo", "detach", "doctor", "models", "status", "up")),
 }
-#: What must run, and run fast, where the workers' packages are not installed.
-IMPORTS_LATE = {"interlace_deploy.catalogue", "interlace_deploy.doctor"}
 #: Runs alone in every process that imports it: a network, a file for writing or a new process would be an effect.
 WATCH = """
 import sys
@@ -141,7 +138,7 @@ def test_no_own_import_is_hidden_in_a_function() -> None:
             if id(node) in inside and isinstance(node, ast.ImportFrom | ast.Import):
                 names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [one.name for one in node.names]
                 ours = any(one.split(".")[0] in PACKAGES for one in names)
-                hidden += [f"{name}:{node.lineno}"] if ours and name not in IMPORTS_LATE else []
+                hidden += [f"{name}:{node.lineno}"] if ours else []
     assert hidden == []
 
 

@@ -48,6 +48,7 @@ class Queue:
         self._record = redis.register_script(_script("record"))
         self._finish = redis.register_script(_script("finish"))
         self._fail = redis.register_script(_script("fail"))
+        self._cancel = redis.register_script(_script("cancel"))
         self._requeue = redis.register_script(_script("requeue"))
         self._forget_workers = redis.register_script(_script("forget_workers"))
         self._looked_for_lapsed: dict[str, float] = {}
@@ -121,6 +122,12 @@ class Queue:
         event = words.encode(StateChanged(state=JobState.QUEUED, text=text))
         args = [lease.entry, lease.fence, event, lease.job.id, self._lifetimes.waiting]
         await self._requeue(keys=self._keys_of(lease.job.id, lease.job.model), args=args)
+
+    async def cancel(self, job_id: str, text: str) -> bool:
+        """End a job, waiting or running; False if it had ended. Its worker stops within a third of a lease."""
+        end = Ended(state=JobState.CANCELLED, text=text)
+        keys = [self._keys.job(job_id), self._keys.events(job_id)]
+        return bool(await self._cancel(keys=keys, args=[end.state, words.encode(end), self._lifetimes.result]))
 
     async def fail_waiting(self, model: ModelKey, text: str) -> int:
         """End the jobs of a model that no worker holds, or whose worker has gone silent; returns how many."""

@@ -69,6 +69,17 @@ async def test_a_worker_does_not_steal_a_job_that_another_has_claimed_but_not_ye
     assert not await state.queue.renew(held, "a")
 
 
+async def test_two_slots_of_one_worker_are_two_holders(state: State, config: Config) -> None:
+    await submitted(state)
+    lapsed = await lease(state, "a")
+    await lapse(state, config, lapsed, "a")
+    async with open_state(config) as slot:
+        held = await lease(slot, "a")
+    assert not await state.queue.renew(lapsed, "a")
+    assert not await state.queue.record(lapsed, RUNNING)
+    assert await state.queue.renew(held, "a")
+
+
 async def test_late_events_do_not_follow_the_last_one(
     state: State, other: State, two_leases: tuple[Lease, Lease]
 ) -> None:
@@ -91,6 +102,7 @@ async def test_only_the_holder_of_the_lease_ends_a_job(
     finishes = [(state, lapsed, "a"), (other, held, "b")]
     for where, its_lease, text in finishes if first == "a" else reversed(finishes):
         assert await where.queue.finish(its_lease, done(text)) is (text == "b")
+        assert await state.queue.length(MODEL) == (text == "a" and first == "a")
     assert await ends(state, config, held.job) == ["b"]
     assert await state.queue.length(MODEL) == 0
 

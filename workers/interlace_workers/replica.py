@@ -25,6 +25,7 @@ from interlace_state.models import HEARTBEAT, ModelState
 from interlace_state.models import Replica as SignOfLife
 from interlace_state.queue import Lease
 from interlace_state.store import State
+from interlace_state.tasks import cancelled
 from interlace_workers import environment
 from interlace_workers.executors.base import (
     Done,
@@ -57,7 +58,7 @@ class Replica:
         self._name = name
         self._slots = slots
         self._ready = False
-        self._leases: dict[str, Lease] = {}
+        self._running: dict[str, tuple[Lease, asyncio.Task[Ended]]] = {}
 
     async def serve(self, stop: asyncio.Event) -> None:
         """Load the model, work until ``stop``, let running jobs end.
@@ -74,7 +75,7 @@ class Replica:
             if not stopping.done():
                 await self._main_loop(tasks, stopping)
         finally:
-            await _ended(tasks)
+            await cancelled(*tasks)
             await self._shutdown()
 
     async def _startup(self) -> None:
@@ -116,11 +117,7 @@ class Replica:
         while not stopping.done():
             lease = await self._insist(lambda: self._state.queue.lease(self._key, self._name))
             if lease is not None:
-                self._leases[lease.job.id] = lease
-                try:
-                    await self._run(lease)
-                finally:
-                    del self._leases[lease.job.id]
+                await self._run(lease)
 
     async def _run(self, lease: Lease) -> None:
         """Run one job to its end, or give it back whole."""
@@ -128,15 +125,22 @@ class Replica:
             text = f"The job lost its worker {_MOST_ATTEMPTS} times and is not tried again."
             await self._finish(lease, Ended(state=JobState.ERROR, text=text))
             return
+        executing = asyncio.create_task(self._execute(lease), name=f"job {lease.job.id}")
+        self._running[lease.job.id] = (lease, executing)
         try:
-            end = await self._execute(lease)
+            await asyncio.wait({executing})
+            # An ExecutorLost passes: the lease lapses, and counts, as a job that takes its model down must.
+            end = executing.result()
         except _LeaseLost:
-            return  # somebody else runs it, or it has ended
-        except ExecutorLost:
-            raise  # the lease lapses, and counts: a job that takes its model down is not run for ever
+            return  # somebody else runs it, or it was cancelled
         except asyncio.CancelledError:
+            await cancelled(executing)
+            if executing.cancelled() and not _being_cancelled():
+                return
             await asyncio.shield(self._state.queue.give_back(lease, "The worker stopped; the job waits for another."))
             raise
+        finally:
+            del self._running[lease.job.id]
         await asyncio.shield(self._finish(lease, end))
 
     async def _execute(self, lease: Lease) -> Ended:
@@ -193,9 +197,13 @@ class Replica:
         pause = min(HEARTBEAT, self._config.lifetimes.lease / 3)
         while True:
             await self._insist(self._say_alive)
-            for lease in list(self._leases.values()):
-                await self._insist(lambda lease=lease: self._state.queue.renew(lease, self._name))  # type: ignore[misc]
+            for lease, executing in list(self._running.values()):
+                if not await self._renew(lease):
+                    executing.cancel()
             await asyncio.sleep(pause)
+
+    async def _renew(self, lease: Lease) -> bool:
+        return await self._insist(lambda: self._state.queue.renew(lease, self._name))
 
     async def _say_alive(self) -> None:
         sign = SignOfLife(
@@ -204,7 +212,7 @@ class Replica:
             pid=os.getpid(),
             node=socket.gethostname(),
             resident_bytes=self._executor.resident_bytes(),
-            running=len(self._leases),
+            running=len(self._running),
         )
         await self._state.models.beat(self._key, sign)
 
@@ -222,12 +230,9 @@ class _LeaseLost(Exception):
     """Another worker has the job, or it has ended."""
 
 
-async def _ended(tasks: "list[asyncio.Task[Any]]") -> None:
-    """Cancel until all have ended: a cancellation can be lost in `asyncio.wait_for` of Python 3.11."""
-    while pending := [task for task in tasks if not task.done()]:
-        for task in pending:
-            task.cancel()
-        await asyncio.wait(pending, timeout=_PAUSE)
+def _being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _events(happening: Started | Printed) -> list[Event]:

@@ -163,6 +163,9 @@ class Stream:
         if self._session_id:
             try:
                 await self._gateway.state.sessions.close(self._session_id)
+                if self._job_id and not self._ended:
+                    # Nobody can read the rest: stock nnsight does not come back to a stream.
+                    await self._gateway.state.queue.cancel(self._job_id, "The client left before the job had ended.")
             except RedisError as error:
                 log.warning("redis_failed", path="/subscribe", error=str(error))
         with suppress(RuntimeError, WebSocketDisconnect):

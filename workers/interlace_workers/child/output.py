@@ -41,9 +41,10 @@ def _serialized(saved: dict[str, Any]) -> io.BytesIO:
     buffer = io.BytesIO()
     try:
         torch.save(saved, buffer, pickle_module=_PickleModule, pickle_protocol=_PROTOCOL)
-    except MemoryError:
-        raise
     except Exception as error:  # noqa: BLE001 - an object of the user's may refuse in its own way
+        # torch reports a buffer that cannot grow as an error of its own file format.
+        if isinstance(error, MemoryError) or isinstance(error.__context__, MemoryError):
+            raise MemoryError("what the job saved does not fit into its memory once more, serialized") from None
         _blame(saved, error)
     return buffer
 

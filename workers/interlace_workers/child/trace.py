@@ -24,6 +24,19 @@ _OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _NNSIGHT = os.path.dirname(nnsight.__file__)
 _CLOUDPICKLE = os.path.dirname(cloudpickle.__file__)
 _CHUNK = 1 << 20
+_OVER_MEMORY = (
+    "The job is over its memory limit. Save or hold less at a time, trace under `with torch.no_grad():` inside a "
+    "`model.session(remote=True)` if you need no gradients, or ask the operator to raise `limits.memory_bytes`."
+)
+#: What a traceback holds -> what its reader can do.
+_HINTS = {
+    "MemoryError": _OVER_MEMORY,
+    "can't allocate memory": _OVER_MEMORY,
+    "__class__ cell not found": (
+        "nnsight sends functions as source, and `super()` without arguments does not survive that: write "
+        "`super(YourClass, self)` in classes that a remote trace uses."
+    ),
+}
 
 
 def read(model: HostedModel, order: Order, payload: int) -> Any:
@@ -75,12 +88,8 @@ def explain(error: BaseException) -> str:
     stack = filter_traceback(clean_traceback(stack), _is_users)
     error.__context__ = None
     text = "".join(traceback.format_exception(type(error), error, stack)).rstrip()
-    if isinstance(error, MemoryError) or "can't allocate memory" in text:
-        text += (
-            "\n\nThe job is over its memory limit. Save or hold less at a time, or ask the operator to raise "
-            "`limits.memory_bytes`."
-        )
-    return text
+    hints = [hint for sign, hint in _HINTS.items() if sign in text]
+    return "\n\n".join([text, *hints])
 
 
 def _is_users(frame: FrameType) -> bool:
