@@ -88,9 +88,7 @@ class GatewayConfig(_Section):
     """Port to listen on; 0 takes a free one."""
     public_url: Annotated[str, _such(_is_http, "http://HOST or https://HOST")] | None = None
     """The URL that clients reach the gateway at, for result links; default: the one that the client used.
-
-    Needed where a proxy passes another name than localhost on to a gateway that listens on loopback.
-    """
+    Needed where a proxy passes another name than localhost on to a gateway that listens on loopback."""
     min_nnsight: _Version = "0.8.0"
     """The oldest client nnsight that is served."""
     min_python: _Version = "3.10"

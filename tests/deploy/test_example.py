@@ -67,5 +67,5 @@ def test_it_says_what_the_code_says(key: str) -> None:
     comment, described = _comments()[key], KEYS[key]
     assert comment
     if described and key != "models.source":
-        for clause in re.split(r"[.;,] ", described.rstrip(".")):
+        for clause in re.split(r"[.;,]\s", described.rstrip(".")):
             assert clause in comment

@@ -1,11 +1,13 @@
 """Promise: a real pretrained model, out of a package, thinks of Paris remotely as it does locally."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import running
+import subprocess_client
 import torch
 from nnsight import CONFIG, TransformersModel
 from nnsight.modeling import huggingface
@@ -103,3 +105,12 @@ def test_it_talks(smollm2: Sides) -> None:
         return {"ids": ids}
 
     assert "Paris" in smollm2.client.tokenizer.decode(compared(case, smollm2)["ids"][0])
+
+
+def test_the_readme_s_example_does_what_it_says(smollm2: Sides, tmp_path: Path) -> None:
+    readme = Path(__file__).parents[2] / "README.md"
+    (example,) = re.findall(r"```python\n(.*?)```", readme.read_text(), re.DOTALL)
+    script = tmp_path / "readme.py"
+    script.write_text(example.replace("http://127.0.0.1:8000", CONFIG.API.HOST))
+    said = subprocess_client.run(CONFIG.API.HOST, script).splitlines()[-1]
+    assert said.split() == example.rpartition("# ")[2].partition(", no longer")[0].split()

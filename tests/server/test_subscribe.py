@@ -208,13 +208,15 @@ async def test_a_client_that_leaves_before_it_posts(gateway: Gateway, state: Sta
         await asyncio.sleep(0.02)
 
 
-async def test_a_client_that_leaves_while_its_job_runs(gateway: Gateway, worker: Worker) -> None:
+async def test_a_client_that_leaves_while_its_job_runs_cancels_it(gateway: Gateway, worker: Worker) -> None:
     socket, job_id = await open_and_post(gateway)
     lease = await worker.start()
+    await receive(socket)
     socket.shutdown()
+    await asyncio.to_thread(until, lambda: closed(gateway, job_id), "the gateway's close")
     await worker.complete(lease, saved())
-    answer = await asyncio.to_thread(gateway.get, f"/response/{job_id}")
-    assert answer.json()["status"] == "COMPLETED"
+    update = (await asyncio.to_thread(gateway.get, f"/response/{job_id}")).json()
+    assert (update["status"], update["description"]) == ("ERROR", "The client left before the job had ended.")
 
 
 async def test_what_a_client_says_on_the_socket_is_not_heard(gateway: Gateway, worker: Worker) -> None:
