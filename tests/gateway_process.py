@@ -36,7 +36,7 @@ MODEL_KEY = (
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 HEADERS = {"nnsight-version": "0.8.1", "python-version": sys.version}
 PICKLE = b"\x80\x04N."
-DEADLINE = 20.0  # seconds
+DEADLINE = 60.0  # seconds
 
 
 def until(condition: Callable[[], Any], what: str) -> Any:

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from importlib.resources import files
 
 import pytest
 from meeting import MODEL, ends, history, lapse, lease, make_job, submit, submitted
@@ -235,6 +236,15 @@ async def test_names_of_dead_workers_go(state: State, config: Config, keys: Keys
         assert time.monotonic() < until
         await state.queue.lease(MODEL, "lives")
         await state.queue.renew(holder, "holds a job")
+
+
+async def test_the_name_of_a_worker_that_holds_a_job_stays(state: State, keys: Keys) -> None:
+    """Redis would drop what it holds with its name."""
+    await submitted(state)
+    held = await lease(state, "silent")
+    script = files("interlace_state").joinpath("scripts", "forget_workers.lua").read_text()
+    assert await state.redis.eval(script, 1, keys.queue(MODEL.slug), "-1") == 0
+    assert await state.queue.renew(held, "silent")
 
 
 async def _names(state: State, keys: Keys) -> set[bytes]:

@@ -1,0 +1,135 @@
+"""redis-py repeats a command whose answer was lost; nothing happens twice, and what comes late is not heard."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from meeting import MODEL, ends, history, lease, submitted
+
+from interlace.protocol.event import Ended, Log
+from interlace.protocol.job import JobState
+from interlace_state.config import Config, LifetimeConfig, RedisConfig
+from interlace_state.keys import Keys
+from interlace_state.store import State, open_state
+
+
+class Line:
+    """A bad line to the real Redis."""
+
+    def __init__(self, url: str) -> None:
+        self._redis = url.removeprefix("unix://")
+        self._scripts = 0
+        #: The answer of the next script is lost, and the connection with it.
+        self.loses_answer = False
+        #: Scripts wait here on their way to Redis.
+        self.open = asyncio.Event()
+        self.open.set()
+        self.held = asyncio.Event()
+
+    async def connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One client's connection, to its end."""
+        answers, commands = await asyncio.open_unix_connection(self._redis)
+        back = asyncio.create_task(self._answer(answers, writer))
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(1 << 16):
+                if b"EVALSHA" in data:
+                    self.held.set()
+                    await self.open.wait()
+                commands.write(data)
+        commands.close()
+        await back
+
+    async def _answer(self, answers: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while data := await answers.read(1 << 16):
+                if self.loses_answer:
+                    self.loses_answer = False
+                    break
+                writer.write(data)
+        writer.close()
+
+
+@pytest.fixture
+async def line(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[Line, Path]]:
+    line, path = Line(redis_url), tmp_path_factory.mktemp("line") / "redis.sock"
+    async with await asyncio.start_unix_server(line.connect, path):
+        yield line, path
+
+
+@pytest.fixture
+async def far(config: Config, line: tuple[Line, Path]) -> AsyncIterator[State]:
+    """A worker at the other end of the line, which knows its scripts already."""
+    redis = RedisConfig(url=f"unix://{line[1]}", prefix=config.redis.prefix)
+    lifetimes = LifetimeConfig(lease=60)  # it looks for lapsed jobs once, now
+    async with open_state(config.model_copy(update={"redis": redis, "lifetimes": lifetimes})) as opened:
+        await submitted(opened)
+        held = await lease(opened, "far")
+        await opened.queue.record(held)
+        await opened.queue.give_back(held, "scripts are loaded")
+        await opened.queue.finish(await lease(opened, "far"), Ended(state=JobState.COMPLETED))
+        yield opened
+
+
+async def test_events_are_recorded_once(state: State, far: State, line: tuple[Line, Path]) -> None:
+    job = await submitted(state)
+    held = await lease(far, "far")
+    line[0].loses_answer = True
+    assert await far.queue.record(held, Log(text="one"), Log(text="two"))
+    assert not line[0].loses_answer
+    await far.queue.finish(held, Ended(state=JobState.COMPLETED))
+    assert [event.text for event in await history(state, job) if isinstance(event, Log)] == ["one", "two"]
+
+
+async def test_a_job_ends_once_and_its_worker_hears_that_it_ended_it(
+    state: State, far: State, line: tuple[Line, Path], config: Config
+) -> None:
+    job = await submitted(state)
+    held = await lease(far, "far")
+    line[0].loses_answer = True
+    assert await far.queue.finish(held, Ended(state=JobState.COMPLETED, text="once"))
+    assert not line[0].loses_answer
+    assert not await far.queue.finish(held, Ended(state=JobState.ERROR, text="other"))
+    assert await ends(state, config, job) == ["once"]
+
+
+async def test_a_job_is_given_back_once(state: State, far: State, line: tuple[Line, Path]) -> None:
+    await submitted(state)
+    held = await lease(far, "far")
+    line[0].loses_answer = True
+    await far.queue.give_back(held, "restart")
+    assert not line[0].loses_answer
+    assert await state.queue.length(MODEL) == 1
+    assert (await lease(state)).attempt == 1
+
+
+async def test_a_job_is_taken_once(state: State, far: State, line: tuple[Line, Path]) -> None:
+    await submitted(state)
+    line[0].open.clear()
+    line[0].held.clear()
+    taking = asyncio.create_task(lease(far, "far"))
+    await asyncio.wait_for(line[0].held.wait(), 10)
+    line[0].loses_answer = True
+    line[0].open.set()
+    assert (await taking).attempt == 1
+    assert not line[0].loses_answer
+
+
+async def test_a_worker_that_draws_a_job_and_takes_it_too_late_does_not_disturb_its_holder(
+    state: State, far: State, line: tuple[Line, Path], config: Config
+) -> None:
+    await submitted(state)
+    line[0].open.clear()
+    line[0].held.clear()
+    late = asyncio.create_task(far.queue.lease(MODEL, "far"))
+    await asyncio.wait_for(line[0].held.wait(), 10)
+    stream = Keys(config.redis.prefix).queue(MODEL.slug)
+    (drawn,) = await state.redis.xpending_range(stream, "workers", "-", "+", 9)
+    assert drawn["consumer"] == b"far"
+    await state.redis.xclaim(stream, "workers", "far", 0, [drawn["message_id"]], idle=3_600_000, justid=True)
+    held = await lease(state, "near")
+    line[0].open.set()
+    assert await late is None
+    assert held.attempt == 1
+    assert await state.queue.renew(held, "near")
