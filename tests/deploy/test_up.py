@@ -285,11 +285,13 @@ def test_no_model_can_be_loaded(interlace: Interlace, tmp_path: Path, state_dir:
     assert "Traceback" not in done.stderr
 
 
-def test_a_part_that_ends_while_it_starts(interlace: Interlace, tmp_path: Path, state_dir: Path) -> None:
+def test_a_part_that_ends_while_it_starts(
+    interlace: Interlace, tmp_path: Path, tiny_models: Path, state_dir: Path
+) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\nif 'interlace_server' in sys.orig_argv: sys.exit('out of luck')\n"
     )
-    done = interlace("up", "--model", tmp_path, "--runtime", "process", PYTHONPATH=str(tmp_path))
+    done = interlace("up", "--model", tiny_models, "--runtime", "process", PYTHONPATH=str(tmp_path))
     assert (done.returncode, done.stdout) == (1, "")
     log = state_dir / "logs" / "gateway.log"
     assert f"interlace: gateway ended with exit code 1 while it started. The end of {log}:" in done.stderr
