@@ -20,7 +20,7 @@ import zstandard
 from interlace.protocol.event import Ended, Log, StateChanged
 from interlace.protocol.job import Cost, JobState
 from interlace.protocol.model import ModelKey
-from interlace_state import config as configuration
+from interlace_state import config_file
 from interlace_state.config import Config
 from interlace_state.keys import Keys
 from interlace_state.models import ModelCard, ModelState, Replica
@@ -106,7 +106,7 @@ def running(folder: Path, redis_url: str, **sections: Any) -> Iterator[Gateway]:
     try:
         line = process.stdout.readline()
         assert line.startswith("listening on http://"), log.read_text()
-        yield Gateway(line.split()[-1], configuration.load(file, {}), process, log)
+        yield Gateway(line.split()[-1], config_file.load(file, {}), process, log)
     finally:
         process.terminate()
         try:

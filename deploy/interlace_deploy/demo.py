@@ -17,7 +17,8 @@ import interlace_deploy.tether
 from interlace_deploy.problems import CommandProblem
 from interlace_deploy.screen import Screen
 from interlace_deploy.settings import DEFAULT_MODEL, child_environment, read
-from interlace_state.config import Config, GatewayConfig, ModelConfig, dump
+from interlace_state.config import Config, GatewayConfig, ModelConfig
+from interlace_state.config_file import dump
 
 _EXAMPLE = Path("examples") / "first_trace.py"
 _PICTURE = Path("out") / "logit_lens.png"

@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from interlace_deploy.problems import CommandProblem
-from interlace_state.config import Config, dump
+from interlace_state.config import Config
+from interlace_state.config_file import dump
 
 _CLAIM = 0.5  # seconds that a claim waits for commands that look
 

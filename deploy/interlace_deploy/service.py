@@ -22,7 +22,8 @@ from interlace_deploy.problems import CommandProblem, UsageProblem
 from interlace_deploy.rundir import RunDir
 from interlace_deploy.screen import Screen
 from interlace_deploy.settings import child_environment
-from interlace_state.config import Config, ConfigError
+from interlace_state.config import Config
+from interlace_state.config_file import ConfigError
 from interlace_state.models import HostedModel, ModelState
 from interlace_state.store import State, open_state
 from interlace_state.tasks import cancelled

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from interlace_deploy.problems import UsageProblem
-from interlace_state.config import Config, ConfigError, load
+from interlace_state.config import Config
+from interlace_state.config_file import ConfigError, load
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 

@@ -20,7 +20,8 @@ from redis.exceptions import RedisError
 from interlace_server import log
 from interlace_server.app import create_app
 from interlace_server.drain import Drain
-from interlace_state.config import Config, ConfigError, load
+from interlace_state.config import Config
+from interlace_state.config_file import ConfigError, load
 from interlace_state.store import open_state
 
 _DESCRIPTORS = 65_536

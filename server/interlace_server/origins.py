@@ -4,14 +4,13 @@ A page that somebody opens can send requests to any address, this machine's incl
 address 127.0.0.1 (DNS rebinding). What it cannot do is lie in the headers `Origin` and `Host`.
 """
 
-import ipaddress
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from interlace_server.errors import answer
-from interlace_state.config import GatewayConfig
+from interlace_state.config import GatewayConfig, is_loopback
 
 _PORTS = {"http": 80, "https": 443}
 _READS = frozenset({"GET", "HEAD", "OPTIONS"})  # a page may send them, but is not shown the answer: we allow no CORS
@@ -25,7 +24,7 @@ class Origins:
         public = urlsplit(config.public_url or "")
         self._public = _authority(public.scheme, public.netloc)
         self._hosts: frozenset[str] | None = None
-        if _is_loopback(config.host):
+        if is_loopback(config.host):
             names = {"localhost", "127.0.0.1", "::1", config.host.lower(), public.hostname or ""}
             self._hosts = frozenset(names - {""})
 
@@ -72,10 +71,3 @@ def _name(host: str) -> str:
     """The host of a `Host` header, without its port; empty where it is none."""
     authority = _authority("http", host)
     return authority[0] if authority else ""
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"

@@ -1,18 +1,13 @@
-"""The one configuration that every part reads: its schema, and loading it from YAML and the environment.
+"""The one configuration that every part reads: its keys, their types, their defaults."""
 
-A value comes from, in rising order: the default here, the YAML file, the environment
-(``INTERLACE_LIMITS__WALL_SECONDS=15`` for ``limits: {wall_seconds: 15}``), the command line.
-"""
-
-import difflib
+import ipaddress
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from interlace.protocol.job import Limits
 from interlace.protocol.model import is_repo_id, is_revision, is_task
@@ -20,12 +15,6 @@ from interlace.protocol.model import is_repo_id, is_revision, is_task
 _DAY = 24 * 3600  # seconds
 _DECADE = 3650 * _DAY  # no clock of Redis, Lua or the event loop overflows with it
 _MOST_BYTES = 1 << 50
-_PREFIX = "INTERLACE_"
-#: Names with our prefix that are not keys of the configuration.
-_NOT_KEYS = frozenset({"INTERLACE_CONFIG"})
-#: Folders that have their places by the XDG rules, where these variables are set.
-_XDG = {"state_dir": "XDG_STATE_HOME", "cache_dir": "XDG_CACHE_HOME"}
-_Loc = tuple[str | int, ...]
 
 
 def _such(that: Callable[[str], object], sentence: str) -> AfterValidator:
@@ -54,6 +43,14 @@ _Version = Annotated[str, _such(re.compile(r"\d+(\.\d+){0,3}").fullmatch, "a ver
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine, as seen by itself only."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 class ModelConfig(_Section):
@@ -145,7 +142,11 @@ class Admission(Limits):
     payload_bytes: int = Field(default=256 << 20, gt=0)
     """Bytes of a request's body."""
     waiting_jobs: int = Field(default=10_000, gt=0)
-    """Jobs that may wait for one model."""
+    """Jobs of one tenant that may wait or run, of one model."""
+    running_jobs: int = Field(default=64, gt=0)
+    """Jobs of one tenant that may run at the same time, of all models."""
+    requests_per_minute: int = Field(default=6_000, gt=0)
+    """Requests of one tenant that are answered in a minute."""
 
     @field_validator("*")
     @classmethod
@@ -155,6 +156,23 @@ class Admission(Limits):
         if value > _MOST_BYTES:
             raise ValueError(f"should be at most {_MOST_BYTES}")
         return value
+
+
+class LimitChanges(_Section):
+    """Limits that differ from `limits` for one role or one tenant; what is not named stays."""
+
+    wall_seconds: float | None = Field(default=None, gt=0)
+    memory_bytes: int | None = Field(default=None, gt=0)
+    unpacked_bytes: int | None = Field(default=None, gt=0)
+    result_bytes: int | None = Field(default=None, gt=0)
+    log_bytes: int | None = Field(default=None, gt=0)
+    payload_bytes: int | None = Field(default=None, gt=0)
+    waiting_jobs: int | None = Field(default=None, gt=0)
+    running_jobs: int | None = Field(default=None, gt=0)
+    requests_per_minute: int | None = Field(default=None, gt=0)
+
+
+Isolation = Literal["required", "available", "none"]
 
 
 class Config(_Section):
@@ -169,6 +187,14 @@ class Config(_Section):
     store: StoreConfig = StoreConfig()
     lifetimes: LifetimeConfig = LifetimeConfig()
     limits: Admission = Admission()
+    roles: dict[str, LimitChanges] = Field(default_factory=dict)
+    """Limits of a role (`user`, `admin`), where they differ from `limits`."""
+    tenants: dict[str, LimitChanges] = Field(default_factory=dict)
+    """Limits of a tenant, where they differ from `limits` and from those of its role."""
+    isolation: Isolation | None = None
+    """What a job's process must be cut off from: `required` refuses to work without any layer that matters,
+    `available` takes what the kernel offers, `none` runs jobs unprotected.
+    Default: `required` where the gateway can be reached from another machine, `available` where it cannot."""
     ray: RayConfig = RayConfig()
     state_dir: Path = Field(default_factory=lambda: Path.home() / ".local" / "state" / "interlace")
     """Results, the embedded Redis, logs."""
@@ -181,195 +207,21 @@ class Config(_Section):
         return folder.expanduser().absolute()
 
     @property
+    def exposed(self) -> bool:
+        """Whether others than this machine's own users can reach the gateway, directly or through a proxy."""
+        public = urlsplit(self.gateway.public_url or "").hostname
+        return not (is_loopback(self.gateway.host) and (public is None or is_loopback(public)))
+
+    @property
+    def isolation_level(self) -> Isolation:
+        return self.isolation or ("required" if self.exposed else "available")
+
+    def limits_of(self, tenant: str, role: str) -> Admission:
+        """A tenant's limits: the general ones, its role's over them, its own over both."""
+        changes = [self.roles.get(role), self.tenants.get(tenant)]
+        named = [change.model_dump(exclude_none=True) for change in changes if change is not None]
+        return self.limits.model_copy(update={name: value for change in named for name, value in change.items()})
+
+    @property
     def store_url(self) -> str:
         return self.store.url or str(self.state_dir / "store")
-
-
-class ConfigError(ValueError):
-    """A key or a value of the configuration is wrong; the message names each, its place and what is allowed."""
-
-
-def load(path: Path | None, environ: Mapping[str, str], overrides: Mapping[str, Any] | None = None) -> Config:
-    """Build the configuration. Raises ConfigError with one line for each mistake."""
-    data: dict[str, Any] = {}
-    places: dict[_Loc, str] = {}
-    if path is not None:
-        data, places = _read_yaml(path)
-    for name, variable in _XDG.items():
-        if (base := environ.get(variable)) and name not in data:
-            data[name], places[(name,)] = Path(base) / "interlace", f"environment variable {variable}"
-    for loc, name in _variables(environ):
-        place = f"environment variable {name}"
-        _put(data, loc, _from_text(place, environ[name]), place)
-        places |= {loc[:n]: place for n in range(1, len(loc) + 1) if loc[:n] not in places or n == len(loc)}
-    for dotted, value in (overrides or {}).items():
-        loc = tuple(dotted.split("."))
-        _put(data, loc, value, "command line")
-        places[loc] = "command line"
-    try:
-        config = Config.model_validate(data)
-    except ValidationError as error:
-        raise ConfigError("\n".join(_explain(error, places))) from None
-    if contradictions := [f"{_place(loc, places)}: {sentence}" for loc, sentence in _contradictions(config)]:
-        raise ConfigError("\n".join(contradictions))
-    return config
-
-
-def dump(config: Config) -> str:
-    """The configuration as JSON, for a process that we start."""
-    return config.model_dump_json()
-
-
-def _contradictions(config: Config) -> Iterator[tuple[_Loc, str]]:
-    """Where values that are fine by themselves do not go together, and what to set."""
-    if config.runtime == "ray" and config.ray.address is not None and config.store.url is None:
-        yield (
-            ("ray", "address"),
-            "`ray.address` lets replicas run on other machines: set `store.url` to a folder or a URL that all of them "
-            "and the gateway reach.",
-        )
-    if config.lifetimes.waiting <= config.limits.wall_seconds:
-        is_set = "waiting" in config.lifetimes.model_fields_set
-        yield (
-            ("lifetimes", "waiting") if is_set else ("limits", "wall_seconds"),
-            f"`lifetimes.waiting` ({config.lifetimes.waiting} s) should be longer than `limits.wall_seconds` "
-            f"({config.limits.wall_seconds:g} s), or a job is forgotten while it runs.",
-        )
-    first: dict[tuple[object, ...], int] = {}
-    for index, model in enumerate(config.models):
-        other = first.setdefault(
-            (model.source, model.repo_id, model.revision, model.task, model.trust_remote_code), index
-        )
-        if other != index:
-            yield (
-                ("models", index),
-                f"`models[{index}]` is `models[{other}]` again ({model.source}): for more copies, set `replicas`.",
-            )
-
-
-def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[_Loc, str]]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        data = yaml.safe_load(text)
-        lines = [] if node is None else list(_lines(node, ()))
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not a text file (UTF-8)") from None
-    except yaml.MarkedYAMLError as error:
-        at = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError(f"{path}{at}: not YAML: {error.problem}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    except RecursionError:
-        raise ConfigError(f"{path}: nested too deeply, or an alias (`*name`) is inside of what it names") from None
-    if node is None:
-        return {}, {}
-    if not isinstance(node, yaml.MappingNode):
-        line = node.start_mark.line + 1
-        raise ConfigError(f"{path}, line {line}: expected `key: value` pairs; keys: {', '.join(Config.model_fields)}")
-    places: dict[_Loc, str] = {}
-    for loc, line in lines:
-        if loc in places:
-            raise ConfigError(f"{path}, line {line}: `{_dotted(loc)}` is there twice: it is at {places[loc]} too.")
-        places[loc] = f"{path}, line {line}"
-    return data, places
-
-
-def _lines(node: yaml.Node, loc: _Loc) -> Iterator[tuple[_Loc, int]]:
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            yield (*loc, str(key.value)), key.start_mark.line + 1
-            yield from _lines(value, (*loc, str(key.value)))
-    elif isinstance(node, yaml.SequenceNode):
-        for index, item in enumerate(node.value):
-            yield (*loc, index), item.start_mark.line + 1
-            yield from _lines(item, (*loc, index))
-
-
-def _variables(environ: Mapping[str, str]) -> list[tuple[_Loc, str]]:
-    """Our variables and the keys that they stand for, a list's items in their order; an empty one counts as not set."""
-    found: list[tuple[_Loc, str]] = []
-    for name, value in environ.items():
-        if name.startswith(_PREFIX) and name not in _NOT_KEYS and value.strip():
-            parts = name.removeprefix(_PREFIX).lower().split("__")
-            found.append((tuple(int(part) if part.isdecimal() else part for part in parts), name))
-    return sorted(found, key=lambda item: [str(part).zfill(8) for part in item[0]])
-
-
-def _from_text(place: str, value: str) -> Any:
-    """A variable's value: a list, a mapping or null as YAML has it, all else as written (`3.10` stays `3.10`)."""
-    try:
-        parsed = yaml.safe_load(value)
-    except (yaml.YAMLError, RecursionError):
-        if value.lstrip().startswith(("[", "{")):
-            raise ConfigError(f"{place}: not a YAML list or mapping: {value!r}") from None
-        return value
-    return parsed if parsed is None or value.lstrip().startswith(("[", "{", "- ")) else value
-
-
-def _put(node: dict[str, Any] | list[Any], loc: _Loc, value: Any, place: str) -> None:
-    head, rest = loc[0], loc[1:]
-    empty: dict[str, Any] | list[Any] = [] if rest and isinstance(rest[0], int) else {}
-    if isinstance(node, list):
-        if not isinstance(head, int) or head > len(node):
-            raise ConfigError(f"{place}: {head!r} is not an item of the list; the next one is {len(node)}.")
-        if head == len(node):
-            node.append(empty)
-        slot: Any = head
-    else:
-        slot = str(head)
-    if not rest:
-        node[slot] = value
-        return
-    if not isinstance(node[slot] if isinstance(node, list) else node.get(slot), dict | list):
-        node[slot] = empty
-    _put(node[slot], rest, value, place)
-
-
-def _explain(error: ValidationError, places: Mapping[_Loc, str]) -> Iterator[str]:
-    for problem in error.errors():
-        loc: _Loc = problem["loc"]
-        place = _place(loc, places)
-        key = _dotted(loc)
-        if problem["type"] == "extra_forbidden":
-            allowed = list(_section(loc[:-1]).model_fields)
-            yield f"{place}: unknown key `{key}`.{_suggest(loc, allowed)} Allowed here: {', '.join(allowed)}."
-        elif problem["type"] == "missing":
-            yield f"{place}: `{key}` is missing."
-        elif problem["type"] in ("model_type", "model_attributes_type"):
-            allowed = list(_section(loc).model_fields)
-            yield f"{place}: `{key}`: expected keys ({', '.join(allowed)}), got {problem['input']!r}."
-        elif problem["type"] == "tuple_type":
-            yield f"{place}: `{key}`: expected a list, got {problem['input']!r}."
-        else:
-            said = problem["msg"].removeprefix("Value error, ")
-            got = re.sub(r"//[^/]*@", "//***@", repr(problem["input"]))  # a URL may have a password in it
-            yield f"{place}: `{key}`: {said} (got {got})."
-
-
-def _place(loc: _Loc, places: Mapping[_Loc, str]) -> str:
-    return next((places[loc[:n]] for n in range(len(loc), 0, -1) if loc[:n] in places), "configuration")
-
-
-def _dotted(loc: _Loc) -> str:
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).removeprefix(".")
-
-
-def _section(loc: _Loc) -> type[BaseModel]:
-    """The section that a place in the file belongs to; list indexes do not count."""
-    section: type[BaseModel] = Config
-    for part in loc:
-        if isinstance(part, str):
-            section = ModelConfig if part == "models" else section.model_fields[part].annotation  # type: ignore[assignment]
-    return section
-
-
-def _suggest(loc: _Loc, allowed: list[str]) -> str:
-    wrong = str(loc[-1])
-    for name in Config.model_fields if len(loc) == 1 else ():
-        if wrong.startswith(f"{name}_"):
-            return f" Did you mean `{name}.{wrong.removeprefix(f'{name}_')}` ({_PREFIX}{name.upper()}__...)?"
-    close = difflib.get_close_matches(wrong, allowed, n=1)
-    return f" Did you mean `{close[0]}`?" if close else ""

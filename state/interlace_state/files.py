@@ -10,7 +10,7 @@ from pathlib import Path
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from interlace_state.config import ConfigError
+from interlace_state.config_file import ConfigError
 
 _CHUNK = 1 << 20
 

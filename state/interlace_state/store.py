@@ -12,7 +12,8 @@ from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from interlace_state.config import Config, ConfigError
+from interlace_state.config import Config
+from interlace_state.config_file import ConfigError
 from interlace_state.events import Events
 from interlace_state.files import Files
 from interlace_state.keys import Keys

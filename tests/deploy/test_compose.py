@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from interlace_state.config import load
+from interlace_state.config_file import load
 
 ROOT = Path(__file__).parents[2]
 

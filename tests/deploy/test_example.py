@@ -9,7 +9,8 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from interlace_state.config import Config, ModelConfig, load
+from interlace_state.config import Config, ModelConfig
+from interlace_state.config_file import load
 
 EXAMPLE = Path(__file__).parents[2] / "deploy" / "examples" / "interlace.yaml"
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from interlace.protocol.model import ModelKey
-from interlace_state.config import Config, ConfigError, dump, load
+from interlace_state.config import Config
+from interlace_state.config_file import ConfigError, dump, load
 
 Written = Callable[[str], Path]
 

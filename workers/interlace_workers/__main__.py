@@ -7,7 +7,7 @@ import signal
 import sys
 from pathlib import Path
 
-from interlace_state.config import ConfigError, load
+from interlace_state.config_file import ConfigError, load
 from interlace_state.store import open_state
 from interlace_workers import runtimes
 from interlace_workers.placement import place

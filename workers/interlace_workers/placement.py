@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from interlace.protocol.errors import ModelFailed
 from interlace.protocol.model import ModelKey
-from interlace_state.config import Config, ConfigError, ModelConfig
+from interlace_state.config import Config, ModelConfig
+from interlace_state.config_file import ConfigError
 from interlace_state.models import ModelCard
 from interlace_state.store import State
 from interlace_workers import sources

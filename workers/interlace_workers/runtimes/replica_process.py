@@ -13,7 +13,7 @@ from pathlib import Path
 from redis.exceptions import RedisError
 
 from interlace.protocol.model import ModelKey
-from interlace_state.config import load
+from interlace_state.config_file import load
 from interlace_state.store import open_state
 from interlace_workers.executors.base import ExecutorLost, LoadFailed
 from interlace_workers.placement import build_replica
