@@ -15,6 +15,10 @@ class Load:
     trust_remote_code: bool
     #: Processor threads that a child may use.
     threads: int
+    #: `Config.isolation_level`.
+    isolation: str = "available"
+    #: Layers of the sandbox to leave out; tests show with it that each of them matters.
+    without: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,9 @@ class Loaded:
 
     n_params: int
     size_bytes: int
+    #: The sandbox's layers around each child, and why the others are missing.
+    layers: list[str] = field(default_factory=list)
+    missing: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,7 @@ class Order:
     memory_bytes: int = 0
     unpacked_bytes: int = 0
     result_bytes: int = 0
+    cpu_seconds: float = 0.0
 
     def as_message(self) -> dict[str, Any]:
         return asdict(self)

@@ -124,5 +124,6 @@ async def build_replica(config: Config, state: State, index: int, key: ModelKey,
         dtype=model.dtype,
         trust_remote_code=model.trust_remote_code,
         threads=threads_of(config, model),
+        isolation=config.isolation_level,
     )
     return Replica(config, state, key, ForkExecutor(load), name=name, slots=model.slots)

@@ -6,6 +6,7 @@ It has one thread, no secret and no network peer: children inherit its memory. S
 
 import contextlib
 import gc
+import itertools
 import json
 import os
 import re
@@ -16,12 +17,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from interlace_workers import channel, sandbox
+from interlace_workers import channel
 from interlace_workers.child import job
 from interlace_workers.child.model import HostedModel, load
 from interlace_workers.child.warm import warm_up
 from interlace_workers.order import Load, Loaded
-from interlace_workers.sandbox import process
+from interlace_workers.sandbox import Sandbox, Unsafe, process
+from interlace_workers.sandbox.process import Family
+from interlace_workers.weights import into_huge_pages
 
 _LONGEST_REASON = 2000  # characters
 _RAISED = re.compile(r"^[\w.]*(?:Error|Exception): ", re.MULTILINE)
@@ -30,10 +33,12 @@ _RAISED = re.compile(r"^[\w.]*(?:Error|Exception): ", re.MULTILINE)
 class Zygote:
     """Forks on demand, reaps what ended, tells the parent of both."""
 
-    def __init__(self, parent: socket.socket, model: HostedModel) -> None:
+    def __init__(self, parent: socket.socket, model: HostedModel, sandbox: Sandbox, family: Family) -> None:
         self._parent = parent
         self._model = model
-        self._children: dict[int, int] = {}  # pidfd -> pid
+        self._sandbox = sandbox
+        self._family = family
+        self._children: dict[int, tuple[int, int]] = {}  # pidfd -> pid, slot
         self._poll = select.poll()
         self._poll.register(parent, select.POLLIN)
 
@@ -47,32 +52,31 @@ class Zygote:
                 try:
                     channel.receive(self._parent)
                 except EOFError:
-                    process.kill_children()
+                    self._family.kill()
                     return
                 self._fork()
 
     def _fork(self) -> None:
         ours, theirs = channel.pair()
-        me = os.getpid()
-        pid = os.fork()
+        taken = {slot for _, slot in self._children.values()}
+        slot = next(number for number in itertools.count() if number not in taken)
+        pid = self._sandbox.fork()
         if pid == 0:
-            end = theirs.detach()
-            sandbox.enter(parent=me, keep=end)
-            job.main(socket.socket(fileno=end), self._model)
+            job.main(theirs, self._model, self._sandbox, slot)
         theirs.close()
         pidfd = os.pidfd_open(pid)
-        self._children[pidfd] = pid
+        self._children[pidfd] = pid, slot
         self._poll.register(pidfd, select.POLLIN)
         self._tell({"forked": pid}, [ours.fileno(), pidfd])
         ours.close()
 
     def _reap(self, pidfd: int) -> None:
         self._poll.unregister(pidfd)
-        pid = self._children.pop(pidfd)
+        pid, _ = self._children.pop(pidfd)
         os.close(pidfd)
         _, status, usage = os.wait4(pid, 0)
         # What the child left running has become ours.
-        process.kill_children(but=self._children.values())
+        self._family.kill(but=[pid for pid, _ in self._children.values()])
         cpu_seconds = usage.ru_utime + usage.ru_stime
         peak_bytes = usage.ru_maxrss << 10
         code = os.waitstatus_to_exitcode(status)
@@ -86,6 +90,8 @@ class Zygote:
 
 def _reason(error: Exception) -> str:
     """The sentence that matters: a pipeline of transformers wraps a traceback of each class that it tried to load."""
+    if isinstance(error, Unsafe):
+        return str(error)
     text = f"{type(error).__name__}: {error}"
     first = _RAISED.search(text, pos=max(0, text.find("\nTraceback")))
     reason = text if first is None else text[first.start() :].split("\n\n", 1)[0]
@@ -95,21 +101,29 @@ def _reason(error: Exception) -> str:
 def main() -> None:
     parent = socket.socket(fileno=int(sys.argv[1]))
     process.adopt_orphans()
+    order = Load(**json.loads(sys.argv[2]))
     try:
-        model = load(Load(**json.loads(sys.argv[2])))
+        model = load(order)
+        into_huge_pages(model.model._module)
         warm_up(model.model)
+        _refuse_threads()
+        family, sandbox = Family(), Sandbox(order.isolation, hidden=order.path, without=order.without)
+        sandbox.prepare()
     except Exception as error:  # noqa: BLE001 - whatever the loader raises is the reason that the parent shows
         channel.send(parent, {"failed": _reason(error)})
         sys.exit(1)
-    threads = len(os.listdir("/proc/self/task"))
-    if threads != 1:
-        channel.send(parent, {"failed": f"the zygote has {threads} threads after loading; a fork needs one"})
-        sys.exit(1)
     gc.collect()
     gc.freeze()
-    loaded = Loaded(n_params=model.n_params, size_bytes=model.size_bytes)
+    loaded = Loaded(model.n_params, model.size_bytes, layers=sandbox.layers, missing=sandbox.missing)
     channel.send(parent, {"loaded": asdict(loaded)})
-    Zygote(parent, model).serve()
+    Zygote(parent, model, sandbox, family).serve()
+
+
+def _refuse_threads() -> None:
+    """Raises RuntimeError where loading has started threads: a fork would leave their locks held."""
+    threads = len(os.listdir("/proc/self/task"))
+    if threads != 1:
+        raise RuntimeError(f"the zygote has {threads} threads after loading; a fork needs one")
 
 
 if __name__ == "__main__":

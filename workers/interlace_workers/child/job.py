@@ -1,6 +1,7 @@
-"""A child's life: wait for the order, limit itself, run it, tell how it ended, wait to be killed."""
+"""A child's life: seal itself, wait for the order, limit itself, run it, tell how it ended, wait to be killed."""
 
 import contextlib
+import json
 import os
 import random
 import signal
@@ -13,18 +14,21 @@ import torch
 
 from interlace.protocol import frames
 from interlace.protocol.frames import FrameKind
-from interlace_workers import channel, sandbox
+from interlace_workers import channel
 from interlace_workers.child import output, trace
 from interlace_workers.child.model import HostedModel
 from interlace_workers.order import Order
+from interlace_workers.sandbox import Sandbox, limit
 
 
-def main(end: socket.socket, model: HostedModel) -> NoReturn:
-    """Run one order from ``end`` and never return."""
+def main(end: socket.socket, model: HostedModel, sandbox: Sandbox, slot: int) -> NoReturn:
+    """Seal this process, run one order from ``end`` and never return."""
+    space = _sealed(end, sandbox, slot)
     try:
         message, (payload, result, events, logs) = channel.receive(end)
     except EOFError:
         os._exit(0)
+    end.close()
     order = Order(**message)
     os.dup2(logs, 1)
     os.dup2(logs, 2)
@@ -33,7 +37,7 @@ def main(end: socket.socket, model: HostedModel) -> NoReturn:
     # A write over the limit shall be an OSError that names itself, not the end of the process.
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    sandbox.limit(memory_bytes=order.memory_bytes, result_bytes=order.result_bytes)
+    limit(space, order.memory_bytes, order.result_bytes, order.cpu_seconds)
     _start_afresh(model.threads)
     try:
         tracer = trace.read(model, order, payload)
@@ -50,6 +54,21 @@ def main(end: socket.socket, model: HostedModel) -> NoReturn:
     # The parent kills this process once it has read the frame: no destructor of user code runs.
     while True:
         signal.pause()
+
+
+def _sealed(end: socket.socket, sandbox: Sandbox, slot: int) -> int:
+    """Go behind every layer, and tell the parent; returns the bytes of the address space before."""
+    try:
+        memory = sandbox.memory()
+        channel.send(end, {"memory": True}, [memory])
+        space = sandbox.seal(end.fileno(), slot)
+    except OSError as error:
+        # Where seccomp is on already this fails, too; the parent sees the end of the channel.
+        with contextlib.suppress(OSError):
+            channel.send(end, {"refused": str(error)})
+        os._exit(1)
+    os.write(end.fileno(), json.dumps({"sealed": True}).encode())
+    return space
 
 
 def _printer(fd: int) -> TextIO:

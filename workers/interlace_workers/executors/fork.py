@@ -13,10 +13,12 @@ from interlace.protocol.frames import BrokenFrame, Frame, FrameKind
 from interlace.protocol.job import Cost, Job, Limits
 from interlace_workers import channel
 from interlace_workers.executors import proc
-from interlace_workers.executors.base import Done, ExecutorLost, Failed, Happening, Printed, Started
+from interlace_workers.executors.base import Done, ExecutorLost, Failed, Happening, LoadFailed, Printed, Started
+from interlace_workers.executors.memory import MemoryWatch
 from interlace_workers.executors.zygote_process import Child, Exit, ZygoteProcess
 from interlace_workers.order import Load, Loaded, Order
 
+_LOOK = 0.05  # seconds between two looks at what a job uses
 _READ = 64 << 10  # bytes
 _LONGEST_LINE = 16 << 10  # bytes
 #: How long the last output of a job that has said how it ended may take to arrive.
@@ -39,12 +41,17 @@ class ForkExecutor:
         self._zygote = await ZygoteProcess.start(self._load)
         loaded = await self._zygote.loaded()
         self._fork_ahead()
+        assert self._spare is not None
+        try:
+            await asyncio.shield(self._spare)
+        except ExecutorLost as error:
+            raise LoadFailed(str(error)) from None
         return loaded
 
     async def run(self, job: Job, payload: bytes, result: Path) -> AsyncGenerator[Happening, None]:
         child = await self._take_spare()
         with contextlib.closing(Execution(child, job.limits)) as execution:
-            execution.order(_order(job), payload, result)
+            execution.order(_order(job, self._load.threads), payload, result)
             async with contextlib.aclosing(execution.happenings()) as happenings:
                 async for happening in happenings:
                     yield happening
@@ -79,6 +86,8 @@ class Execution:
         self._child = child
         self._limits = limits
         self._resident_at_start = proc.resident_bytes(child.pid)
+        self._memory = MemoryWatch(child.pid, child.memory, limits.memory_bytes)
+        self._stopped: Failed | None = None
         self._started = time.monotonic()
         self._events, self._logs = _Pipe(), _Pipe()
         self._happened: asyncio.Queue[Happening] = asyncio.Queue(_AHEAD)
@@ -102,24 +111,44 @@ class Execution:
         """What happens, as it happens; Done or Failed comes last."""
         logs = asyncio.create_task(self._read_logs(), name="logs")
         end = asyncio.create_task(self._read_events(logs), name="events")
+        guard = asyncio.create_task(self._guard(), name="guard")
         try:
             while (happening := await self._next(end)) is not None:
                 yield happening
-            yield end.result() if end.done() else self._timed_out()
+            yield end.result()
         finally:
-            for task in (logs, end):
+            for task in (guard, logs, end):
                 task.cancel()
-            await asyncio.gather(logs, end, return_exceptions=True)
+            await asyncio.gather(guard, logs, end, return_exceptions=True)
 
     async def _next(self, end: "asyncio.Task[Done | Failed]") -> Happening | None:
-        """The next thing that happens; None when the job has ended or its time is over."""
-        left = self._started + self._limits.wall_seconds - time.monotonic()
+        """The next thing that happens; None when the job has ended."""
         getting = asyncio.create_task(self._happened.get(), name="next")
         try:
-            await asyncio.wait({getting, end}, timeout=max(0.0, left), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({getting, end}, return_when=asyncio.FIRST_COMPLETED)
             return getting.result() if getting.done() else None
         finally:
             getting.cancel()
+
+    async def _guard(self) -> None:
+        """Kill the child once it is over its time or its memory, whatever it and our own readers do."""
+        until = self._started + self._limits.wall_seconds
+        while (left := until - time.monotonic()) > 0:
+            if self._memory.is_over():
+                self._stop(
+                    f"The job held more than {self._limits.memory_bytes:,} bytes of memory over the model's own, its "
+                    "limit, and was stopped. Hold less at a time, or ask the operator to raise `limits.memory_bytes`."
+                )
+                return
+            await asyncio.sleep(min(_LOOK, left))
+        self._stop(
+            f"The job ran for {self._limits.wall_seconds:g} s, its limit, and was stopped. Do less in one job, or ask "
+            "the operator to raise `limits.wall_seconds`."
+        )
+
+    def _stop(self, why: str) -> None:
+        self._stopped = self._failed(why)
+        self._child.kill()
 
     def close(self) -> None:
         """End the child, if it has not ended, and let go of it."""
@@ -144,6 +173,8 @@ class Execution:
                     await self._happened.put(Started())
         except BrokenFrame:
             return self._failed("The job wrote to the channel that reports its end; it was stopped.")
+        if self._stopped is not None:
+            return self._stopped
         exit = await self._child.exited
         await asyncio.wait({logs}, timeout=_LAST_WORDS_SECONDS)
         return Failed(text=_died(exit.code), cost=self._cost(exit))
@@ -174,12 +205,6 @@ class Execution:
             kept.append(text)
         if kept:
             await self._happened.put(Printed(lines=tuple(kept)))
-
-    def _timed_out(self) -> Failed:
-        return self._failed(
-            f"The job ran for {self._limits.wall_seconds:g} s, its limit, and was stopped. Do less in one job, or ask "
-            "the operator to raise `limits.wall_seconds`."
-        )
 
     def _failed(self, text: str) -> Failed:
         return Failed(text=text, cost=self._cost())
@@ -229,13 +254,15 @@ class _Pipe:
         self._open.clear()
 
 
-def _order(job: Job) -> Order:
+def _order(job: Job, threads: int) -> Order:
     return Order(
         compress=job.compress,
         env=job.env,
         memory_bytes=job.limits.memory_bytes,
         unpacked_bytes=job.limits.unpacked_bytes,
         result_bytes=job.limits.result_bytes,
+        # The parent keeps the wall time; this is for the case that it cannot.
+        cpu_seconds=1 + job.limits.wall_seconds * (1 + threads),
     )
 
 

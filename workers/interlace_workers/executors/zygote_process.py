@@ -46,11 +46,13 @@ class Exit:
 
 @dataclass
 class Child:
-    """A forked process that waits for its order, or runs it."""
+    """A forked and sealed process that waits for its order, or runs it."""
 
     pid: int
     pidfd: int
     order: socket.socket
+    #: A descriptor that shows how much memory the process holds.
+    memory: int
     exited: "asyncio.Future[Exit]"
 
     def kill(self) -> None:
@@ -61,6 +63,33 @@ class Child:
     def close(self) -> None:
         self.order.close()
         os.close(self.pidfd)
+        if self.memory >= 0:
+            os.close(self.memory)
+
+    async def sealed(self) -> None:
+        """Wait until the process is behind its sandbox's layers. Raises ExecutorLost if it cannot be."""
+        self.order.setblocking(False)
+        readable = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self.order, readable.set)
+        try:
+            while True:
+                await readable.wait()
+                readable.clear()
+                try:
+                    message, fds = channel.receive(self.order)
+                except BlockingIOError:
+                    continue  # announced twice, read once
+                if "memory" in message:
+                    (self.memory,) = fds
+                elif "sealed" in message:
+                    return
+                else:
+                    raise ExecutorLost(f"a child could not be sealed: {message.get('refused')}")
+        except EOFError:
+            raise ExecutorLost("a child ended before it was sealed") from None
+        finally:
+            loop.remove_reader(self.order)
 
 
 class ZygoteProcess:
@@ -79,7 +108,14 @@ class ZygoteProcess:
         """Start the process; `loaded` tells when it is ready."""
         ours, theirs = channel.pair()
         environment = {name: os.environ[name] for name in _PASSED if name in os.environ} | _FIXED
-        command = [sys.executable, "-m", "interlace_workers.zygote", str(theirs.fileno()), json.dumps(asdict(load))]
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "interlace_workers.zygote",
+            str(theirs.fileno()),
+            json.dumps(asdict(load)),
+        ]
         process = await asyncio.create_subprocess_exec(
             *command, env=environment, pass_fds=[theirs.fileno()], stdin=asyncio.subprocess.DEVNULL, close_fds=True
         )
@@ -98,7 +134,7 @@ class ZygoteProcess:
         return await asyncio.shield(self._loaded)
 
     async def fork(self) -> Child:
-        """A new child, waiting for its order. Raises ExecutorLost."""
+        """A new child, sealed and waiting for its order. Raises ExecutorLost."""
         if self._lost is not None:
             raise self._lost
         future: asyncio.Future[Child] = asyncio.get_running_loop().create_future()
@@ -107,7 +143,14 @@ class ZygoteProcess:
             channel.send(self._end, {"fork": True})
         except OSError:
             self._lose()
-        return await future
+        child = await future
+        try:
+            await child.sealed()
+        except BaseException:
+            child.kill()
+            child.close()
+            raise
+        return child
 
     async def stop(self) -> None:
         """End the zygote; it ends its children when the channel does."""
@@ -143,7 +186,7 @@ class ZygoteProcess:
         order, pidfd = fds
         exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self._children[pid] = exited
-        child = Child(pid=pid, pidfd=pidfd, order=socket.socket(fileno=order), exited=exited)
+        child = Child(pid=pid, pidfd=pidfd, order=socket.socket(fileno=order), memory=-1, exited=exited)
         waiting = self._forks.popleft()
         if waiting.cancelled():
             child.kill()
