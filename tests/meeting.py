@@ -27,8 +27,8 @@ def make_job(session_id: str = "", model: ModelKey = MODEL) -> Job:
     )
 
 
-async def submit(state: State, job: Job, waiting_jobs: int = 100) -> int:
-    return await state.queue.submit(job, waiting_jobs=waiting_jobs, model_ready=True)
+async def submit(state: State, job: Job, waiting_jobs: int = 100, running_jobs: int = 100) -> int:
+    return await state.queue.submit(job, waiting_jobs=waiting_jobs, running_jobs=running_jobs, model_ready=True)
 
 
 async def submitted(state: State) -> Job:

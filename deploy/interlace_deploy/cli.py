@@ -18,6 +18,10 @@ _COMMANDS = {
     "doctor": "interlace_deploy.doctor:run",
     "models pull": "interlace_deploy.models:pull",
     "models list": "interlace_deploy.models:list_",
+    "keys create": "interlace_deploy.keys:create",
+    "keys list": "interlace_deploy.keys:list_",
+    "keys revoke": "interlace_deploy.keys:revoke",
+    "keys rotate": "interlace_deploy.keys:rotate",
     "demo": "interlace_deploy.demo:run",
 }
 _INTERRUPTED = 130  # what shells report for Ctrl-C
@@ -73,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands.add_parser("version", help="show the version", allow_abbrev=False)
     _add_models(commands)
+    _add_keys(commands)
     demo = _add(commands, "demo", "host the default model, run examples/first_trace.py against it, stop")
     demo.add_argument("--runtime", choices=("ray", "process"), help="what hosts the replica")
     return parser
@@ -101,6 +106,27 @@ def _add_up(commands: "argparse._SubParsersAction[_Parser]") -> None:
     up.add_argument("--port", type=int, help="port to listen on; 0 takes a free one (default: 8000)")
     up.add_argument("--runtime", choices=("ray", "process"), help="what hosts the replicas (default: ray)")
     up.add_argument("--detach", action="store_true", help="return when ready; `interlace down` stops it")
+
+
+def _add_keys(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    keys = commands.add_parser("keys", help="make, list and revoke API keys", allow_abbrev=False)
+    actions = keys.add_subparsers(dest="action", required=True, metavar="ACTION")
+    create = _add(actions, "create", "make a key and print it, once")
+    create.add_argument("--tenant", required=True, metavar="NAME", help="whose jobs and results it reaches")
+    create.add_argument("--role", choices=("user", "admin"), default="user")
+    create.add_argument("--models", nargs="+", metavar="REPO", help="the models that it reaches (default: all)")
+    create.add_argument("--expires", metavar="30d|12h|DATE", help="when it ends (default: never)")
+    create.set_defaults(command="keys create")
+    listing = _add(actions, "list", "list the keys, without their secrets")
+    listing.add_argument("--json", action="store_true", help="for programs")
+    listing.set_defaults(command="keys list")
+    revoke = _add(actions, "revoke", "end a key at once")
+    revoke.add_argument("id", metavar="ID")
+    revoke.set_defaults(command="keys revoke")
+    rotate = _add(actions, "rotate", "make a key in place of another, which works for a while yet")
+    rotate.add_argument("id", metavar="ID")
+    rotate.add_argument("--overlap", default="1h", metavar="1h", help="how long the old one still works")
+    rotate.set_defaults(command="keys rotate")
 
 
 def _add_models(commands: "argparse._SubParsersAction[_Parser]") -> None:

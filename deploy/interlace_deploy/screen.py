@@ -27,6 +27,13 @@ class Screen:
             with contextlib.suppress(BrokenPipeError):
                 print(line, file=self._output, flush=True)
 
+    def warn(self, line: str) -> None:
+        """Print one line in red."""
+        if self._console is not None:
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True, style="bold red")
+        else:
+            self.say(f"WARNING: {line}")
+
     @contextmanager
     def part(self, name: str) -> Iterator[list[str]]:
         """Time a part. What the block puts into the list is printed behind the name when it is done."""

@@ -55,6 +55,8 @@ async def _serve(config: Config, screen: Screen) -> None:
     with run_dir.claim():
         service = Service(config, run_dir, screen, os.environ)
         asked = _stop_on_signals(service)
+        if config.isolation_level == "none":
+            screen.warn("`isolation: none`: jobs run unprotected, as this account. Only for people that you trust.")
         try:
             url = await service.start()
             run_dir.record(url)

@@ -79,6 +79,11 @@ def _listen(host: str, port: int) -> socket.socket:
 
 async def _run(config: Config, listener: socket.socket) -> None:
     async with open_state(config) as state:
+        if config.exposed and not await state.tenants.any():
+            raise ConfigError(
+                f"others than this machine can reach {config.gateway.public_url or config.gateway.host}, and there is "
+                "no API key yet. Make one with `interlace keys create --tenant NAME`, or listen on 127.0.0.1."
+            )
         drain = Drain()
         await _Server(create_app(config, state, drain), config, drain).serve(sockets=[listener])
 

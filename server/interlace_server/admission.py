@@ -1,5 +1,6 @@
 """What is let in: bounds on a request's bytes, its client's age, its payload's form. Nothing is unpacked here."""
 
+import asyncio
 import re
 import struct
 from typing import Any
@@ -21,6 +22,7 @@ from interlace_server.errors import answer
 from interlace_state.config import Admission as Limits
 from interlace_state.config import Config, GatewayConfig
 
+_SILENCE = 60.0  # seconds that a client may leave us waiting in the middle of its request
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _ATTENTION = (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 _NNSIGHT_VERSION = re.compile(r"v?(\d+(?:\.\d+){1,3})(?:[.\-_+]?[A-Za-z][\w.+-]*|\+[\w.]+)?")
@@ -45,11 +47,16 @@ class Door:
                 if self._drain.refusing:
                     raise ShuttingDown
                 check_client(headers, self._config.gateway)
-            bounded = _bounded(receive, headers, self._config.limits.payload_bytes)
+            bounded = _bounded(receive, headers, self._most_bytes(scope))
         except InterlaceError as error:
             await answer(error.http_status, str(error))(scope, receive, send)
             return
         await self._app(scope, bounded, send)
+
+    def _most_bytes(self, scope: Scope) -> int:
+        caller = scope.get("state", {}).get("caller")
+        limits = self._config.limits_of(caller.tenant, caller.role) if caller else self._config.limits
+        return limits.payload_bytes
 
 
 def _bounded(receive: Receive, headers: Headers, limit: int) -> Receive:
@@ -61,7 +68,11 @@ def _bounded(receive: Receive, headers: Headers, limit: int) -> Receive:
 
     async def bounded() -> Message:
         nonlocal received
-        message = await receive()
+        try:
+            async with asyncio.timeout(_SILENCE):
+                message = await receive()
+        except TimeoutError:
+            raise HTTPException(408, f"Nothing of the request's body came for {_SILENCE:g} seconds.") from None
         received += len(message.get("body", b""))
         if received > limit:
             # FastAPI turns any other exception of a body that it reads into a 400.

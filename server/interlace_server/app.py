@@ -8,9 +8,11 @@ from fastapi import FastAPI
 from interlace import __version__
 from interlace_server import errors
 from interlace_server.admission import Door
+from interlace_server.auth import Authentication
 from interlace_server.collector import collecting
 from interlace_server.drain import Drain
 from interlace_server.gateway import Gateway
+from interlace_server.headers import SecurityHeaders
 from interlace_server.origins import Origins
 from interlace_server.routes import health, hub, nnsight, results, subscribe
 from interlace_state.config import Config
@@ -25,7 +27,9 @@ def create_app(config: Config, state: State, drain: Drain) -> FastAPI:
         async with collecting(state.results):
             yield
 
-    app = FastAPI(title="Interlace", version=__version__, summary=__doc__, lifespan=lifespan, redoc_url=None)
+    app = FastAPI(
+        title="Interlace", version=__version__, summary=__doc__, lifespan=lifespan, docs_url=None, redoc_url=None
+    )
     app.state.gateway = Gateway(config, state, drain)
     errors.install(app)
     app.add_exception_handler(hub.NotOnHub, hub.not_on_hub)
@@ -33,5 +37,7 @@ def create_app(config: Config, state: State, drain: Drain) -> FastAPI:
         app.include_router(module.router)
     # The last one that is added is the first that a request meets.
     app.add_middleware(Door, config=config, drain=drain)
+    app.add_middleware(Authentication, config=config, state=state)
     app.add_middleware(Origins, config=config.gateway)
+    app.add_middleware(SecurityHeaders)
     return app

@@ -11,7 +11,7 @@ from redis.exceptions import RedisError
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from interlace.protocol.errors import InterlaceError
+from interlace.protocol.errors import InterlaceError, TooMany
 from interlace_server import log
 
 REDIS_DOWN = "The server cannot reach its job queue (Redis) at the moment. Please try again in a minute."
@@ -46,6 +46,14 @@ def answer(status: int, sentence: str) -> JSONResponse:
     return JSONResponse({"detail": sentence}, status)
 
 
+def refusal(error: InterlaceError) -> JSONResponse:
+    """One of our errors as an answer."""
+    response = answer(error.http_status, str(error))
+    if isinstance(error, TooMany):
+        response.headers["Retry-After"] = str(error.retry_after)
+    return response
+
+
 def unexpected(error: Exception, where: str) -> str:
     """Log an error that nobody foresaw; returns the sentence for the user, which names the log's entry."""
     number = secrets.token_hex(4)
@@ -63,7 +71,7 @@ def install(app: FastAPI) -> None:
 
 async def _interlace_error(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, InterlaceError)
-    return answer(error.http_status, str(error))
+    return refusal(error)
 
 
 async def _redis_error(request: Request, error: Exception) -> JSONResponse:

@@ -20,10 +20,10 @@ class Events:
         self._redis = redis
         self._keys = keys
 
-    async def last(self, job_id: str) -> Event:
-        """The job's newest event that is not a log. Raises UnknownJob."""
-        data = await self._redis.hget(self._keys.job(job_id), "last")
-        if data is None:
+    async def last(self, job_id: str, tenant: str) -> Event:
+        """The newest event that is not a log, of a tenant's job. Raises UnknownJob, for another's as for none."""
+        data, owner = await self._redis.hmget(self._keys.job(job_id), "last", "tenant")
+        if data is None or owner != tenant.encode():
             raise UnknownJob(f"There is no job {job_id}: it never was, or its lifetime is over.")
         return words.decode(data)
 

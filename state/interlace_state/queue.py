@@ -1,5 +1,6 @@
 """The queue of each model, both ends: submit, lease, renew, finish, give back."""
 
+import asyncio
 import math
 import secrets
 import time
@@ -10,7 +11,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from interlace.protocol import event as words
-from interlace.protocol.errors import LimitExceeded, SessionRefused
+from interlace.protocol.errors import SessionRefused, TooMany
 from interlace.protocol.event import Ended, Event, StateChanged
 from interlace.protocol.job import Job, JobState
 from interlace.protocol.model import ModelKey
@@ -19,6 +20,8 @@ from interlace_state.keys import Keys
 
 _GROUP = "workers"
 _POLL_MS = 1_000
+_RETRY_AFTER = 10  # seconds
+_PAUSE = 0.1  # seconds after a job that may not run yet
 _Entries = list[tuple[bytes, dict[bytes, bytes]]]
 _NO_SESSION, _SESSION_TAKEN, _QUEUE_FULL = -1, -2, -3
 
@@ -53,14 +56,20 @@ class Queue:
         self._forget_workers = redis.register_script(_script("forget_workers"))
         self._looked_for_lapsed: dict[str, float] = {}
 
-    async def submit(self, job: Job, *, waiting_jobs: int, model_ready: bool) -> int:
+    async def submit(self, job: Job, *, waiting_jobs: int, running_jobs: int, model_ready: bool) -> int:
         """Make a job durable and wake a worker; returns its place in the queue, from 1.
 
-        Raises SessionRefused, or LimitExceeded when ``waiting_jobs`` jobs wait already.
+        At most ``running_jobs`` of the tenant run at a time. Raises SessionRefused, or TooMany when ``waiting_jobs`` of
+        its jobs wait or run already.
         """
         first = StateChanged(state=JobState.QUEUED, text="Added to Queue at position {place}.", model_ready=model_ready)
         place = await self._submit(
-            keys=[*self._keys_of(job.id, job.model), self._keys.session(job.session_id or "-")],
+            keys=[
+                *self._keys_of(job.id, job.model),
+                self._keys.session(job.session_id or "-"),
+                self._keys.live(job.model.slug, job.tenant),
+                self._keys.running(job.tenant),
+            ],
             args=[
                 job.id,
                 job.model_dump_json(),
@@ -68,6 +77,8 @@ class Queue:
                 self._lifetimes.waiting,
                 waiting_jobs,
                 "1" if job.session_id else "0",
+                job.tenant,
+                running_jobs,
             ],
         )
         if place == _NO_SESSION:
@@ -75,7 +86,7 @@ class Queue:
         if place == _SESSION_TAKEN:
             raise SessionRefused("This session has a job already. Open another /subscribe connection for the next.")
         if place == _QUEUE_FULL:
-            raise LimitExceeded("The number of waiting jobs", waiting_jobs, "jobs", "limits.waiting_jobs")
+            raise TooMany("Jobs that wait", waiting_jobs, "jobs", "limits.waiting_jobs", retry_after=_RETRY_AFTER)
         return int(place)
 
     async def length(self, model: ModelKey) -> int:
@@ -98,6 +109,7 @@ class Queue:
             if taken := await self._take(keys=keys, args=args):
                 record, attempt, fence = taken
                 return Lease(job=Job.model_validate_json(record), entry=entry.decode(), attempt=attempt, fence=fence)
+            await asyncio.sleep(_PAUSE)
         return None
 
     async def renew(self, lease: Lease, worker: str) -> bool:

@@ -12,6 +12,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from interlace_state.audit import Audit
 from interlace_state.config import Config
 from interlace_state.config_file import ConfigError
 from interlace_state.events import Events
@@ -21,6 +22,7 @@ from interlace_state.models import Models
 from interlace_state.queue import Queue
 from interlace_state.results import Results
 from interlace_state.sessions import Sessions
+from interlace_state.tenants import Tenants
 
 #: A command that has no answer for this long has failed: the server hangs, or the network has dropped the connection.
 ANSWER_SECONDS = 10.0
@@ -37,6 +39,8 @@ class State:
     results: Results
     sessions: Sessions
     models: Models
+    tenants: Tenants
+    audit: Audit
 
 
 @asynccontextmanager
@@ -63,6 +67,8 @@ async def open_state(config: Config) -> AsyncIterator[State]:
             results=Results(redis, keys, files, config.lifetimes),
             sessions=Sessions(redis, keys),
             models=Models(redis, keys, files),
+            tenants=Tenants(redis, keys),
+            audit=Audit(config.state_dir / "audit.jsonl"),
         )
     finally:
         await redis.aclose()

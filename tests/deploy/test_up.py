@@ -238,13 +238,13 @@ async def test_the_next_configuration_ends_what_the_former_one_left(
     config = Config(redis=RedisConfig(url=f"unix://{state_dir}/run/redis.sock"), state_dir=state_dir)
     async with open_state(config) as state:
         await state.models.publish(ModelCard(key=former, commit="0" * 40, dtype="float32", config={}))
-        await state.queue.submit(job, waiting_jobs=9, model_ready=False)
+        await state.queue.submit(job, waiting_jobs=9, running_jobs=9, model_ready=False)
     process.send_signal(signal.SIGINT)
     assert process.wait(40) == 0
     process = foreground()
     ready(process)
     async with open_state(config) as state:
-        end = await state.events.last(job.id)
+        end = await state.events.last(job.id, job.tenant)
         assert isinstance(end, Ended)
         assert "former/model (text-generation) is no longer hosted on this server." in end.text
         assert [model.card.key.repo_id for model in await state.models.all()] == ["local/own-model"]

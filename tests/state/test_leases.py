@@ -92,7 +92,7 @@ async def test_late_events_do_not_follow_the_last_one(
     assert not await other.queue.record(held, RUNNING)
     events = await history(state, held.job)
     assert [event.text for event in events if isinstance(event, Log)] == ["in time"]
-    assert await state.events.last(held.job.id) == done("b")
+    assert await state.events.last(held.job.id, held.job.tenant) == done("b")
 
 
 @pytest.mark.parametrize("first", ["a", "b"])

@@ -143,18 +143,18 @@ async def test_events_are_replayed_and_then_live(state: State) -> None:
     live = await asyncio.wait_for(following, 10)
     assert live == await history(state, job)
     assert [event.text for event in live if isinstance(event, Log)] == ["one", "two"]
-    assert isinstance(await state.events.last(job.id), Ended)
+    assert isinstance(await state.events.last(job.id, job.tenant), Ended)
 
 
 async def test_a_log_is_not_the_last_event_of_a_poll(state: State) -> None:
     job = make_job()
     await submit(state, job)
     assert await state.queue.record(await lease(state), StateChanged(state=JobState.RUNNING), Log(text="one"))
-    last = await state.events.last(job.id)
+    last = await state.events.last(job.id, job.tenant)
     assert isinstance(last, StateChanged)
     assert last.state is JobState.RUNNING
 
 
 async def test_an_unknown_job_has_no_events(state: State) -> None:
     with pytest.raises(UnknownJob):
-        await state.events.last(secrets.token_hex(16))
+        await state.events.last(secrets.token_hex(16), "local")

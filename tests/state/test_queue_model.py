@@ -142,7 +142,7 @@ class Workers(RuleBasedStateMachine):
         for job in self.jobs:
             expected = [self.ended[job.id]] if job.id in self.ended else []
             assert self.run(ends(self.state, self.config, job)) == expected
-            last = self.run(self.state.events.last(job.id))
+            last = self.run(self.state.events.last(job.id, job.tenant))
             assert isinstance(last, Ended) is (job.id in self.ended)
 
     def teardown(self) -> None:

@@ -132,12 +132,12 @@ async def test_what_a_former_run_left_is_withdrawn_and_its_jobs_end(
     for key in (former, nowhere):
         await state.models.publish(ModelCard(key=key, commit="0" * 40, dtype="float32", config={}))
         await state.models.beat(key, Replica(id="r", state=ModelState.READY, pid=1, node="n"))
-        await state.queue.submit(job(key), waiting_jobs=9, model_ready=True)
+        await state.queue.submit(job(key), waiting_jobs=9, running_jobs=9, model_ready=True)
     await place(hosting(config, tiny_models, tmp_path / "nowhere"), state, lambda line: None)
     hosted = {model.card.key.repo_id: model.state for model in await state.models.all()}
     assert hosted == {"local/own-model": ModelState.DEPLOYING, "local/nowhere": ModelState.FAILED}
     for key, said in ((former, "is no longer hosted on this server."), (nowhere, "There is no folder")):
-        end = await state.events.last(job(key).id)
+        end = await state.events.last(job(key).id, job(key).tenant)
         assert isinstance(end, Ended)
         assert (end.state, said in end.text) == (JobState.ERROR, True)
 

@@ -179,6 +179,10 @@ class Replica:
 
     async def _finish(self, lease: Lease, end: Ended) -> None:
         if await self._insist(lambda: self._state.queue.finish(lease, end)):
+            job, cost = lease.job, end.cost.model_dump(exclude_none=True)
+            self._state.audit.write(
+                "ended", tenant=job.tenant, job=job.id, model=str(job.model), outcome=end.state, **cost
+            )
             await self._state.results.delete_payload(lease.job.id)
 
     async def _insist(self, ask: Callable[[], Awaitable[T]]) -> T:

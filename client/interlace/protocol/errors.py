@@ -11,6 +11,8 @@
   x ModelFailed             503  the model could not be loaded
   x SessionRefused          409
   x LimitExceeded           413  a bound was met: which, its value, how to raise it
+  x TooMany                 429  a bound on how much at a time: which, its value, when to try again
+  x Unauthorized            401  no API key, or none that works
   x ShuttingDown            503
 """
 
@@ -24,7 +26,7 @@ class InterlaceError(Exception):
     http_status = 500
 
     def __init__(self, message: str | None = None) -> None:
-        super().__init__(message or type(self).__doc__)
+        super().__init__(message or " ".join((type(self).__doc__ or "").split()))
 
 
 class InvalidRequest(InterlaceError):
@@ -121,6 +123,27 @@ class LimitExceeded(InterlaceError):
         )
         self.limit = limit
         self.setting = setting
+
+
+class TooMany(LimitExceeded):
+    """Too much at a time."""
+
+    code = "too_many"
+    http_status = 429
+
+    def __init__(self, what: str, limit: int | float, unit: str, setting: str, retry_after: int) -> None:
+        super().__init__(what, limit, unit, setting)
+        #: Seconds.
+        self.retry_after = retry_after
+
+
+class Unauthorized(InterlaceError):
+    """This server asks for an API key, and the request has none that works. Set it with
+    `nnsight.CONFIG.set_default_api_key("...")` or NDIF_API_KEY; the operator gives one out with
+    `interlace keys create --tenant NAME`."""
+
+    code = "unauthorized"
+    http_status = 401
 
 
 class ShuttingDown(InterlaceError):

@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 from interlace.protocol.errors import InterlaceError, ShuttingDown
 from interlace.protocol.event import Ended, Event
 from interlace_server import log, nnsight_wire
-from interlace_server.auth import tenant_of
+from interlace_server.auth import caller_of
 from interlace_server.errors import REDIS_DOWN, unexpected
 from interlace_server.gateway import Gateway, gateway_of
 from interlace_server.routes.results import result_url
@@ -85,7 +85,7 @@ class Stream:
             await self._fail(unexpected(error, "/subscribe"))
 
     async def _open(self) -> None:
-        self._session_id = await self._gateway.state.sessions.open(tenant_of(self._websocket))
+        self._session_id = await self._gateway.state.sessions.open(caller_of(self._websocket).tenant)
         await self._greet()
 
     async def _greet(self) -> None:

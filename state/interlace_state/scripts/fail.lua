@@ -13,6 +13,11 @@ redis.call("XACK", KEYS[3], "workers", ARGV[1])
 local state = redis.call("HGET", KEYS[1], "state")
 if not state or state == "completed" or state == "error" or state == "cancelled" then return 0 end
 redis.call("HSET", KEYS[1], "state", ARGV[2], "last", ARGV[3])
+local counted = redis.call("HMGET", KEYS[1], "live", "running", "id")
+if counted[3] then
+  redis.call("SREM", counted[1], counted[3])
+  redis.call("SREM", counted[2], counted[3])
+end
 redis.call("XADD", KEYS[2], "*", "e", ARGV[3])
 redis.call("EXPIRE", KEYS[1], ARGV[4])
 redis.call("EXPIRE", KEYS[2], ARGV[4])

@@ -9,6 +9,11 @@ if job[1] == "completed" or job[1] == "error" or job[1] == "cancelled" then
   return job[3] == ARGV[4] and 1 or 0
 end
 redis.call("HSET", KEYS[1], "state", ARGV[3], "last", ARGV[4])
+local counted = redis.call("HMGET", KEYS[1], "live", "running", "id")
+if counted[3] then
+  redis.call("SREM", counted[1], counted[3])
+  redis.call("SREM", counted[2], counted[3])
+end
 redis.call("XADD", KEYS[2], "*", "e", ARGV[4])
 redis.call("EXPIRE", KEYS[1], ARGV[5])
 redis.call("EXPIRE", KEYS[2], ARGV[5])

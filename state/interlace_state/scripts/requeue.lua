@@ -10,7 +10,9 @@ redis.call("HINCRBY", KEYS[1], "fence", 1)
 redis.call("HINCRBY", KEYS[1], "attempts", -1)
 redis.call("HSET", KEYS[1], "state", "queued", "last", ARGV[3])
 redis.call("XADD", KEYS[2], "*", "e", ARGV[3])
-redis.call("XADD", KEYS[3], "*", "job", ARGV[4])
+redis.call("HSET", KEYS[1], "entry", redis.call("XADD", KEYS[3], "*", "job", ARGV[4]))
+local running = redis.call("HGET", KEYS[1], "running")
+if running then redis.call("SREM", running, ARGV[4]) end
 redis.call("EXPIRE", KEYS[1], ARGV[5])
 redis.call("EXPIRE", KEYS[2], ARGV[5])
 return 1

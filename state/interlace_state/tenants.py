@@ -1,0 +1,107 @@
+"""API keys: who may ask, and how often. Only hashes are stored; a key is shown once, to whoever makes it."""
+
+import hashlib
+import secrets
+import time
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from redis.asyncio import Redis
+
+from interlace_state.keys import Keys
+
+Role = Literal["user", "admin"]
+TENANT = r"[a-z0-9][a-z0-9._-]{0,62}"
+_WINDOW = 60  # seconds
+
+
+class ApiKey(BaseModel):
+    """A key without its secret."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    tenant: str = Field(pattern=f"^{TENANT}$")
+    role: Role = "user"
+    #: Repo ids that it reaches; None: all.
+    models: tuple[str, ...] | None = None
+    #: Unix time.
+    created: float
+    #: Unix time; None: never.
+    expires: float | None = None
+
+    def is_live(self) -> bool:
+        return self.expires is None or self.expires > time.time()
+
+
+class Tenants:
+    """The keys of all tenants, and their request rates."""
+
+    def __init__(self, redis: Redis, keys: Keys) -> None:
+        self._redis = redis
+        self._keys = keys
+
+    async def mint(
+        self, tenant: str, role: Role = "user", models: Sequence[str] | None = None, expires: float | None = None
+    ) -> tuple[ApiKey, str]:
+        """A new key and its secret, 256 random bits that nobody can ask for again. Raises pydantic.ValidationError."""
+        key = ApiKey(
+            id=secrets.token_hex(4),
+            tenant=tenant,
+            role=role,
+            models=None if models is None else tuple(models),
+            created=time.time(),
+            expires=expires,
+        )
+        secret = f"il-{secrets.token_urlsafe(32)}"
+        await self._redis.hset(self._keys.api_keys, _digest(secret), key.model_dump_json())
+        return key, secret
+
+    async def find(self, secret: str) -> ApiKey | None:
+        """The live key of a secret. It is looked up by its hash, so that no comparison tells how close a guess came."""
+        data = await self._redis.hget(self._keys.api_keys, _digest(secret))
+        key = ApiKey.model_validate_json(data) if data else None
+        return key if key and key.is_live() else None
+
+    async def any(self) -> bool:
+        """Whether a key was ever minted and not revoked: then everybody needs one."""
+        return bool(await self._redis.hlen(self._keys.api_keys))
+
+    async def all(self) -> list[ApiKey]:
+        """Every key that is not revoked, the oldest first."""
+        return sorted((key for _, key in await self._entries()), key=lambda key: key.created)
+
+    async def revoke(self, key_id: str) -> bool:
+        """Forget a key, from the next request on; False if there is none."""
+        gone = [digest for digest, key in await self._entries() if key.id == key_id]
+        return bool(gone and await self._redis.hdel(self._keys.api_keys, *gone))
+
+    async def rotate(self, key_id: str, overlap: float) -> tuple[ApiKey, str] | None:
+        """A new key like this one, which itself works for ``overlap`` more seconds; None if there is none."""
+        for digest, key in await self._entries():
+            if key.id == key_id:
+                fresh = await self.mint(key.tenant, key.role, key.models, key.expires)
+                until = min(time.time() + overlap, key.expires or float("inf"))
+                old = key.model_copy(update={"expires": until})
+                await self._redis.hset(self._keys.api_keys, digest, old.model_dump_json())
+                return fresh
+        return None
+
+    async def wait(self, tenant: str, per_minute: int) -> int:
+        """Count a request; 0, or the seconds until the next minute if the tenant is over its rate."""
+        now = time.time()
+        window = self._keys.rate(tenant, int(now // _WINDOW))
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.incr(window)
+            pipe.expire(window, 2 * _WINDOW)
+            count, _ = await pipe.execute()
+        return 0 if count <= per_minute else max(1, int(_WINDOW - now % _WINDOW))
+
+    async def _entries(self) -> list[tuple[bytes, ApiKey]]:
+        found = await self._redis.hgetall(self._keys.api_keys)
+        return [(digest, ApiKey.model_validate_json(data)) for digest, data in found.items()]
+
+
+def _digest(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()
