@@ -1,5 +1,6 @@
 """A real gateway process, a client's means to talk to it, and a worker's part played through our state API."""
 
+import asyncio
 import io
 import json
 import os
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,7 @@ import httpx
 import torch
 import websocket
 import zstandard
+from redis.asyncio import Redis
 
 from interlace.protocol.event import Ended, Log, StateChanged
 from interlace.protocol.job import Cost, JobState
@@ -26,6 +29,7 @@ from interlace_state.keys import Keys
 from interlace_state.models import ModelCard, ModelState, Replica
 from interlace_state.queue import Lease
 from interlace_state.store import State
+from interlace_state.tenants import Tenants
 
 KEY = ModelKey(repo_id="lab/tiny")
 #: As stock nnsight mints it.
@@ -63,10 +67,15 @@ class Gateway:
     config: Config
     process: "subprocess.Popen[str]"
     log: Path
+    #: The key that every call carries.
+    key: str = ""
 
     def connect(self, timeout: float = DEADLINE) -> websocket.WebSocket:
         """A socket as stock nnsight opens it."""
-        return websocket.create_connection(f"ws{self.url.removeprefix('http')}/subscribe", timeout=timeout)
+        header = {"ndif-api-key": self.key} if self.key else None
+        return websocket.create_connection(
+            f"ws{self.url.removeprefix('http')}/subscribe", timeout=timeout, header=header
+        )
 
     def post(
         self, payload: bytes | None = None, *, headers: dict[str, str] | None = None, **changes: Any
@@ -79,12 +88,12 @@ class Gateway:
             f"{self.url}/request",
             data={"data": json.dumps(fields)},
             files={"blob": ("request", payload, "application/octet-stream")},
-            headers=HEADERS if headers is None else headers,
+            headers=(HEADERS if headers is None else headers) | ({"ndif-api-key": self.key} if self.key else {}),
             timeout=DEADLINE,
         )
 
     def get(self, path: str) -> httpx.Response:
-        return httpx.get(f"{self.url}{path}", timeout=DEADLINE)
+        return httpx.get(f"{self.url}{path}", timeout=DEADLINE, headers={"ndif-api-key": self.key} if self.key else {})
 
     def actions(self, name: str) -> list[dict[str, Any]]:
         """The log's lines of one action."""
@@ -94,11 +103,15 @@ class Gateway:
 
 @contextmanager
 def running(folder: Path, redis_url: str, **sections: Any) -> Iterator[Gateway]:
-    """Start a gateway on a free port, stop it in the end; keywords are sections of the configuration."""
+    """Start a gateway on a free port, stop it in the end; keywords are sections of the configuration.
+
+    One that others can reach gets a key first, which its calls carry.
+    """
     file, log = folder / "config.json", folder / "gateway.log"
     sections["gateway"] = {"port": 0} | sections.get("gateway", {})
     redis = {"url": redis_url, "prefix": f"{folder.name}:"}
     file.write_text(json.dumps({"redis": redis, "state_dir": str(folder)} | sections))
+    key = mint(redis_url, f"{folder.name}:") if config_file.load(file, {}).exposed else ""
     command = [sys.executable, "-m", "interlace_server", "--config", str(file)]
     with log.open("w") as stderr:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
@@ -106,7 +119,7 @@ def running(folder: Path, redis_url: str, **sections: Any) -> Iterator[Gateway]:
     try:
         line = process.stdout.readline()
         assert line.startswith("listening on http://"), log.read_text()
-        yield Gateway(line.split()[-1], config_file.load(file, {}), process, log)
+        yield Gateway(line.split()[-1], config_file.load(file, {}), process, log, key)
     finally:
         process.terminate()
         try:
@@ -115,6 +128,17 @@ def running(folder: Path, redis_url: str, **sections: Any) -> Iterator[Gateway]:
             process.kill()
             process.wait()
             process.stdout.close()
+
+
+def mint(redis_url: str, prefix: str, tenant: str = "tests", **fields: Any) -> str:
+    """A new key's secret."""
+
+    async def run() -> str:
+        async with Redis.from_url(redis_url, protocol=2) as redis:
+            return (await Tenants(redis, Keys(prefix)).mint(tenant, **fields))[1]
+
+    with ThreadPoolExecutor(1) as thread:  # the caller may be in an event loop
+        return thread.submit(asyncio.run, run()).result()
 
 
 async def publish(state: State, config: Config, key: ModelKey = KEY, *, ready: bool = True, **card: Any) -> None:

@@ -71,6 +71,24 @@ def examine(config: Config, environ: Mapping[str, str]) -> Iterator[Finding]:
     yield _hub(environ)
     for name, found in kernel.features().items():
         yield Finding(f"kernel: {name}", "note", found)
+    yield from _sandbox(config)
+
+
+def _sandbox(config: Config) -> Iterator[Finding]:
+    """Each layer around a job, tried in a process of its own."""
+    command = [sys.executable, "-P", "-m", "interlace_workers.sandbox"]
+    tried = subprocess.run(command, capture_output=True, text=True, timeout=_LISTING, check=False)
+    if tried.returncode != 0:
+        said = tried.stderr.strip().splitlines() or ["no reason given"]
+        yield Finding("sandbox", "note", f"cannot be tried: {said[-1]}")
+        return
+    found = json.loads(tried.stdout)
+    level = config.isolation_level
+    yield Finding("sandbox", "ok", f"isolation: {level}; layers: {', '.join(found['layers'])}")
+    for name, reason in found["missing"].items():
+        fails = level == "required" and name in found["essential"]
+        remedy = "a newer kernel, or a container that allows it; or `isolation: available`" if fails else ""
+        yield Finding(f"sandbox: {name}", "missing" if fails else "note", f"not here: {reason}", remedy)
 
 
 def _python() -> Finding:

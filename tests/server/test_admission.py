@@ -274,5 +274,6 @@ async def test_a_full_queue(start_gateway: Any, redis_url: str) -> None:
         async with open_state(gateway.config) as state:
             await publish(state, gateway.config)
         answers = [gateway.post() for _ in range(3)]
-        assert [answer.status_code for answer in answers] == [200, 200, 413]
-        assert "`limits.waiting_jobs`" in detail(answers[2], 413)
+        assert [answer.status_code for answer in answers] == [200, 200, 429]
+        assert "`limits.waiting_jobs`" in detail(answers[2], 429)
+        assert int(answers[2].headers["retry-after"]) > 0

@@ -28,10 +28,16 @@ _OVER_MEMORY = (
     "The job is over its memory limit. Save or hold less at a time, trace under `with torch.no_grad():` inside a "
     "`model.session(remote=True)` if you need no gradients, or ask the operator to raise `limits.memory_bytes`."
 )
+_CUT_OFF = (
+    "A job can read the installed libraries and nothing else: it has no files, no network and no other processes. "
+    "Bring what it needs in variables of your own code, and `.save()` what it makes."
+)
 #: What a traceback holds -> what its reader can do.
 _HINTS = {
     "MemoryError": _OVER_MEMORY,
     "can't allocate memory": _OVER_MEMORY,
+    "Operation not permitted": _CUT_OFF,
+    "Permission denied": _CUT_OFF,
     "__class__ cell not found": (
         "nnsight sends functions as source, and `super()` without arguments does not survive that: write "
         "`super(YourClass, self)` in classes that a remote trace uses."
@@ -88,7 +94,7 @@ def explain(error: BaseException) -> str:
     stack = filter_traceback(clean_traceback(stack), _is_users)
     error.__context__ = None
     text = "".join(traceback.format_exception(type(error), error, stack)).rstrip()
-    hints = [hint for sign, hint in _HINTS.items() if sign in text]
+    hints = dict.fromkeys(hint for sign, hint in _HINTS.items() if sign in text)
     return "\n\n".join([text, *hints])
 
 
