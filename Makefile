@@ -44,6 +44,7 @@ format: install
 
 bench: install
 	$(BIN)/python benchmarks/minimal_trace.py
+	$(BIN)/python benchmarks/isolation.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -17,6 +17,7 @@ from interlace.protocol.frames import FrameKind
 from interlace_workers import channel
 from interlace_workers.child import output, trace
 from interlace_workers.child.model import HostedModel
+from interlace_workers.child.warm import warm_up
 from interlace_workers.order import Order
 from interlace_workers.sandbox import Sandbox, limit
 
@@ -24,6 +25,9 @@ from interlace_workers.sandbox import Sandbox, limit
 def main(end: socket.socket, model: HostedModel, sandbox: Sandbox, slot: int) -> NoReturn:
     """Seal this process, run one order from ``end`` and never return."""
     space = _sealed(end, sandbox, slot)
+    # Ahead of its job: threads of its own, and the thousands of page faults of a first trace.
+    torch.set_num_threads(model.threads)
+    warm_up(model.model)
     try:
         message, (payload, result, events, logs) = channel.receive(end)
     except EOFError:
@@ -38,7 +42,7 @@ def main(end: socket.socket, model: HostedModel, sandbox: Sandbox, slot: int) ->
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     limit(space, order.memory_bytes, order.result_bytes, order.cpu_seconds)
-    _start_afresh(model.threads)
+    _start_afresh()
     try:
         tracer = trace.read(model, order, payload)
         _tell(events, FrameKind.RUNNING)
@@ -75,9 +79,8 @@ def _printer(fd: int) -> TextIO:
     return os.fdopen(fd, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
 
 
-def _start_afresh(threads: int) -> None:
-    """Give the child random numbers and threads of its own; it inherited the zygote's."""
-    torch.set_num_threads(threads)
+def _start_afresh() -> None:
+    """Give the child random numbers of its own; it inherited the zygote's."""
     seed = int.from_bytes(os.urandom(8), "big")
     torch.manual_seed(seed)
     random.seed(seed)

@@ -1,4 +1,4 @@
-"""Do once in the zygote what every first trace of a process pays for, so that children inherit it."""
+"""Do ahead what every first trace of a process pays for: imports in the zygote, page faults in each waiting child."""
 
 import io
 import linecache
@@ -10,7 +10,8 @@ from nnsight.tracing.globals import BLOCKS, SOURCES
 
 
 def warm_up(model: Any) -> None:
-    """Trace one token and serialize what it saves: 45 ms of lazy imports and caches less in each child.
+    """Trace one token and serialize what it saves: 45 ms of lazy imports and caches less in each child, and
+    60 ms of page faults less in its job.
 
     Leaves no trace of itself: nnsight's caches of block sources are emptied. A model that does not take bare token
     ids is left cold.

@@ -50,11 +50,16 @@ class ForkExecutor:
 
     async def run(self, job: Job, payload: bytes, result: Path) -> AsyncGenerator[Happening, None]:
         child = await self._take_spare()
-        with contextlib.closing(Execution(child, job.limits)) as execution:
-            execution.order(_order(job, self._load.threads), payload, result)
-            async with contextlib.aclosing(execution.happenings()) as happenings:
-                async for happening in happenings:
-                    yield happening
+        try:
+            with contextlib.closing(Execution(child, job.limits)) as execution:
+                execution.order(_order(job, self._load.threads), payload, result)
+                async with contextlib.aclosing(execution.happenings()) as happenings:
+                    async for happening in happenings:
+                        yield happening
+        finally:
+            # Not sooner: a child that warms up would take the processor from the job.
+            if self._spare is None:
+                self._fork_ahead()
 
     def resident_bytes(self) -> int:
         return proc.resident_bytes(self._zygote.pid) if self._zygote else 0
@@ -70,9 +75,10 @@ class ForkExecutor:
         self._spare = asyncio.create_task(self._zygote.fork(), name="fork ahead")
 
     async def _take_spare(self) -> Child:
-        assert self._spare is not None, "start() comes first"
-        spare = self._spare
-        self._fork_ahead()
+        if self._spare is None:  # others run, and have not ended
+            self._fork_ahead()
+        assert self._spare is not None
+        spare, self._spare = self._spare, None
         child = await spare
         if child.exited.done():
             raise ExecutorLost("the child that was forked ahead has ended")
