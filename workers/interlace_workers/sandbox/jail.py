@@ -1,5 +1,6 @@
 """A file system of the interpreter and its libraries only. Stops: looking at what else there is, even at names."""
 
+import contextlib
 import ctypes
 import os
 import pwd
@@ -26,7 +27,9 @@ def libraries(hidden: str) -> list[str]:
     """
     own = [*sys.path, *sysconfig.get_paths().values(), os.path.join(sys.base_prefix, "lib")]
     kept = {sysconfig.get_path("include"), sysconfig.get_path("scripts"), sysconfig.get_path("data")}
-    secret = [pwd.getpwuid(os.getuid()).pw_dir, hidden]
+    secret = [hidden]
+    with contextlib.suppress(KeyError):  # a container may run under an id without a name
+        secret.append(pwd.getpwuid(os.getuid()).pw_dir)
     paths = {os.path.abspath(path) for path in own if path and path not in kept}
     paths = {path for path in paths if not any(_within(one, path) for one in secret)}
     return _outermost(sorted(path for path in (*paths, *_SYSTEM) if os.path.exists(path)))
