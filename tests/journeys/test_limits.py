@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import nnsight
 import pytest
 import running
 import tiny
@@ -99,18 +98,19 @@ def test_an_abort(client: Any) -> None:
 
             os.abort()
 
-    assert "SIGABRT" in refused(client, trace)
+    assert "abort" in refused(client, trace)
 
 
 def test_a_kill(client: Any) -> None:
-    def trace() -> None:
-        with client.trace(PROMPT, remote=True):
-            import os
-            import signal
+    """Process 1 of its own namespace is not killed by its own signal."""
+    before = logits_of(client)
+    with client.trace(PROMPT, remote=True):
+        import os
+        import signal
 
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    assert "SIGKILL" in refused(client, trace)
+        os.kill(os.getpid(), signal.SIGKILL)
+        logits = client.lm_head.output.detach().save()
+    assert torch.equal(logits, before)
 
 
 def test_an_endless_loop(client: Any) -> None:
@@ -197,28 +197,23 @@ def test_a_flood_of_output_is_cut_and_the_result_still_comes(client: Any) -> Non
     assert torch.equal(logits, before)
 
 
-def test_threads_and_children_left_behind(client: Any) -> None:
+def test_threads_left_behind(client: Any) -> None:
     before = logits_of(client)
     with client.trace(PROMPT, remote=True):
-        import subprocess
         import threading
 
         threading.Thread(target=threading.Event().wait).start()
-        child = subprocess.Popen(["sleep", "300"])
-        pid = nnsight.save(child.pid)
         logits = client.lm_head.output.detach().save()
     assert torch.equal(logits, before)
-    end = time.monotonic() + PATIENCE
-    while (state := state_of(pid)) and time.monotonic() < end:
-        time.sleep(0.05)
-    assert state is None, f"process {pid} lives on"
 
 
-def state_of(pid: int) -> str | None:
-    """What the kernel says of a process; None when it is gone or only waits to be buried."""
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            state = file.read().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return None
-    return None if state in "ZX" else state
+def test_another_process(client: Any) -> None:
+    def trace() -> None:
+        with client.trace(PROMPT, remote=True):
+            import subprocess
+
+            subprocess.Popen(["sleep", "300"])
+
+    text = refused(client, trace)
+    assert "PermissionError" in text
+    assert "no other processes" in text

@@ -29,6 +29,14 @@ _AHEAD = 64
 _LEAST_LINE = 64  # bytes
 
 
+#: What may have led to a signal. An abort of process 1, which a job is, ends in SIGSEGV.
+_SIGNALS = {
+    "SIGABRT": " (an abort of native code)",
+    "SIGKILL": " (most likely it used more memory than the machine has)",
+    "SIGSEGV": " (a crash or an abort of native code)",
+}
+
+
 class ForkExecutor:
     """Runs each job in a child of one zygote, with one child always forked ahead."""
 
@@ -279,5 +287,5 @@ def _died(code: int) -> str:
         name = signal.Signals(-code).name
     except ValueError:
         name = f"signal {-code}"
-    hint = " Most likely it used more memory than the machine has." if name == "SIGKILL" else ""
-    return f"Your code's process was ended by {name}; nothing was saved.{hint}"
+    hint = _SIGNALS.get(name, "")
+    return f"Your code's process was ended by {name}{hint}; nothing was saved."
