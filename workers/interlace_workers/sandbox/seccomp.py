@@ -28,8 +28,8 @@ _NAMESPACES = 0x7E020000  # every CLONE_NEW*
 _IOCTLS = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
 #: prctl: a thread's name, a mapping's name, and what the C library asks.
 _PRCTLS = (3, 15, 16, 21, 39, 0x53564D41)
-#: fcntl: duplicate, flags, locks. Not: whom to signal, the size of a pipe, seals.
-_FCNTLS = (0, 1, 2, 3, 4, 5, 6, 7, 1030)
+#: fcntl: duplicate, flags. Not: locks, through which jobs could talk, whom to signal, the size of a pipe, seals.
+_FCNTLS = (0, 1, 2, 3, 4, 1030)
 
 _Instruction = tuple[int, int, int, int]
 
@@ -65,6 +65,7 @@ def _instructions(architecture: int, pid: int) -> list[_Instruction]:
         "ioctl": _one_of(1, _IOCTLS),
         "prctl": _one_of(0, _PRCTLS),
         "fcntl": _one_of(1, _FCNTLS),
+        "prlimit64": _one_of(0, (0, pid)),
         "kill": _one_of(0, (pid,)),
         "tgkill": _one_of(0, (pid,)),
     }

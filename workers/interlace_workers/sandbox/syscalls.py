@@ -27,7 +27,6 @@ ALLOWED: dict[str, tuple[int, int | None]] = {
     "fdatasync": (75, 83),
     "ftruncate": (77, 46),
     "fadvise64": (221, 223),
-    "flock": (73, 32),
     "open": (2, None),
     "openat": (257, 56),
     "openat2": (437, 437),
@@ -95,7 +94,6 @@ ALLOWED: dict[str, tuple[int, int | None]] = {
     "sysinfo": (99, 179),
     "uname": (63, 160),
     "getrlimit": (97, 163),
-    "prlimit64": (302, 261),
     "setrlimit": (160, 164),
     "getpid": (39, 172),
     "gettid": (186, 178),
@@ -142,6 +140,7 @@ CHECKED: dict[str, tuple[int, int | None]] = {
     "ioctl": (16, 29),
     "prctl": (157, 167),
     "fcntl": (72, 25),
+    "prlimit64": (302, 261),
     "kill": (62, 129),
     "tgkill": (234, 131),
 }
