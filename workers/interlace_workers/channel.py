@@ -33,5 +33,12 @@ def receive(end: socket.socket) -> tuple[dict[str, Any], list[int]]:
         for fd in fds:
             os.close(fd)
         raise EOFError("the channel's other end is gone")
-    message: dict[str, Any] = json.loads(data)
+    try:
+        message = json.loads(data)
+    except (ValueError, RecursionError):
+        message = None
+    if not isinstance(message, dict):
+        for fd in fds:
+            os.close(fd)
+        raise EOFError("the channel's other end does not speak as we do")
     return message, fds
