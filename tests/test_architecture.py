@@ -26,7 +26,7 @@ READS_ENVIRONMENT = {
     "interlace_workers/runtimes/replica_process.py",
     "interlace_workers/zygote.py",
     "interlace_workers/executors/zygote_process.py",  # hands a few names on to the process that it starts
-    *(f"interlace_deploy/{command}.py" for command in ("demo", "detach", "doctor", "models", "status", "up")),
+    *(f"interlace_deploy/{command}.py" for command in ("demo", "detach", "doctor", "keys", "models", "status", "up")),
 }
 #: Runs alone in every process that imports it: a network, a file for writing or a new process would be an effect.
 WATCH = """
