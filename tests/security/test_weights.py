@@ -79,7 +79,7 @@ attempt("removed", lambda: checked(libc.madvise(ctypes.c_void_p(start), ctypes.c
 attempt("shared", lambda: model._module.share_memory())
 """,
         {"EINVAL", "EPERM", "EACCES"},
-        reports={"shared": r"(EPERM|EACCES|ENOENT|RuntimeError.*)"},
+        reports={"shared": r"(EPERM|EACCES|ENOENT|EROFS|RuntimeError.*)"},
     ),
 ]
 

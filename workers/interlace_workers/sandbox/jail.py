@@ -58,13 +58,18 @@ def enter(readable: Sequence[str]) -> None:
     linux.mount("none", "/", "", _MS_REC | _MS_PRIVATE)
     trees = [(path, _clone(path)) for path in (*readable, *DEVICES)]
     linux.mount("tmpfs", _NEW_ROOT, "tmpfs", _NOSUID | _NODEV, "size=1m,mode=755")
-    os.chdir(_NEW_ROOT)
-    for path, tree in trees:
-        _attach(tree, path)
-    root = _open(".")
-    _set_attributes(root, _RDONLY | _NOSUID | _NODEV, 0)
-    os.close(root)
-    linux.syscall("pivot_root", _PIVOT_ROOT[linux.ARCHITECTURE], b".", b".")
+    try:
+        os.chdir(_NEW_ROOT)
+        for path, tree in trees:
+            _attach(tree, path)
+        root = _open(".")
+        _set_attributes(root, _RDONLY | _NOSUID | _NODEV, 0)
+        os.close(root)
+        linux.syscall("pivot_root", _PIVOT_ROOT[linux.ARCHITECTURE], b".", b".")
+    except OSError:
+        os.chdir("/")
+        linux.umount(_NEW_ROOT, _MNT_DETACH)  # libraries may lie under what it hides
+        raise
     linux.umount(".", _MNT_DETACH)
     os.chdir("/")
 
