@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import TypeVar
 
 from pydantic import ValidationError
+from redis.exceptions import RedisError
 
 from interlace_deploy import embedded_redis
 from interlace_deploy.problems import CommandProblem, UsageProblem
@@ -20,7 +21,7 @@ from interlace_deploy.rundir import RunDir
 from interlace_deploy.screen import show_table
 from interlace_deploy.settings import child_environment, read
 from interlace_state.config import Config
-from interlace_state.config_file import load
+from interlace_state.config_file import ConfigError, load
 from interlace_state.store import State, open_state
 from interlace_state.tenants import TENANT
 
@@ -97,8 +98,10 @@ def _with_state(arguments: argparse.Namespace, ask: Callable[[State], Awaitable[
 
     try:
         return asyncio.run(run())
-    except ValidationError as error:
+    except (ConfigError, ValidationError) as error:
         raise UsageProblem(str(error)) from None
+    except RedisError as error:
+        raise CommandProblem(f"Redis does not answer: {error}") from None
 
 
 @asynccontextmanager

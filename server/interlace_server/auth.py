@@ -77,7 +77,8 @@ class Authentication:
     async def _refuse(self, error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
         if isinstance(error, InterlaceError):
             address = (scope.get("client") or ("",))[0]
-            self._state.audit.write("refused", why=error.code, path=scope["path"][:80], address=address)
+            with log.instead_of(OSError, "audit_failed"):
+                self._state.audit.refuse(why=error.code, path=scope["path"][:80], address=address)
             await refusal(error)(scope, receive, send)
         else:
             log.warning("redis_failed", path=scope["path"], error=str(error))

@@ -4,6 +4,8 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 _LOGGER = "interlace.gateway"
@@ -43,3 +45,12 @@ def warning(action: str, **fields: object) -> None:
 def failure(action: str, error: BaseException, **fields: object) -> None:
     """Log an error with its traceback."""
     logging.getLogger(_LOGGER).error(action, exc_info=error, extra={"action": action, "fields": fields})
+
+
+@contextmanager
+def instead_of(expected: type[Exception], action: str) -> Iterator[None]:
+    """Log an error of the block instead of raising it."""
+    try:
+        yield
+    except expected as error:
+        failure(action, error)

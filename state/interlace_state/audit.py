@@ -5,12 +5,28 @@ import os
 import time
 from pathlib import Path
 
+_MOST_REFUSALS = 600  # lines a minute of one process: strangers must not fill the disk
+
 
 class Audit:
     """The log of one machine; every process there appends whole lines to it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._minute = 0
+        self._refusals = 0
+        self._left_out = 0
+
+    def refuse(self, **fields: object) -> None:
+        """Append a line on a refusal; of a flood, what is over 600 a minute is only counted. Raises OSError."""
+        if (minute := int(time.time() // 60)) != self._minute:
+            self._minute, self._refusals = minute, 0
+        self._refusals += 1
+        if self._refusals > _MOST_REFUSALS:
+            self._left_out += 1
+            return
+        left_out, self._left_out = self._left_out, 0
+        self.write("refused", **fields, **({"left_out_before": left_out} if left_out else {}))
 
     def write(self, action: str, **fields: object) -> None:
         """Append one line. Raises OSError."""

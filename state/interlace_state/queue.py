@@ -21,7 +21,8 @@ from interlace_state.keys import Keys
 _GROUP = "workers"
 _POLL_MS = 1_000
 _RETRY_AFTER = 10  # seconds
-_PAUSE = 0.1  # seconds after a job that may not run yet
+_MOST_DRAWS = 100  # jobs that may not run yet, which one call passes over
+_PAUSE = 0.1  # seconds, where there are only such jobs
 _Entries = list[tuple[bytes, dict[bytes, bytes]]]
 _NO_SESSION, _SESSION_TAKEN, _QUEUE_FULL = -1, -2, -3
 
@@ -94,23 +95,35 @@ class Queue:
         return int(await self._redis.xlen(self._keys.queue(model.slug)))
 
     async def lease(self, model: ModelKey, worker: str) -> Lease | None:
-        """The next job of a model, or None if there is none within a second."""
+        """The next job of a model that may run, or None if there is none within about a second."""
         stream = self._keys.queue(model.slug)
-        try:
-            entries = await self._lapsed(stream, worker) or await self._next(stream, worker)
-        except ResponseError as error:
-            if "NOGROUP" not in str(error):
-                raise
-            await self._create_group(stream)
-            return None
-        for entry, fields in entries:
-            keys = self._keys_of(fields[b"job"].decode(), model)
-            args = [entry, worker, secrets.token_hex(8), self._lifetimes.waiting]
-            if taken := await self._take(keys=keys, args=args):
-                record, attempt, fence = taken
-                return Lease(job=Job.model_validate_json(record), entry=entry.decode(), attempt=attempt, fence=fence)
-            await asyncio.sleep(_PAUSE)
+        passed: set[bytes] = set()
+        while len(passed) < _MOST_DRAWS:
+            try:
+                entries = await self._lapsed(stream, worker) or await self._next(stream, worker)
+            except ResponseError as error:
+                if "NOGROUP" not in str(error):
+                    raise
+                await self._create_group(stream)
+                return None
+            if not entries:
+                return None
+            entry, fields = entries[0]
+            if lease := await self._take_one(model, worker, entry, fields[b"job"]):
+                return lease
+            if fields[b"job"] in passed:
+                break
+            passed.add(fields[b"job"])
+        await asyncio.sleep(_PAUSE)
         return None
+
+    async def _take_one(self, model: ModelKey, worker: str, entry: bytes, job_id: bytes) -> Lease | None:
+        args = [entry, worker, secrets.token_hex(8), self._lifetimes.waiting]
+        taken = await self._take(keys=self._keys_of(job_id.decode(), model), args=args)
+        if not taken:
+            return None
+        record, attempt, fence = taken
+        return Lease(job=Job.model_validate_json(record), entry=entry.decode(), attempt=attempt, fence=fence)
 
     async def renew(self, lease: Lease, worker: str) -> bool:
         """Say that the worker still lives; False if the job is no longer its own. Call often in ``lifetimes.lease``."""

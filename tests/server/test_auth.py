@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 from gateway_process import HEADERS, Gateway, Worker, envelope, mint, publish, saved
 
+from interlace.protocol.model import ModelKey
 from interlace_state.store import open_state
 
 PRIVATE = ("/response/" + "0" * 32, "/whoami", "/nothing")
@@ -100,6 +101,29 @@ async def test_a_key_for_some_models_sees_no_others(start_gateway: Any, redis_ur
         answer = post(gateway, key)
         assert answer.status_code == 404
         assert "does not host lab/tiny" in answer.json()["detail"]
+
+
+async def test_a_key_for_some_models_is_not_told_the_names_of_others(start_gateway: Any, redis_url: str) -> None:
+    with start_gateway() as gateway:
+        async with open_state(gateway.config) as state:
+            await publish(state, gateway.config)
+        key = mint(redis_url, gateway.config.redis.prefix, models=["lab/other"])
+        answer = post(gateway, key, model_key=ModelKey(repo_id="lab/other").canonical)
+        assert answer.status_code == 404
+        assert "lab/tiny" not in answer.json()["detail"]
+
+
+async def test_a_full_disk_under_the_audit_log_stops_nobody(start_gateway: Any, redis_url: str) -> None:
+    with start_gateway() as gateway:
+        async with open_state(gateway.config) as state:
+            await publish(state, gateway.config)
+        key = mint(redis_url, gateway.config.redis.prefix, "lab-a")
+        path = gateway.config.state_dir / "audit.jsonl"
+        path.unlink(missing_ok=True)
+        path.mkdir()  # a write fails, as on a full disk
+        assert post(gateway, key).status_code == 200
+        assert get(gateway, "/whoami").status_code == 401
+        assert gateway.actions("audit_failed")
 
 
 async def test_each_tenants_limits_are_its_own(start_gateway: Any, redis_url: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 from meeting import MODEL, ends, history, lapse, lease, make_job, submit, submitted
 
 from interlace.protocol.errors import SessionRefused
-from interlace.protocol.event import Ended, Log, StateChanged
+from interlace.protocol.event import Ended, Log, StateChanged, encode
 from interlace.protocol.job import JobState
 from interlace.protocol.model import ModelKey
 from interlace_state.config import Config
@@ -200,6 +200,45 @@ async def test_waiting_jobs_fail_before_any_worker_was_there(state: State) -> No
     await submitted(state)
     assert await state.queue.fail_waiting(MODEL, "no weights") == 1
     assert await state.queue.length(MODEL) == 0
+
+
+async def test_jobs_of_others_do_not_wait_behind_those_that_may_not_run(state: State) -> None:
+    await submit(state, make_job(), running_jobs=1)
+    held = await lease(state, "a")
+    for _ in range(50):
+        await submit(state, make_job(), running_jobs=1)
+    other = make_job().model_copy(update={"tenant": "other"})
+    await submit(state, other)
+    taken = await state.queue.lease(MODEL, "b")
+    assert taken is not None
+    assert (taken.job, taken.attempt) == (other, 1)
+    assert await state.queue.lease(MODEL, "b") is None
+    assert await state.queue.finish(held, done("a"))
+    assert (await lease(state, "b")).attempt == 1
+
+
+async def test_jobs_whose_lifetime_is_over_are_not_counted(state: State, keys: Keys) -> None:
+    job = make_job()
+    await submit(state, job, waiting_jobs=1, running_jobs=1)
+    held = await lease(state)
+    await state.redis.delete(keys.job(job.id), keys.events(job.id))
+    assert not await state.queue.finish(held, done("late"))
+    await submit(state, make_job(), waiting_jobs=1, running_jobs=1)
+    assert (await lease(state, "two")).attempt == 1
+
+
+async def test_a_job_that_went_to_the_back_is_ended_too(state: State, config: Config, keys: Keys) -> None:
+    await submit(state, make_job(), running_jobs=1)
+    await lease(state, "a")
+    job = make_job()
+    await submit(state, job, running_jobs=1)
+    before = (await state.redis.xrange(keys.queue(MODEL.slug)))[-1][0]
+    await state.queue.lease(MODEL, "b")
+    script = files("interlace_state").joinpath("scripts", "fail.lua").read_text()
+    names = (keys.job(job.id), keys.events(job.id), keys.queue(MODEL.slug))
+    last = encode(Ended(state=JobState.ERROR, text="withdrawn"))
+    assert await state.redis.eval(script, 3, *names, before, "error", last, 60, "") == 1
+    assert await ends(state, config, job) == ["withdrawn"]
 
 
 async def test_a_withdrawn_model_ends_running_jobs_and_their_workers_hear_of_it(state: State, config: Config) -> None:

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -180,9 +181,12 @@ class Replica:
     async def _finish(self, lease: Lease, end: Ended) -> None:
         if await self._insist(lambda: self._state.queue.finish(lease, end)):
             job, cost = lease.job, end.cost.model_dump(exclude_none=True)
-            self._state.audit.write(
-                "ended", tenant=job.tenant, job=job.id, model=str(job.model), outcome=end.state, **cost
-            )
+            try:
+                self._state.audit.write(
+                    "ended", tenant=job.tenant, job=job.id, model=str(job.model), outcome=end.state, **cost
+                )
+            except OSError as error:  # the job has ended all the same, and others wait
+                print(f"interlace: {self._state.audit.path}: {error.strerror}", file=sys.stderr, flush=True)
             await self._state.results.delete_payload(lease.job.id)
 
     async def _insist(self, ask: Callable[[], Awaitable[T]]) -> T:

@@ -65,7 +65,8 @@ async def submit(
     check_payload(payload, compress=envelope.compress, limits=limits)
     job = _job(envelope, caller.tenant, limits, len(payload))
     await _accept(gateway, job, payload, limits, model_ready=model.state is ModelState.READY)
-    _note(gateway, caller, job, payload, request)
+    with log.instead_of(OSError, "audit_failed"):  # the job is in
+        _note(gateway, caller, job, payload, request)
     if model.state is not ModelState.READY:
         await _look_again(gateway, model.card.key, caller)
     return nnsight_wire.received(job.id)
@@ -85,7 +86,12 @@ async def _servable(gateway: Gateway, key: ModelKey, caller: Caller) -> HostedMo
     """Raises UnknownModel, also for one that the caller may not use, or ModelFailed."""
     if not caller.reaches(key.repo_id):
         raise UnknownModel(str(key), caller.models or ())
-    model = await gateway.state.models.find(key)
+    try:
+        model = await gateway.state.models.find(key)
+    except UnknownModel:
+        if caller.models is None:
+            raise
+        raise UnknownModel(str(key), caller.models) from None  # the names of others are not for this key
     if model.state is ModelState.FAILED:
         raise ModelFailed(str(model.card.key), model.card.failure or "no reason is known")
     return model

@@ -11,7 +11,14 @@ if ARGV[6] == "1" then
   if not first or first[2][2] ~= ARGV[7] then return -1 end
   if redis.call("XLEN", KEYS[4]) > 1 then return -2 end
 end
-if redis.call("SCARD", KEYS[5]) >= tonumber(ARGV[5]) then return -3 end
+if redis.call("SCARD", KEYS[5]) >= tonumber(ARGV[5]) then
+  -- A job whose lifetime was over before its end is counted no more.
+  local jobs = string.sub(KEYS[1], 1, -#ARGV[1] - 1)
+  for _, id in ipairs(redis.call("SMEMBERS", KEYS[5])) do
+    if redis.call("EXISTS", jobs .. id) == 0 then redis.call("SREM", KEYS[5], id) end
+  end
+  if redis.call("SCARD", KEYS[5]) >= tonumber(ARGV[5]) then return -3 end
+end
 local first = string.gsub(ARGV[3], "{place}", redis.call("XLEN", KEYS[3]) + 1)
 redis.call("HSET", KEYS[1], "record", ARGV[2], "state", "queued", "last", first, "attempts", 0, "fence", 0, "id", ARGV[1],
   "tenant", ARGV[7], "queue", KEYS[3], "live", KEYS[5], "running", KEYS[6], "most_running", ARGV[8])

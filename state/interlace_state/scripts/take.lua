@@ -14,7 +14,16 @@ if not record or state == "completed" or state == "error" or state == "cancelled
 end
 local mine = redis.call("HMGET", KEYS[1], "running", "most_running", "id")
 if mine[1] then
-  if redis.call("SISMEMBER", mine[1], mine[3]) == 0 and redis.call("SCARD", mine[1]) >= tonumber(mine[2]) then
+  local full = redis.call("SISMEMBER", mine[1], mine[3]) == 0 and redis.call("SCARD", mine[1]) >= tonumber(mine[2])
+  if full then
+    -- A job whose lifetime was over before its end is counted no more.
+    local jobs = string.sub(KEYS[1], 1, -#mine[3] - 1)
+    for _, id in ipairs(redis.call("SMEMBERS", mine[1])) do
+      if redis.call("EXISTS", jobs .. id) == 0 then redis.call("SREM", mine[1], id) end
+    end
+    full = redis.call("SCARD", mine[1]) >= tonumber(mine[2])
+  end
+  if full then
     -- Its tenant has its share running: to the end of the queue.
     redis.call("XACK", KEYS[3], "workers", ARGV[1])
     redis.call("XDEL", KEYS[3], ARGV[1])
