@@ -45,6 +45,8 @@ format: install
 bench: install
 	$(BIN)/python benchmarks/minimal_trace.py
 	$(BIN)/python benchmarks/isolation.py
+	$(BIN)/python benchmarks/fairness.py
+	$(BIN)/python benchmarks/soak.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -6,6 +6,7 @@ It is chosen here, at import, because the folders below import transformers, whi
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -44,3 +45,12 @@ def tiny_models(home: Path) -> Path:
     lab = home / "lab" / "own-model"
     tiny.write_all(home / "hf" / "hub", lab)
     return lab
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real Redis, of which each test takes a prefix of its own."""
+    import redis_server
+
+    with redis_server.running(tmp_path_factory.mktemp("redis")) as url:
+        yield url

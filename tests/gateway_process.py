@@ -96,9 +96,9 @@ class Gateway:
         return httpx.get(f"{self.url}{path}", timeout=DEADLINE, headers={"ndif-api-key": self.key} if self.key else {})
 
     def actions(self, name: str) -> list[dict[str, Any]]:
-        """The log's lines of one action."""
+        """The log's lines of one event."""
         lines = [json.loads(line) for line in self.log.read_text().splitlines()]
-        return [line for line in lines if line["action"] == name]
+        return [line for line in lines if line["event"] == name]
 
 
 @contextmanager

@@ -14,10 +14,10 @@ from interlace_state.store import State
 MODEL = ModelKey(repo_id="tests/model")
 
 
-def make_job(session_id: str = "", model: ModelKey = MODEL) -> Job:
+def make_job(session_id: str = "", model: ModelKey = MODEL, tenant: str = "local") -> Job:
     return Job(
         id=secrets.token_hex(16),
-        tenant="local",
+        tenant=tenant,
         model=model,
         compress=True,
         limits=Limits(),
@@ -28,7 +28,8 @@ def make_job(session_id: str = "", model: ModelKey = MODEL) -> Job:
 
 
 async def submit(state: State, job: Job, waiting_jobs: int = 100, running_jobs: int = 100) -> int:
-    return await state.queue.submit(job, waiting_jobs=waiting_jobs, running_jobs=running_jobs, model_ready=True)
+    submitted = await state.queue.submit(job, waiting_jobs=waiting_jobs, running_jobs=running_jobs, model_ready=True)
+    return submitted.place
 
 
 async def submitted(state: State) -> Job:
@@ -38,17 +39,17 @@ async def submitted(state: State) -> Job:
 
 
 async def lease(state: State, worker: str = "one", model: ModelKey = MODEL) -> Lease:
-    """The next lease; the first call of a new queue only creates its group."""
-    for _ in range(5):
-        if found := await state.queue.lease(model, worker):
-            return found
-    raise AssertionError("no job in five tries")
+    """The next lease."""
+    found = await state.queue.lease(model, worker)
+    assert found is not None
+    return found
 
 
-async def lapse(state: State, config: Config, held: Lease, worker: str) -> None:
+async def lapse(state: State, config: Config, held: Lease) -> None:
     """Let the worker have been silent for an hour; Redis counts the time, so it is told."""
-    stream = Keys(config.redis.prefix).queue(held.job.model.slug)
-    await state.redis.xclaim(stream, "workers", worker, 0, [held.entry], idle=3_600_000, justid=True)
+    keys = Keys(config.redis.prefix)
+    (seconds, _) = await state.redis.time()
+    await state.redis.zadd(keys.leases(held.job.model.slug), {held.job.id: (seconds - 3600) * 1000}, xx=True)
 
 
 async def history(state: State, job: Job) -> list[Event]:

@@ -41,10 +41,18 @@ class Running:
 
 @contextmanager
 def interlace(
-    home: Path, configuration: Mapping[str, Any], *, seconds: float, environ: Mapping[str, str] | None = None
+    home: Path,
+    configuration: Mapping[str, Any],
+    *,
+    seconds: float,
+    environ: Mapping[str, str] | None = None,
+    state_dir: Path | None = None,
 ) -> Iterator[Running]:
-    """Start, wait for the `ready` line for at most ``seconds``, stop with Ctrl-C at the end."""
-    state_dir = Path(tempfile.mkdtemp(prefix="s", dir=home))
+    """Start, wait for the `ready` line for at most ``seconds``, stop with Ctrl-C at the end.
+
+    ``state_dir`` is that of a former one, which goes on.
+    """
+    state_dir = state_dir or Path(tempfile.mkdtemp(prefix="s", dir=home))
     file = state_dir / "interlace.yaml"
     file.write_text(json.dumps({"state_dir": str(state_dir), "gateway": {"port": 0}, **configuration}))
     command = [sys.executable, "-m", "interlace_deploy", "up", "--config", str(file)]

@@ -8,7 +8,7 @@ COPY state state
 COPY server server
 COPY workers workers
 COPY deploy deploy
-RUN pip install --no-cache-dir '.[server]'
+RUN pip install --no-cache-dir '.[server,otel]'
 USER interlace
 EXPOSE 8000
 CMD ["python", "-m", "interlace_server", "--config", "/etc/interlace.yaml"]

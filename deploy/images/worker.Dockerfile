@@ -9,6 +9,6 @@ COPY state state
 COPY server server
 COPY workers workers
 COPY deploy deploy
-RUN pip install --no-cache-dir "$TORCH" '.[workers]'
+RUN pip install --no-cache-dir "$TORCH" '.[workers,otel]'
 USER interlace
 CMD ["python", "-m", "interlace_workers", "--config", "/etc/interlace.yaml"]

@@ -1,6 +1,7 @@
 """Addresses: may we listen there, how do we reach it, what of it may be printed."""
 
 import errno
+import re
 import socket
 from urllib.parse import urlsplit
 
@@ -36,7 +37,8 @@ def _refused(error: OSError, host: str, port: int) -> str:
 
 
 def hidden(url: str) -> str:
-    """A URL without its password, for people's eyes."""
+    """A URL without its password, for people's eyes; Redis takes one in the query, too."""
+    url = re.sub(r"([?&]password=)[^&#]*", r"\1***", url)
     parts = urlsplit(url)
     if parts.password is None:
         return url

@@ -41,7 +41,7 @@ class Child:
     ) -> "Child":
         """Start; both its outputs are added to the log. `command[0]` is an absolute path."""
         tied = [sys.executable, "-I", "-S", _TETHER, str(os.getpid()), str(int(signal.SIGTERM)), *command]
-        log.parent.mkdir(parents=True, exist_ok=True)
+        log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         output, into = os.pipe()
         try:
             with log.open("ab") as errors:
@@ -54,7 +54,7 @@ class Child:
                     start_new_session=True,
                     pass_fds=tuple(pass_fds),
                 )
-        except BaseException:
+        except BaseException:  # a cancelled start, too, leaves nobody who would close it
             os.close(output)
             raise
         finally:

@@ -22,6 +22,12 @@ _COMMANDS = {
     "keys list": "interlace_deploy.keys:list_",
     "keys revoke": "interlace_deploy.keys:revoke",
     "keys rotate": "interlace_deploy.keys:rotate",
+    "jobs": "interlace_deploy.jobs:list_",
+    "logs": "interlace_deploy.jobs:logs",
+    "cancel": "interlace_deploy.jobs:cancel",
+    **{f"admin {word}": f"interlace_deploy.jobs:{word}" for word in ("pause", "resume", "drain", "undrain")},
+    "admin weight": "interlace_deploy.jobs:weight",
+    "admin limits": "interlace_deploy.jobs:limits",
     "demo": "interlace_deploy.demo:run",
 }
 _INTERRUPTED = 130  # what shells report for Ctrl-C
@@ -78,6 +84,8 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("version", help="show the version", allow_abbrev=False)
     _add_models(commands)
     _add_keys(commands)
+    _add_jobs(commands)
+    _add_admin(commands)
     demo = _add(commands, "demo", "host the default model, run examples/first_trace.py against it, stop")
     demo.add_argument("--runtime", choices=("ray", "process"), help="what hosts the replica")
     return parser
@@ -138,3 +146,50 @@ def _add_models(commands: "argparse._SubParsersAction[_Parser]") -> None:
     listing = _add(actions, "list", "list the known models and those that are here")
     listing.add_argument("--json", action="store_true", help="for programs")
     listing.set_defaults(command="models list")
+
+
+def _add_remote(commands: "argparse._SubParsersAction[_Parser]", name: str, summary: str) -> argparse.ArgumentParser:
+    """A command that asks a server over HTTP."""
+    command = _add(commands, name, summary)
+    command.add_argument("--url", help="the server (default: $NDIF_HOST, or what runs here with this configuration)")
+    command.add_argument(
+        "--key-file", type=Path, metavar="FILE", help="a file with the API key (default: $NDIF_API_KEY)"
+    )
+    return command
+
+
+def _add_jobs(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    jobs = _add_remote(commands, "jobs", "list jobs, the newest first")
+    jobs.add_argument("--all", action="store_true", help="those of all tenants, with an admin's key")
+    states = ("received", "queued", "leased", "running", "completed", "error", "cancelled")
+    jobs.add_argument("--state", choices=states, help="only jobs in this state")
+    jobs.add_argument("--model", metavar="REPO", help="only jobs of this model")
+    jobs.add_argument("--limit", type=int, default=50, metavar="N", help="how many at most (default: 50)")
+    jobs.add_argument("--json", action="store_true", help="for programs")
+    logs = _add_remote(commands, "logs", "show what a job printed")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on until it ends; fails if it is not completed")
+    logs.add_argument("id", metavar="ID")
+    cancel = _add_remote(commands, "cancel", "stop jobs that wait or run")
+    cancel.add_argument("ids", nargs="+", metavar="ID")
+
+
+def _add_admin(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    admin = commands.add_parser("admin", help="change a server while it runs", allow_abbrev=False)
+    actions = admin.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for name, what, summary in (
+        ("pause", "model", "start no more jobs of a model; they wait"),
+        ("resume", "model", "start a paused model's jobs again"),
+        ("drain", "replica", "give a replica no more jobs"),
+        ("undrain", "replica", "give a drained replica jobs again"),
+        ("weight", "tenant", "show or set a tenant's share beside others that wait"),
+        ("limits", "tenant", "show or set a tenant's limits, over those of the configuration"),
+    ):
+        action = _add_remote(actions, name, summary)
+        action.add_argument(what, metavar={"model": "REPO|SLUG"}.get(what, what.upper()))
+        action.set_defaults(command=f"admin {name}")
+        if name == "weight":
+            action.add_argument("weight", nargs="?", type=float, metavar="N", help="more than 0; 1 is usual")
+        elif name == "limits":
+            action.add_argument(
+                "limits", nargs="*", metavar="NAME=N", help="as in the configuration; NAME= takes it back"
+            )

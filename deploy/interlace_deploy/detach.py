@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from interlace_deploy.children import rotate
 from interlace_deploy.problems import CommandProblem
@@ -25,9 +26,9 @@ _KILLED = 10.0  # seconds that a killed service may take to be gone
 def up(config: Config, words: Sequence[str], screen: Screen) -> int:
     """Start `interlace up` in the background; return when it is ready, with its exit code if it ends before."""
     RunDir(config.state_dir).refuse_second()
-    log = config.state_dir / "logs" / "up.log"
+    log = _log_of(config)
     try:
-        log.parent.mkdir(parents=True, exist_ok=True)
+        log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         rotate(log)
     except OSError as error:
         raise CommandProblem(f"{log.parent}: {error.strerror} (choose another folder: `state_dir`)") from None
@@ -60,28 +61,47 @@ def down(arguments: argparse.Namespace) -> int:
     try:
         # The process id is the record's while the lock is held; the handle cannot become somebody else's.
         if run_dir.running() == running:
-            _stop(handle, running, config.gateway.drain_seconds)
+            _stop(handle, running, config)
     finally:
         os.close(handle)
     return 0
 
 
-def _stop(handle: int, running: Running, drain_seconds: float) -> None:
-    started = time.monotonic()
-    for seconds, how in ((2 * drain_seconds + 40, "stopped"), (_KILLED, "killed, because it did not stop in time")):
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(handle, signal.SIGTERM)
-        if _ends(handle, seconds):
-            where = f" at {running.url}" if running.url else ""
-            print(f"Interlace{where} (process {running.pid}) {how} in {time.monotonic() - started:.1f} s.")
-            return
+def _stop(handle: int, running: Running, config: Config) -> None:
+    started, screen = time.monotonic(), Screen()
+    where = f" at {running.url}" if running.url else ""
+    patience = 3 * config.gateway.drain_seconds + 40  # longer than `Service.stop` gives its parts, one after another
+    screen.say(f"stopping Interlace{where}: open streams and jobs that run may end, {patience:g} s at most")
+    with contextlib.ExitStack() as stack:
+        log: BinaryIO | None = None
+        with contextlib.suppress(FileNotFoundError):
+            log = stack.enter_context(_log_of(config).open("rb"))
+            log.seek(0, os.SEEK_END)
+        for seconds, how in ((patience, "stopped"), (_KILLED, "killed, because it did not stop in time")):
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(handle, signal.SIGTERM)
+            if _ends(handle, seconds, log, screen):
+                print(f"Interlace{where} (process {running.pid}) {how} in {time.monotonic() - started:.1f} s.")
+                return
     raise CommandProblem(f"Process {running.pid} does not stop. Look at it, or end it with: kill -9 {running.pid}")
 
 
-def _ends(handle: int, seconds: float) -> bool:
+def _ends(handle: int, seconds: float, log: BinaryIO | None, screen: Screen) -> bool:
+    """Whether a process ends in time; meanwhile, what it says in a log that only one in the background writes."""
     poll = select.poll()
     poll.register(handle, select.POLLIN)
-    return bool(poll.poll(seconds * 1000))
+    deadline = time.monotonic() + seconds
+    while True:
+        ended = bool(poll.poll(_LOOK * 1000))
+        for line in log.readlines() if log else ():
+            if line.startswith(b" "):  # what it waits for; the rest we say ourselves
+                screen.say(line.decode(errors="replace").rstrip("\n"))
+        if ended or time.monotonic() > deadline:
+            return ended
+
+
+def _log_of(config: Config) -> Path:
+    return config.state_dir / "logs" / "up.log"
 
 
 def _relay(daemon: subprocess.Popen[bytes], log: Path, screen: Screen) -> int:
@@ -94,6 +114,8 @@ def _relay(daemon: subprocess.Popen[bytes], log: Path, screen: Screen) -> int:
                 line, part = part.decode(errors="replace").rstrip("\n"), b""
                 if line.startswith("ready "):
                     print(line, flush=True)
+                    for hint in lines.read().decode(errors="replace").splitlines():
+                        screen.say(hint)
                     return 0
                 screen.say(line)
             if ended is not None:

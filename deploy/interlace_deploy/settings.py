@@ -1,5 +1,6 @@
 """Which configuration a command works with: `--config`, `$INTERLACE_CONFIG`, `./interlace.yaml`, or the defaults."""
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,12 @@ def read(given: Path | None, environ: Mapping[str, str], overrides: Mapping[str,
         return load(_file(given, environ), environ, overrides)
     except ConfigError as error:
         raise UsageProblem(str(error)) from None
+
+
+def mint_command(given: Path | None) -> str:
+    """What to type for an API key of the Interlace that this configuration describes."""
+    option = f" --config {shlex.quote(str(given))}" if given is not None else ""
+    return f"interlace keys create --tenant NAME{option}"
 
 
 def child_environment(environ: Mapping[str, str]) -> dict[str, str]:

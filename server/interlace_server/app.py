@@ -7,24 +7,27 @@ from fastapi import FastAPI
 
 from interlace import __version__
 from interlace_server import errors
-from interlace_server.admission import Door
-from interlace_server.auth import Authentication
 from interlace_server.collector import collecting
+from interlace_server.doors.admission import Door
+from interlace_server.doors.auth import Authentication
+from interlace_server.doors.headers import SecurityHeaders
+from interlace_server.doors.observation import Observation
+from interlace_server.doors.origins import Origins
 from interlace_server.drain import Drain
 from interlace_server.gateway import Gateway
-from interlace_server.headers import SecurityHeaders
-from interlace_server.origins import Origins
-from interlace_server.routes import health, hub, nnsight, results, subscribe
+from interlace_server.routes import admin, health, hub, jobs, metrics, nnsight, results, subscribe
 from interlace_state.config import Config
 from interlace_state.store import State
+from interlace_state.tracing import Tracing
 
 
 def create_app(config: Config, state: State, drain: Drain) -> FastAPI:
     """The application over an open state; whoever opened it closes it."""
+    tracing = Tracing(config.telemetry, "interlace-gateway")
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        async with collecting(state.results):
+        async with collecting(state, config.lifetimes), tracing:
             yield
 
     app = FastAPI(
@@ -33,11 +36,12 @@ def create_app(config: Config, state: State, drain: Drain) -> FastAPI:
     app.state.gateway = Gateway(config, state, drain)
     errors.install(app)
     app.add_exception_handler(hub.NotOnHub, hub.not_on_hub)
-    for module in (nnsight, subscribe, results, health, hub):
+    for module in (nnsight, subscribe, results, health, hub, metrics, jobs, admin):
         app.include_router(module.router)
     # The last one that is added is the first that a request meets.
-    app.add_middleware(Door, config=config, drain=drain)
+    app.add_middleware(Door, config=config, drain=drain, audit=state.audit)
     app.add_middleware(Authentication, config=config, state=state)
-    app.add_middleware(Origins, config=config.gateway)
+    app.add_middleware(Origins, config=config.gateway, audit=state.audit)
     app.add_middleware(SecurityHeaders)
+    app.add_middleware(Observation, tracing=tracing)
     return app

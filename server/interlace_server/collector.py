@@ -1,19 +1,21 @@
-"""Removes results and payloads whose lifetime is over, every few minutes."""
+"""Removes results, payloads and entries of the index of jobs whose lifetime is over, every few minutes."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from interlace_server import log
-from interlace_state.results import Results
+from interlace_state import log
+from interlace_state.config import LifetimeConfig
+from interlace_state.store import State
 
 _PERIOD = 300.0  # seconds
 
 
 @asynccontextmanager
-async def collecting(results: Results) -> AsyncIterator[None]:
+async def collecting(state: State, lifetimes: LifetimeConfig) -> AsyncIterator[None]:
     """Collect while the block runs."""
-    task = asyncio.create_task(_collect_forever(results), name="collector")
+    task = asyncio.create_task(_collect_forever(state, lifetimes), name="collector")
     try:
         yield
     finally:
@@ -21,12 +23,13 @@ async def collecting(results: Results) -> AsyncIterator[None]:
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def _collect_forever(results: Results) -> None:
+async def _collect_forever(state: State, lifetimes: LifetimeConfig) -> None:
     while True:
         try:
-            removed = await results.collect()
-            if removed:
-                log.info("collected", files=removed)
+            files = await state.results.collect()
+            jobs = await state.jobs.prune(time.time() - lifetimes.result)
+            if files or jobs:
+                log.info("collected", files=files, jobs=jobs)
         except Exception as error:  # noqa: BLE001  the task's edge: a store that fails now may answer next time
             log.failure("collect_failed", error)
         await asyncio.sleep(_PERIOD)

@@ -37,6 +37,9 @@ class Deployment(BaseModel):
     gpus: int = 0
     #: Why the model could not be loaded.
     failure: str | None
+    #: Whether an operator lets the model's jobs wait, or gives this replica none.
+    paused: bool = False
+    drained: bool = False
 
 
 class Node(BaseModel):
@@ -90,4 +93,6 @@ def _deployment(model: HostedModel, replica: Replica | None, replica_id: str, wa
         n_params=card.n_params,
         size_bytes=card.size_bytes,
         failure=card.failure,
+        paused=model.paused,
+        drained=replica is not None and replica.drained,
     )

@@ -10,9 +10,12 @@ from pydantic import BaseModel
 from redis.exceptions import RedisError
 from starlette.requests import Request
 from starlette.responses import JSONResponse
+from starlette.types import Scope
 
-from interlace.protocol.errors import InterlaceError, TooMany
-from interlace_server import log
+from interlace.protocol.errors import InterlaceError, LimitExceeded
+from interlace_server.gateway import gateway_of
+from interlace_state import log
+from interlace_state.audit import Audit
 
 REDIS_DOWN = "The server cannot reach its job queue (Redis) at the moment. Please try again in a minute."
 
@@ -49,9 +52,16 @@ def answer(status: int, sentence: str) -> JSONResponse:
 def refusal(error: InterlaceError) -> JSONResponse:
     """One of our errors as an answer."""
     response = answer(error.http_status, str(error))
-    if isinstance(error, TooMany):
+    if error.retry_after is not None:
         response.headers["Retry-After"] = str(error.retry_after)
     return response
+
+
+def note(audit: Audit, scope: Scope, why: str) -> None:
+    """Put a refusal into the audit log."""
+    address = (scope.get("client") or ("",))[0]
+    with log.instead_of(OSError, "audit_failed"):
+        audit.refuse(why=why, path=scope["path"][:80], address=address)
 
 
 def unexpected(error: Exception, where: str) -> str:
@@ -69,8 +79,10 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _unexpected)
 
 
-async def _interlace_error(_request: Request, error: Exception) -> JSONResponse:
+async def _interlace_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, InterlaceError)
+    if isinstance(error, LimitExceeded):
+        note(gateway_of(request).state.audit, request.scope, error.code)
     return refusal(error)
 
 

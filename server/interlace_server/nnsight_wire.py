@@ -10,8 +10,9 @@ from interlace.protocol.event import Ended, Event, Log
 from interlace.protocol.job import Cost, JobState
 from interlace.protocol.model import ModelKey
 from interlace_server import torch_frame
-from interlace_server.admission import check_env
+from interlace_server.doors.admission import check_env
 from interlace_server.errors import describe
+from interlace_state.queue import Place
 
 #: nnsight's closed enum; any other word breaks the client.
 Status = Literal[
@@ -108,6 +109,11 @@ def received(job_id: str) -> Update:
 def failed(job_id: str, sentence: str) -> Update:
     """The last update of a stream that cannot go on."""
     return Update(id=job_id, status="ERROR", description=sentence, meta=_meta(Cost()))
+
+
+def waits(job_id: str, place: Place) -> Update:
+    """Where a job stands in its queue."""
+    return Update(id=job_id, status="QUEUED", description=place.sentence)
 
 
 def render(job_id: str, event: Event) -> Update:

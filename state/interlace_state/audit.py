@@ -2,8 +2,12 @@
 
 import json
 import os
+import sys
 import time
 from pathlib import Path
+
+from interlace.protocol.event import Ended
+from interlace.protocol.job import Job
 
 _MOST_REFUSALS = 600  # lines a minute of one process: strangers must not fill the disk
 
@@ -27,6 +31,14 @@ class Audit:
             return
         left_out, self._left_out = self._left_out, 0
         self.write("refused", **fields, **({"left_out_before": left_out} if left_out else {}))
+
+    def ended(self, job: Job, end: Ended) -> None:
+        """Append a line on a job's end; a log that cannot be written is said on stderr, and the job has ended."""
+        cost = end.cost.model_dump(exclude_none=True)
+        try:
+            self.write("ended", tenant=job.tenant, job=job.id, model=str(job.model), outcome=end.state, **cost)
+        except OSError as error:
+            print(f"interlace: {self.path}: {error.strerror}", file=sys.stderr, flush=True)
 
     def write(self, action: str, **fields: object) -> None:
         """Append one line. Raises OSError."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from interlace.protocol.job import Limits
 from interlace.protocol.model import is_repo_id, is_revision, is_task
@@ -38,6 +38,10 @@ def _is_redis(url: str) -> bool:
     return parts.scheme in ("redis", "rediss", "unix") and parts.port != 0
 
 
+# YAML reads a bare `no` as false.
+_Fsync = Annotated[
+    Literal["always", "everysec", "no"], BeforeValidator(lambda value: "no" if value is False else value)
+]
 _Version = Annotated[str, _such(re.compile(r"\d+(\.\d+){0,3}").fullmatch, "a version, e.g. '3.10'")]
 
 
@@ -92,6 +96,19 @@ class GatewayConfig(_Section):
     """The oldest client Python that is served."""
     drain_seconds: float = Field(default=10.0, ge=0, le=_DAY)
     """On shutdown, how long open streams may still run to their end."""
+    hosts: tuple[str, ...] = ()
+    """Names that clients may call the gateway by, in the header `Host`, beside that of `public_url`; none: any name,
+    and on loopback those of this machine only."""
+    connections: int = Field(default=8192, ge=1)
+    """Connections that may be open at the same time; fewer where the process may not open two files for each."""
+    connections_per_address: int | None = Field(default=None, ge=1)
+    """Connections that one address may have open; default: 256, and from loopback, where a proxy may stand, any number.
+    Behind a proxy on another machine every client has the proxy's address: set it to `connections` and bound the
+    clients in the proxy."""
+    header_seconds: float = Field(default=15.0, gt=0, le=_DAY)
+    """How long a client may take to send the headers of a request, from the moment that it connects."""
+    stall_seconds: float = Field(default=60.0, gt=0, le=_DAY)
+    """How long a client may send nothing of a body that it has begun, or read nothing of what it is sent."""
 
 
 class RedisConfig(_Section):
@@ -101,6 +118,9 @@ class RedisConfig(_Section):
     """`redis://`, `rediss://` or `unix://` URL; default: a server of our own."""
     prefix: str = "interlace:"
     """Put before every key, so that several services can share a server. One set of workers for each prefix."""
+    fsync: _Fsync = "everysec"
+    """When a server of our own writes to disk what it was told: `always` before it answers,
+    `everysec` (a power cut loses a second of it), `no` when the kernel likes."""
 
 
 class StoreConfig(_Section):
@@ -110,6 +130,10 @@ class StoreConfig(_Section):
     """A folder or any fsspec URL that gateways and workers share; default: a folder in `state_dir`."""
     inline_bytes: int = Field(default=64 << 20, ge=0)
     """Results up to this many bytes go over the client's WebSocket, larger ones by a signed URL."""
+    max_bytes: int | None = Field(default=None, gt=0, le=_MOST_BYTES)
+    """Bytes of payloads and results at which new jobs are refused; default: no bound but the disk's."""
+    min_free_bytes: int = Field(default=1 << 30, ge=0, le=_MOST_BYTES)
+    """Bytes that new jobs must leave free on the disk of a store that is a folder: room for the results of others."""
 
 
 class LifetimeConfig(_Section):
@@ -123,6 +147,8 @@ class LifetimeConfig(_Section):
     """A job that nobody has run. Longer than `limits.wall_seconds`."""
     lease: float = Field(default=15.0, ge=1, le=_DAY)
     """A worker that is silent for this long has lost its job to another."""
+    disconnect_grace: float = Field(default=2.0, ge=0, le=_DAY)
+    """A job whose client waits for it on a WebSocket and leaves is cancelled after this; a polled job never is."""
 
 
 class RayConfig(_Section):
@@ -132,6 +158,14 @@ class RayConfig(_Section):
     """The cluster to join, e.g. `auto` or `ray://head:10001`; default: a local one of our own."""
     object_store_bytes: int = Field(default=100 << 20, ge=80 << 20)
     """Shared memory for a local Ray; payloads never pass through it."""
+
+
+class TelemetryConfig(_Section):
+    """What is told of the service elsewhere."""
+
+    endpoint: Annotated[str, _such(_is_http, "http://HOST or https://HOST")] | None = None
+    """An OpenTelemetry collector, which is sent a trace of each job by OTLP over HTTP, e.g. `http://collector:4318`.
+    Needs the extra `interlace[otel]`; default: no traces."""
 
 
 class Admission(Limits):
@@ -172,6 +206,13 @@ class LimitChanges(_Section):
     requests_per_minute: int | None = Field(default=None, gt=0)
 
 
+class TenantConfig(LimitChanges):
+    """One tenant's limits and share."""
+
+    weight: float = Field(default=1.0, gt=0, le=1000)
+    """How many times the seconds it gets of a tenant with weight 1, where both have jobs that wait."""
+
+
 Isolation = Literal["required", "available", "none"]
 
 
@@ -189,13 +230,14 @@ class Config(_Section):
     limits: Admission = Admission()
     roles: dict[str, LimitChanges] = Field(default_factory=dict)
     """Limits of a role (`user`, `admin`), where they differ from `limits`."""
-    tenants: dict[str, LimitChanges] = Field(default_factory=dict)
-    """Limits of a tenant, where they differ from `limits` and from those of its role."""
+    tenants: dict[str, TenantConfig] = Field(default_factory=dict)
+    """Limits of a tenant, where they differ from `limits` and from those of its role, and its weight."""
     isolation: Isolation | None = None
     """What a job's process must be cut off from: `required` refuses to work without any layer that matters,
     `available` takes what the kernel offers, `none` runs jobs unprotected.
     Default: `required` where the gateway can be reached from another machine, `available` where it cannot."""
     ray: RayConfig = RayConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
     state_dir: Path = Field(default_factory=lambda: Path.home() / ".local" / "state" / "interlace")
     """Results, the embedded Redis, logs."""
     cache_dir: Path = Field(default_factory=lambda: Path.home() / ".cache" / "interlace")
@@ -219,7 +261,7 @@ class Config(_Section):
     def limits_of(self, tenant: str, role: str) -> Admission:
         """A tenant's limits: the general ones, its role's over them, its own over both."""
         changes = [self.roles.get(role), self.tenants.get(tenant)]
-        named = [change.model_dump(exclude_none=True) for change in changes if change is not None]
+        named = [change.model_dump(exclude={"weight"}, exclude_none=True) for change in changes if change is not None]
         return self.limits.model_copy(update={name: value for change in named for name, value in change.items()})
 
     @property

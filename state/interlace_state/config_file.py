@@ -186,6 +186,7 @@ def _explain(error: ValidationError, places: Mapping[_Loc, str]) -> Iterator[str
         else:
             said = problem["msg"].removeprefix("Value error, ")
             got = re.sub(r"//[^/]*@", "//***@", repr(problem["input"]))  # a URL may have a password in it
+            got = re.sub(r"([?&]password=)[^&'\"]*", r"\1***", got)
             yield f"{place}: `{key}`: {said} (got {got})."
 
 

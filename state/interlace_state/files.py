@@ -80,6 +80,24 @@ class Files:
         """Remove a folder's files that were written before a Unix time; returns how many."""
         return await asyncio.to_thread(self._expire_blocking, folder, older_than)
 
+    async def used(self, *folders: str) -> int:
+        """Bytes of all files in some folders."""
+        return await asyncio.to_thread(lambda: sum(map(self._used_blocking, folders)))
+
+    def free(self) -> int | None:
+        """Bytes that are free on the disk of a folder; None where the store is elsewhere."""
+        if not self._local:
+            return None
+        _make_private_folder(self._root)
+        disk = os.statvfs(self._root)
+        return disk.f_bavail * disk.f_frsize
+
+    def _used_blocking(self, folder: str) -> int:
+        try:
+            return sum(int(file["size"]) for file in self._fs.find(self._path(folder), detail=True).values())
+        except FileNotFoundError:
+            return 0
+
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
 

@@ -1,22 +1,40 @@
 """Every Redis key: its name, type, lifetime and writer. Nothing else writes a key by hand.
 
-| key                 | type   | lifetime               | written by        | holds                                 |
-|---------------------|--------|------------------------|-------------------|---------------------------------------|
-| job:{id}            | hash   | waiting, then result   | queue             | record, state, last, attempts, fence, |
-|                     |        |                        |                   | taken, recorded, and where it counts: |
-|                     |        |                        |                   | queue, entry, live, running           |
-| events:{id}         | stream | as job:{id}            | queue             | `e`: one Event as JSON                |
-| queue:{slug}        | stream | forever                | queue             | `job`: ids; group `workers`           |
-| session:{sid}       | stream | while its socket lives | sessions, queue   | `tenant`, then `job`                  |
-| live:{slug}:{tenant} | set   | waiting, renewed       | queue             | ids of a tenant's jobs not ended      |
-| running:{tenant}    | set    | waiting, renewed       | queue             | ids of a tenant's jobs that run       |
-| api_keys            | hash   | forever                | tenants           | SHA-256 of a secret -> ApiKey         |
-| rate:{tenant}:{min} | string | two minutes            | tenants           | requests in that minute               |
-| models              | hash   | forever                | models            | slug -> ModelCard as JSON             |
-| environment         | string | forever                | models            | workers' Python and packages          |
-| replicas:{slug}     | set    | forever                | models            | replica ids                           |
-| replica:{slug}:{id} | string | three heartbeats       | models            | Replica as JSON                       |
-| secret:results      | string | forever                | results           | key that signs result URLs            |
+| key                  | type   | lifetime               | written by      | holds                                     |
+|----------------------|--------|------------------------|-----------------|-------------------------------------------|
+| job:{id}             | hash   | waiting, then result   | queue           | record, state, last, attempts, fence,     |
+|                      |        |                        |                 | worker, entry, times in ms                |
+| events:{id}          | stream | as job:{id}            | queue           | `e`: one Event as JSON                    |
+| queue:{slug}:{tenant}| stream | while it has jobs      | queue           | `job`: ids; group `workers` is the cursor |
+| tenants:{slug}       | set    | forever                | queue           | tenants that have such a stream           |
+| turn:{slug}          | zset   | forever                | queue           | tenants that wait -> virtual time         |
+| fair:{slug}          | hash   | forever                | queue           | `clock`, `t:{tenant}`: virtual times;     |
+|                      |        |                        |                 | `seconds` of a usual job; counters        |
+| leases:{slug}        | zset   | forever                | queue           | jobs that workers hold -> deadline in ms; |
+|                      |        |                        |                 | 0: given back                             |
+| live:{slug}:{tenant} | zset   | waiting, renewed       | queue           | a tenant's jobs not ended -> their order  |
+| running:{tenant}     | set    | waiting, renewed       | queue           | ids of a tenant's jobs that run           |
+| shares               | hash   | forever                | queue, control  | tenant -> jobs that may run at a time     |
+| wake:{slug}          | list   | a minute               | queue           | one token for each job that came          |
+| picked:{token}       | string | a minute               | queue           | the job that a call to `pick` leased      |
+| idem:{tenant}:{hash} | hash   | as its job             | queue           | job, payload: of an idempotency key       |
+| jobs, jobs:{tenant}  | zset   | forever                | queue, jobs     | job ids -> when they came, in ms          |
+| cancelled            | channel|                        | queue           | ids of jobs that were just cancelled      |
+| weights,             | hash   | forever                | control         | tenant -> weight: an operator's, and the  |
+| weights:configured   |        |                        |                 | configuration's                           |
+| limits               | hash   | forever                | control         | tenant -> LimitChanges as JSON            |
+| paused, drained      | set    | forever                | control         | slugs of models; ids of replicas          |
+| session:{sid}        | stream | while its socket lives | sessions, queue | `tenant`, then `job`                      |
+| api_keys             | hash   | forever                | tenants         | SHA-256 of a secret -> ApiKey             |
+| rate:{tenant}:{min}  | string | two minutes            | tenants         | requests in that minute                   |
+| models               | hash   | forever                | models          | slug -> ModelCard as JSON                 |
+| environment          | string | forever                | models          | workers' Python and packages              |
+| replicas:{slug}      | set    | forever                | models          | replica ids                               |
+| replica:{slug}:{id}  | string | three heartbeats       | models          | Replica as JSON                           |
+| metrics:{replica}    | string | three heartbeats       | metrics         | what a replica measures                   |
+| secret:results       | string | forever                | results         | key that signs result URLs                |
+
+The queue's scripts name their keys by themselves: one Redis server holds all of it, not a Redis Cluster.
 """
 
 
@@ -24,35 +42,64 @@ class Keys:
     """Key names under one prefix."""
 
     def __init__(self, prefix: str) -> None:
-        self._prefix = prefix
+        self.prefix = prefix
         self.models = f"{prefix}models"
         self.environment = f"{prefix}environment"
         self.api_keys = f"{prefix}api_keys"
+        self.jobs = f"{prefix}jobs"
+        self.cancelled = f"{prefix}cancelled"
+        self.shares = f"{prefix}shares"
+        self.weights = f"{prefix}weights"
+        self.configured_weights = f"{prefix}weights:configured"
+        self.limits = f"{prefix}limits"
+        self.paused = f"{prefix}paused"
+        self.drained = f"{prefix}drained"
         self.result_secret = f"{prefix}secret:results"
 
     def job(self, job_id: str) -> str:
-        return f"{self._prefix}job:{job_id}"
+        return f"{self.prefix}job:{job_id}"
 
     def events(self, job_id: str) -> str:
-        return f"{self._prefix}events:{job_id}"
+        return f"{self.prefix}events:{job_id}"
 
-    def queue(self, slug: str) -> str:
-        return f"{self._prefix}queue:{slug}"
+    def queue(self, slug: str, tenant: str) -> str:
+        return f"{self.prefix}queue:{slug}:{tenant}"
+
+    def tenants(self, slug: str) -> str:
+        return f"{self.prefix}tenants:{slug}"
+
+    def leases(self, slug: str) -> str:
+        return f"{self.prefix}leases:{slug}"
+
+    def fair(self, slug: str) -> str:
+        return f"{self.prefix}fair:{slug}"
+
+    def turn(self, slug: str) -> str:
+        return f"{self.prefix}turn:{slug}"
+
+    def wake(self, slug: str) -> str:
+        return f"{self.prefix}wake:{slug}"
+
+    def jobs_of(self, tenant: str) -> str:
+        return f"{self.prefix}jobs:{tenant}"
+
+    def metrics(self, replica_id: str) -> str:
+        return f"{self.prefix}metrics:{replica_id}"
 
     def live(self, slug: str, tenant: str) -> str:
-        return f"{self._prefix}live:{slug}:{tenant}"
+        return f"{self.prefix}live:{slug}:{tenant}"
 
     def running(self, tenant: str) -> str:
-        return f"{self._prefix}running:{tenant}"
+        return f"{self.prefix}running:{tenant}"
 
     def rate(self, tenant: str, minute: int) -> str:
-        return f"{self._prefix}rate:{tenant}:{minute}"
+        return f"{self.prefix}rate:{tenant}:{minute}"
 
     def session(self, session_id: str) -> str:
-        return f"{self._prefix}session:{session_id}"
+        return f"{self.prefix}session:{session_id}"
 
     def replicas(self, slug: str) -> str:
-        return f"{self._prefix}replicas:{slug}"
+        return f"{self.prefix}replicas:{slug}"
 
     def replica(self, slug: str, replica_id: str) -> str:
-        return f"{self._prefix}replica:{slug}:{replica_id}"
+        return f"{self.prefix}replica:{slug}:{replica_id}"

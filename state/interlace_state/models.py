@@ -35,6 +35,8 @@ class Replica(BaseModel):
     #: Resident bytes of the process that holds the weights.
     resident_bytes: int = 0
     running: int = 0
+    #: Whether an operator gives it no more jobs.
+    drained: bool = False
 
 
 class ModelCard(BaseModel):
@@ -62,6 +64,8 @@ class HostedModel(BaseModel):
     card: ModelCard
     state: ModelState
     replicas: tuple[Replica, ...]
+    #: Whether an operator lets its jobs wait.
+    paused: bool = False
 
 
 class Models:
@@ -151,7 +155,14 @@ class Models:
         if silent := [one for one, data in zip(ids, found, strict=True) if data is None]:
             await self._redis.srem(self._keys.replicas(slug), *silent)
         replicas = tuple(Replica.model_validate_json(data) for data in found if data is not None)
-        return HostedModel(card=card, state=_state(card, replicas), replicas=replicas)
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.sismember(self._keys.paused, slug)
+            for replica in replicas:
+                pipe.sismember(self._keys.drained, replica.id)
+            paused, *drained = map(bool, await pipe.execute())
+        told = zip(replicas, drained, strict=True)
+        replicas = tuple(replica.model_copy(update={"drained": rests}) for replica, rests in told)
+        return HostedModel(card=card, state=_state(card, replicas), replicas=replicas, paused=paused)
 
 
 def _state(card: ModelCard, replicas: tuple[Replica, ...]) -> ModelState:

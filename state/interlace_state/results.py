@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import hmac
+import math
 import re
 import secrets
 import time
@@ -11,26 +12,50 @@ from pathlib import Path
 
 from redis.asyncio import Redis
 
-from interlace.protocol.errors import UnknownJob
+from interlace.protocol.errors import StoreFull, UnknownJob
 from interlace.protocol.job import Job, ResultRef
-from interlace_state.config import LifetimeConfig
+from interlace_state.config import LifetimeConfig, StoreConfig
 from interlace_state.files import Files
 from interlace_state.keys import Keys
 
+_COUNT_SECONDS = 5.0
 _TOKEN = re.compile(r"([0-9a-f]{32})\.([0-9]{1,12})\.([A-Za-z0-9_-]{43})")
 
 
 class Results:
     """What goes into a sandbox and what comes out, both opaque."""
 
-    def __init__(self, redis: Redis, keys: Keys, files: Files, lifetimes: LifetimeConfig) -> None:
+    def __init__(self, redis: Redis, keys: Keys, files: Files, store: StoreConfig, lifetimes: LifetimeConfig) -> None:
         self._redis = redis
         self._keys = keys
         self._files = files
+        self._store = store
         self._lifetimes = lifetimes
+        self._used = 0
+        self._counted_at = -math.inf
 
     async def put_payload(self, job_id: str, payload: bytes) -> None:
-        await self._files.put(f"payloads/{job_id}", payload)
+        """Raises StoreFull where the payload would leave too little room for the results of jobs that run."""
+        await self._make_sure_of_room(len(payload))
+        try:
+            await self._files.put(f"payloads/{job_id}", payload)
+        except OSError as error:
+            raise StoreFull(f"The server's store takes nothing: {error.strerror}.") from None
+
+    async def _make_sure_of_room(self, more: int) -> None:
+        free = self._files.free()
+        if free is not None and free - more < self._store.min_free_bytes:
+            raise StoreFull(
+                f"The server's disk has {free:,} bytes left, and new jobs must leave {self._store.min_free_bytes:,} "
+                "(`store.min_free_bytes`)."
+            )
+        if (most := self._store.max_bytes) is None:
+            return
+        if time.monotonic() - self._counted_at > _COUNT_SECONDS:
+            self._used, self._counted_at = await self._files.used("payloads", "results"), time.monotonic()
+        if self._used + more > most:
+            raise StoreFull(f"The server holds {self._used:,} of {most:,} bytes (`store.max_bytes`).")
+        self._used += more
 
     async def payload(self, job: Job) -> bytes:
         """Raises UnknownJob when the payload is gone."""
@@ -41,6 +66,11 @@ class Results:
 
     async def delete_payload(self, job_id: str) -> None:
         await self._files.delete(f"payloads/{job_id}")
+
+    async def delete(self, job_id: str) -> None:
+        """Remove all bytes of a job."""
+        await self.delete_payload(job_id)
+        await self._files.delete(f"results/{job_id}")
 
     def stage(self) -> Path:
         """An empty private file for a sandbox to write its result into."""

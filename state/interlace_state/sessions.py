@@ -42,6 +42,11 @@ class Sessions:
         fields: dict[bytes, bytes] = replies[0][1][0][1]
         return fields[b"job"].decode()
 
-    async def close(self, session_id: str) -> None:
-        """Forget the session; a later post with its id is refused."""
-        await self._redis.delete(self._keys.session(session_id))
+    async def close(self, session_id: str) -> str | None:
+        """Forget the session, so that a later post with its id is refused; returns its job, if one was posted."""
+        stream = self._keys.session(session_id)
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.xrange(stream, min="(0-1", count=1)
+            pipe.delete(stream)
+            entries, _ = await pipe.execute()
+        return entries[0][1][b"job"].decode() if entries else None

@@ -15,9 +15,12 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from interlace_state.audit import Audit
 from interlace_state.config import Config
 from interlace_state.config_file import ConfigError
+from interlace_state.control import Control
 from interlace_state.events import Events
 from interlace_state.files import Files
+from interlace_state.jobs import Jobs
 from interlace_state.keys import Keys
+from interlace_state.metrics import ReplicaMetrics
 from interlace_state.models import Models
 from interlace_state.queue import Queue
 from interlace_state.results import Results
@@ -40,6 +43,9 @@ class State:
     sessions: Sessions
     models: Models
     tenants: Tenants
+    control: Control
+    metrics: ReplicaMetrics
+    jobs: Jobs
     audit: Audit
 
 
@@ -53,6 +59,7 @@ async def open_state(config: Config) -> AsyncIterator[State]:
         raise ConfigError("`redis.url` is not set: name a Redis server, or let `interlace up` start one.")
     files = Files(config.store_url)
     keys = Keys(config.redis.prefix)
+    audit = Audit(config.state_dir / "audit.jsonl")
     # A connection that died with the server is found out by its next call, which is then made once more.
     retry = Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), retries=5)
     redis = _Redis.from_url(
@@ -60,15 +67,19 @@ async def open_state(config: Config) -> AsyncIterator[State]:
     )
     try:
         await redis.ping()
+        queue = Queue(redis, keys, config.lifetimes, audit)
         yield State(
             redis=redis,
-            queue=Queue(redis, keys, config.lifetimes),
+            queue=queue,
             events=Events(redis, keys),
-            results=Results(redis, keys, files, config.lifetimes),
+            results=Results(redis, keys, files, config.store, config.lifetimes),
             sessions=Sessions(redis, keys),
             models=Models(redis, keys, files),
             tenants=Tenants(redis, keys),
-            audit=Audit(config.state_dir / "audit.jsonl"),
+            control=Control(redis, keys, config),
+            metrics=ReplicaMetrics(redis, keys),
+            jobs=Jobs(redis, keys, queue),
+            audit=audit,
         )
     finally:
         await redis.aclose()

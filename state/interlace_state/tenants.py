@@ -1,5 +1,6 @@
 """API keys: who may ask, and how often. Only hashes are stored; a key is shown once, to whoever makes it."""
 
+import contextlib
 import hashlib
 import secrets
 import time
@@ -8,6 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from redis.asyncio import Redis
+from redis.exceptions import WatchError
 
 from interlace_state.keys import Keys
 
@@ -30,9 +32,15 @@ class ApiKey(BaseModel):
     created: float
     #: Unix time; None: never.
     expires: float | None = None
+    #: The id of the key that was made in its place.
+    replaced_by: str | None = None
 
     def is_live(self) -> bool:
         return self.expires is None or self.expires > time.time()
+
+
+class KeyEnded(ValueError):
+    """A key that has ended, or whose place another has taken, cannot be rotated; the message says which."""
 
 
 class Tenants:
@@ -46,15 +54,7 @@ class Tenants:
         self, tenant: str, role: Role = "user", models: Sequence[str] | None = None, expires: float | None = None
     ) -> tuple[ApiKey, str]:
         """A new key and its secret, 256 random bits that nobody can ask for again. Raises pydantic.ValidationError."""
-        key = ApiKey(
-            id=secrets.token_hex(4),
-            tenant=tenant,
-            role=role,
-            models=None if models is None else tuple(models),
-            created=time.time(),
-            expires=expires,
-        )
-        secret = f"il-{secrets.token_urlsafe(32)}"
+        key, secret = _make(tenant, role, models, expires)
         await self._redis.hset(self._keys.api_keys, _digest(secret), key.model_dump_json())
         return key, secret
 
@@ -78,15 +78,28 @@ class Tenants:
         return bool(gone and await self._redis.hdel(self._keys.api_keys, *gone))
 
     async def rotate(self, key_id: str, overlap: float) -> tuple[ApiKey, str] | None:
-        """A new key like this one, which itself works for ``overlap`` more seconds; None if there is none."""
-        for digest, key in await self._entries():
-            if key.id == key_id:
-                fresh = await self.mint(key.tenant, key.role, key.models, key.expires)
+        """A new key like this one, which itself works for ``overlap`` more seconds; None if there is none.
+
+        Raises KeyEnded for a key that no longer works, or that was rotated before.
+        """
+        name = self._keys.api_keys
+        while True:
+            async with self._redis.pipeline(transaction=True) as pipe:
+                await pipe.watch(name)  # else a key that is revoked meanwhile would be written back
+                found = [(digest, key) for digest, key in await self._entries() if key.id == key_id]
+                if not found:
+                    return None
+                digest, key = found[0]
+                _check_rotatable(key)
+                fresh, secret = _make(key.tenant, key.role, key.models, key.expires)
                 until = min(time.time() + overlap, key.expires or float("inf"))
-                old = key.model_copy(update={"expires": until})
-                await self._redis.hset(self._keys.api_keys, digest, old.model_dump_json())
-                return fresh
-        return None
+                old = key.model_copy(update={"expires": until, "replaced_by": fresh.id})
+                pipe.multi()
+                pipe.hset(name, _digest(secret), fresh.model_dump_json())
+                pipe.hset(name, digest, old.model_dump_json())
+                with contextlib.suppress(WatchError):
+                    await pipe.execute()
+                    return fresh, secret
 
     async def wait(self, tenant: str, per_minute: int) -> int:
         """Count a request; 0, or the seconds until the next minute if the tenant is over its rate."""
@@ -105,3 +118,22 @@ class Tenants:
 
 def _digest(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def _make(tenant: str, role: Role, models: Sequence[str] | None, expires: float | None) -> tuple[ApiKey, str]:
+    key = ApiKey(
+        id=secrets.token_hex(4),
+        tenant=tenant,
+        role=role,
+        models=None if models is None else tuple(models),
+        created=time.time(),
+        expires=expires,
+    )
+    return key, f"il-{secrets.token_urlsafe(32)}"
+
+
+def _check_rotatable(key: ApiKey) -> None:
+    if key.replaced_by is not None:
+        raise KeyEnded(f"Key {key.id} was rotated already: {key.replaced_by} has its place.")
+    if not key.is_live():
+        raise KeyEnded(f"Key {key.id} has ended.")

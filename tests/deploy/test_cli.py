@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from interlace_deploy.address import hidden
+
 Interlace = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -111,6 +113,29 @@ def test_an_address_that_is_not_ours(interlace: Interlace) -> None:
     done = interlace("up", "--host", "192.0.2.1")
     assert done.returncode == 1
     assert "192.0.2.1 is not an address of this machine: choose another with --host." in done.stderr
+
+
+def test_a_ray_that_asks_nobody_for_a_token_is_told(interlace: Interlace, tmp_path: Path) -> None:
+    """Before anything else; here the address ends it."""
+    elsewhere = {"INTERLACE_RAY__ADDRESS": "ray.lab:6379", "INTERLACE_STORE__URL": str(tmp_path)}
+    said = interlace("up", "--host", "192.0.2.1", **elsewhere).stderr
+    assert "WARNING: Ray at ray.lab:6379 executes code for whoever reaches it" in said
+    assert "RAY_AUTH_MODE=token" in said
+    assert "WARNING" not in interlace("up", "--host", "192.0.2.1", RAY_AUTH_MODE="token", **elsewhere).stderr
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://host:1/0", "redis://host:1/0"),
+        ("unix:///run/redis.sock", "unix:///run/redis.sock"),
+        ("rediss://:geheim@host:1/0", "rediss://:***@host:1/0"),
+        ("redis://me:ge@heim@host/0?db=1&password=geheim#x", "redis://me:***@host/0?db=1&password=***#x"),
+        ("unix:///run/redis.sock?password=geheim&db=1", "unix:///run/redis.sock?password=***&db=1"),
+    ],
+)
+def test_no_password_is_shown(url: str, shown: str) -> None:
+    assert hidden(url) == shown
 
 
 def test_a_redis_that_does_not_answer(interlace: Interlace, tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from interlace_deploy import doctor, kernel
-from interlace_state.config import Config
+from interlace_deploy.ray_access import access
+from interlace_state.config import Config, RayConfig
 
 Interlace = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -64,6 +65,56 @@ def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     assert hub.detail.startswith("http://127.0.0.1:9 cannot be reached (")
 
 
+def test_which_redis_and_which_ray(interlace: Interlace, tmp_path: Path) -> None:
+    found = {finding["what"]: finding for finding in json.loads(interlace("doctor", "--json").stdout)["findings"]}
+    assert "one of our own, on a socket and with a password" in found["redis server"]["detail"]
+    assert "one of our own, which asks for a token, on this machine only" in found["ray cluster"]["detail"]
+    done = interlace(
+        *("doctor", "--json"),
+        REDIS_URL="redis://:geheim@host:1/0",
+        INTERLACE_RAY__ADDRESS="auto",
+        INTERLACE_STORE__URL=str(tmp_path),
+    )
+    found = {finding["what"]: finding for finding in json.loads(done.stdout)["findings"]}
+    assert found["redis server"]["detail"] == "configured: redis://:***@host:1/0"
+    assert "geheim" not in done.stdout
+    assert (found["ray cluster"]["state"], found["ray cluster"]["detail"]) == (
+        "note",
+        "at auto, RAY_AUTH_MODE=(not set)",
+    )
+    assert "RAY_AUTH_MODE=token" in found["ray cluster"]["remedy"]
+
+
+def test_a_ray_that_asks_for_a_token_is_fine() -> None:
+    config = Config(ray=RayConfig(address="auto"))
+    assert access(config, {}).warning
+    assert access(config, {"RAY_AUTH_MODE": "disabled"}).warning
+    assert not access(config, {"RAY_AUTH_MODE": "token"}).warning
+    assert not access(Config(runtime="process"), {}).warning
+
+
+@pytest.mark.parametrize(
+    ("controllers", "may", "said"),
+    [
+        ("cpu memory pids\n", True, "v2 with memory and pids, delegated to this account"),
+        ("cpu memory pids\n", False, "v2 with memory and pids, not delegated to this account"),
+        ("cpu pids\n", True, "v2 without memory in"),
+    ],
+)
+def test_cgroups(tmp_path: Path, controllers: str, may: bool, said: str) -> None:
+    """Of a kernel's files as they look elsewhere: no machine has them all."""
+    group = tmp_path / "user.slice"
+    group.mkdir()
+    (group / "cgroup.controllers").write_text(controllers)
+    for name in ("cgroup.procs", "cgroup.subtree_control") if may else ():
+        (group / name).touch()
+    (tmp_path / "mounts").write_text(f"proc /proc proc rw 0 0\ncgroup2 {tmp_path} cgroup2 rw 0 0\n")
+    (tmp_path / "own").write_text("8:pids:/\n0::/user.slice\n")
+    assert kernel.cgroups(tmp_path / "own", tmp_path / "mounts").startswith(said)
+    (tmp_path / "mounts").write_text("cgroup /sys/fs/cgroup/memory cgroup rw,memory 0 0\n")
+    assert kernel.cgroups(tmp_path / "own", tmp_path / "mounts") == "v2 is not mounted"
+
+
 @pytest.mark.parametrize(
     ("version", "bounds", "fine"),
     [
@@ -84,5 +135,5 @@ def test_versions(version: str, bounds: str, fine: bool) -> None:
 
 def test_kernel_features_are_said() -> None:
     found = kernel.features()
-    assert {"release", "landlock", "seccomp", "user namespaces"} == set(found)
+    assert {"release", "landlock", "seccomp", "user namespaces", "cgroups"} == set(found)
     assert all(found.values())

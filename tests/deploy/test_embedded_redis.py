@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -30,8 +31,8 @@ def binary() -> Binary:
 async def started(binary: Binary, folder: Path) -> tuple[Child, Redis]:
     socket = folder / "run" / "redis.sock"
     socket.parent.mkdir(mode=0o700, exist_ok=True)
-    child = await embedded_redis.start(binary, folder / "redis", socket, folder / "redis.log", os.environ)
-    return child, Redis.from_url(embedded_redis.url(socket), protocol=2)
+    child, url = await embedded_redis.start(binary, folder / "redis", socket, folder / "redis.log", os.environ)
+    return child, Redis.from_url(url, protocol=2)
 
 
 async def test_it_answers_its_owner_only(binary: Binary, state_dir: Path) -> None:
@@ -51,12 +52,62 @@ async def test_it_answers_its_owner_only(binary: Binary, state_dir: Path) -> Non
     assert child.process.returncode == 0
 
 
-async def test_what_it_holds_outlives_it(binary: Binary, state_dir: Path) -> None:
+async def test_nobody_gets_in_without_the_password_and_nobody_sees_it(binary: Binary, state_dir: Path) -> None:
+    # What it is started with: a server that runs writes a title of its own over both.
+    noted, wrapper = state_dir / "noted", state_dir / "server"
+    wrapper.write_text(f"""#!/bin/sh\n(printf '%s ' "$@"; env) > {noted}\nexec {binary.path} "$@"\n""")
+    wrapper.chmod(0o755)
+    child, redis = await started(replace(binary, path=wrapper), state_dir)
+    password = redis.connection_pool.connection_kwargs["password"]
+    assert len(password) > 40
+    socket = redis.connection_pool.connection_kwargs["path"]
+    answers, stranger = await asyncio.open_unix_connection(socket)
+    stranger.write(b"PING\r\n")
+    assert (await answers.readline()).startswith(b"-NOAUTH ")
+    stranger.close()
+    async with redis:
+        process = psutil.Process(child.pid)
+        assert password not in " ".join([*process.cmdline(), *process.environ().values()])
+        assert (await redis.config_get("requirepass"))["requirepass"] == password
+    await child.stop(20)
+    files = [path for path in state_dir.rglob("*") if path.is_file()]
+    assert {state_dir / "redis.log", noted} < set(files)
+    assert "password.conf" in noted.read_text()
+    assert [path for path in files if password.encode() in path.read_bytes()] == []
+    child, redis = await started(binary, state_dir)
+    await redis.aclose()
+    assert redis.connection_pool.connection_kwargs["password"] != password
+    await child.stop(20)
+
+
+@pytest.mark.parametrize("fsync", ["always", "no"])
+async def test_when_it_writes_to_disk_can_be_chosen(binary: Binary, state_dir: Path, fsync: str) -> None:
+    child, url = await embedded_redis.start(
+        binary, state_dir / "redis", state_dir / "r.sock", state_dir / "redis.log", os.environ, fsync
+    )
+    async with Redis.from_url(url, protocol=2) as redis:
+        assert (await redis.config_get("appendfsync"))["appendfsync"] == fsync
+    await child.stop(20)
+
+
+async def test_a_folder_with_odd_characters(binary: Binary, state_dir: Path) -> None:
+    folder = state_dir / "100%?#@ ü"
+    folder.mkdir()
+    child, redis = await started(binary, folder)
+    async with redis:
+        assert await redis.ping()
+    await child.stop(20)
+
+
+@pytest.mark.parametrize("patience", [20, 0], ids=["stopped", "killed"])
+async def test_what_it_holds_outlives_it(binary: Binary, state_dir: Path, patience: float) -> None:
     child, redis = await started(binary, state_dir)
     async with redis:
         await redis.xadd("jobs", {"job": "1"})
         await redis.xgroup_create("jobs", "workers", id="0")
-    await child.stop(20)
+    if patience == 0:
+        child.process.kill()
+    await child.stop(patience)
     child, redis = await started(binary, state_dir)
     async with redis:
         assert (await redis.xinfo_groups("jobs"))[0]["name"] == b"workers"
@@ -103,7 +154,7 @@ def test_it_ends_when_its_parent_is_killed(state_dir: Path, until: Until) -> Non
         "import asyncio, os, sys; from pathlib import Path; from interlace_deploy import embedded_redis as e\n"
         "async def main(folder):\n"
         "    binary = e.find_binary(os.environ['PATH'])\n"
-        "    child = await e.start(binary, folder / 'redis', folder / 'r.sock', folder / 'log', os.environ)\n"
+        "    child, _ = await e.start(binary, folder / 'redis', folder / 'r.sock', folder / 'log', os.environ)\n"
         "    print(child.pid, flush=True)\n"
         "    await child.wait()\n"
         "asyncio.run(main(Path(sys.argv[1])))"

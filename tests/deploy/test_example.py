@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel
 
 from interlace_state.config import Config, ModelConfig
-from interlace_state.config_file import load
+from interlace_state.config_file import ConfigError, load
 
 EXAMPLE = Path(__file__).parents[2] / "deploy" / "examples" / "interlace.yaml"
 
@@ -32,7 +32,7 @@ KEYS = dict(_keys(Config))
 def _written(data: dict[str, Any], before: str = "") -> Iterator[str]:
     for name, value in data.items():
         yield f"{before}{name}"
-        inner = value[0] if isinstance(value, list) else value
+        inner = value[0] if value and isinstance(value, list) else value
         if isinstance(inner, dict):
             yield from _written(inner, f"{before}{name}.")
 
@@ -69,4 +69,14 @@ def test_it_says_what_the_code_says(key: str) -> None:
     assert comment
     if described and key != "models.source":
         for clause in re.split(r"[.;,]\s", described.rstrip(".")):
-            assert clause in comment
+            assert " ".join(clause.split()) in comment
+
+
+def test_no_is_a_word_there(tmp_path: Path) -> None:
+    """YAML takes it for false."""
+    (tmp_path / "interlace.yaml").write_text("redis: {fsync: no}\n")
+    assert load(tmp_path / "interlace.yaml", {}).redis.fsync == "no"
+    assert load(None, {"INTERLACE_REDIS__FSYNC": "no"}).redis.fsync == "no"
+    (tmp_path / "interlace.yaml").write_text("redis: {fsync: yes}\n")
+    with pytest.raises(ConfigError, match=r"`redis\.fsync`: .*'always', 'everysec' or 'no'"):
+        load(tmp_path / "interlace.yaml", {})

@@ -1,13 +1,17 @@
 """A whole Interlace, as `interlace up` starts, watches and stops it. Real parts, a tiny model."""
 
 import json
+import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import hub_server
 import psutil
@@ -16,7 +20,9 @@ import pytest
 from interlace.protocol.event import Ended
 from interlace.protocol.job import Job, Limits
 from interlace.protocol.model import ModelKey
+from interlace_deploy.up import for_clients
 from interlace_state.config import Config, RedisConfig
+from interlace_state.config_file import load
 from interlace_state.models import ModelCard
 from interlace_state.store import open_state
 
@@ -73,6 +79,15 @@ def answers(url: str) -> bool:
         return False
 
 
+def pasted(said: str) -> list[str]:
+    """What a notebook and a shell have in NDIF_HOST and HF_ENDPOINT, when the lines for them are pasted there."""
+    [python] = re.findall("in a notebook: (.*)", said)
+    [shell] = re.findall("in a shell: (.*)", said)
+    show = "print(os.environ['NDIF_HOST'], os.environ['HF_ENDPOINT'])"
+    commands = ([sys.executable, "-c", f"{python}; {show}"], ["sh", "-c", f'{shell}; echo "$NDIF_HOST" "$HF_ENDPOINT"'])
+    return [subprocess.run(command, capture_output=True, text=True, check=True).stdout for command in commands]
+
+
 def part(state_dir: Path, module: str) -> psutil.Process:
     """The part that runs this module for this state folder."""
     return next(
@@ -94,6 +109,7 @@ def test_detached_from_up_to_down(
         "gateway",
         "workers",
     ]
+    assert pasted(done.stderr) == [f"{url} {url}/hf\n"] * 2
 
     status = json.loads(interlace("status", "--json").stdout)
     assert (status["url"], status["ready"]) == (url, True)
@@ -102,11 +118,19 @@ def test_detached_from_up_to_down(
     assert model["replicas"][0]["resident_bytes"] > 1 << 20
     lines = interlace("status").stdout.splitlines()
     assert lines[0] == f"Interlace at {url} (process {status['pid']}): ready"
-    assert lines[2].split()[:5] == ["local/own-model", "main", "text-generation", "float32", "ready"]
+    assert lines[2].split()[:7] == ["local/own-model", "main", "text-generation", "float32", "ready", "1", "0"]
 
     config = state_dir / "run" / "config.json"
     assert config.stat().st_mode & 0o777 == 0o600
     assert json.loads(config.read_text())["gateway"]["port"] == int(url.rpartition(":")[2])
+    password = urlsplit(json.loads(config.read_text())["redis"]["url"]).password or ""
+    assert len(password) > 40
+    made = interlace("keys", "create", "--tenant", "lab")
+    assert made.returncode == 0
+    shown = [status, lines, done.stderr, made.stderr, interlace("doctor").stdout]
+    processes = psutil.Process(status["pid"]).children(recursive=True)
+    assert len(processes) >= 3
+    shown += [(process.cmdline(), process.environ()) for process in processes if process.is_running()]
 
     for words in (["up"], ["up", "--detach"]):
         second = interlace(*words)
@@ -122,10 +146,20 @@ def test_detached_from_up_to_down(
     done = interlace("down")
     assert done.returncode == 0
     assert done.stdout.startswith(f"Interlace at {url} (process {status['pid']}) stopped in ")
+    assert done.stderr.splitlines() == [
+        f"stopping Interlace at {url}: open streams and jobs that run may end, 70 s at most",
+        "  waiting for gateway, 25 s at most: open streams may end (`gateway.drain_seconds`)",
+        "  waiting for workers, 30 s at most: jobs that run may end",
+        "  waiting for redis, 10 s at most: it writes what it holds",
+    ]
+    assert (state_dir / "logs").stat().st_mode & 0o777 == 0o700
+    logs = [path.read_text(errors="replace") for path in (state_dir / "logs").iterdir()]
+    assert len(logs) >= 4
+    assert password not in str([*shown, *logs])
     assert alive() == []
     assert interlace("down").stdout == f"Nothing is running (state {state_dir}).\n"
     assert "bye bye" in (state_dir / "logs" / "redis.log").read_text()
-    assert "gateway was ended by SIGKILL; starting it again in 1 s" in (state_dir / "logs" / "up.log").read_text()
+    assert "gateway was ended by SIGKILL; starting it again in 0 s" in (state_dir / "logs" / "up.log").read_text()
 
 
 def test_ctrl_c_while_it_starts(
@@ -168,14 +202,19 @@ def test_nothing_outlives_a_killed_one(
     assert "Nothing is running" in interlace("down").stdout
 
 
-def test_redis_gone_ends_all(foreground: Foreground, tmp_path: Path) -> None:
+def test_redis_is_started_again_with_all_that_it_held(
+    foreground: Foreground, state_dir: Path, tmp_path: Path, interlace: Interlace, until: Until
+) -> None:
     process = foreground()
     ready(process)
+    key = interlace("keys", "create", "--tenant", "lab").stdout
     redis = next(child for child in psutil.Process(process.pid).children() if "server" in child.name())
     redis.kill()
-    assert process.wait(60) == 1
-    said = (tmp_path / "stderr").read_text()
-    assert "interlace: redis was ended by SIGKILL; nothing works without it. The end of" in said
+    until(lambda: "redis was ended by SIGKILL; starting it again in 0 s" in (tmp_path / "stderr").read_text(), 20)
+    until(lambda: interlace("status").returncode == 0, 30)
+    assert "lab" in interlace("keys", "list").stdout, key
+    process.send_signal(signal.SIGINT)
+    assert process.wait(40) == 0
 
 
 async def test_a_shared_redis_one_of_two_models_and_ctrl_c(
@@ -197,7 +236,14 @@ async def test_a_shared_redis_one_of_two_models_and_ctrl_c(
     assert "local/nowhere: There is no folder" in interlace("status").stdout
     process.send_signal(signal.SIGINT)
     assert process.wait(40) == 0
-    assert (tmp_path / "stderr").read_text().endswith("stopping\nstopped\n")
+    said = (tmp_path / "stderr").read_text().splitlines()
+    assert "Ctrl-C again ends everything at once" in said
+    assert [line.partition(",")[0] for line in said[said.index("stopping") :]] == [
+        "stopping",
+        "  waiting for gateway",
+        "  waiting for workers",
+        "stopped",
+    ]
 
 
 def test_twice_with_a_model_that_the_hub_knows_by_another_name(
@@ -220,7 +266,7 @@ def test_twice_with_a_model_that_the_hub_knows_by_another_name(
 
 
 async def test_the_next_configuration_ends_what_the_former_one_left(
-    foreground: Foreground, state_dir: Path, until: Until
+    foreground: Foreground, interlace: Interlace, state_dir: Path
 ) -> None:
     """With the embedded Redis, too: a job of a model that is hosted no more does not wait for ever."""
     former = ModelKey(repo_id="former/model")
@@ -235,21 +281,77 @@ async def test_the_next_configuration_ends_what_the_former_one_left(
     )
     process = foreground()
     ready(process)
-    config = Config(redis=RedisConfig(url=f"unix://{state_dir}/run/redis.sock"), state_dir=state_dir)
-    async with open_state(config) as state:
+    async with open_state(load(state_dir / "run" / "config.json", {})) as state:
         await state.models.publish(ModelCard(key=former, commit="0" * 40, dtype="float32", config={}))
         await state.queue.submit(job, waiting_jobs=9, running_jobs=9, model_ready=False)
+    waiting = {model["repo_id"]: model["jobs"] for model in json.loads(interlace("status", "--json").stdout)["models"]}
+    assert waiting == {"former/model": 1, "local/own-model": 0}
+    assert interlace("admin", "pause", "local/own-model").returncode == 0
+    assert "ready, paused" in interlace("status").stdout
+    assert interlace("admin", "resume", "local/own-model").returncode == 0
+    assert "paused" not in interlace("status").stdout
     process.send_signal(signal.SIGINT)
     assert process.wait(40) == 0
     process = foreground()
     ready(process)
-    async with open_state(config) as state:
+    async with open_state(load(state_dir / "run" / "config.json", {})) as state:
         end = await state.events.last(job.id, job.tenant)
         assert isinstance(end, Ended)
         assert "former/model (text-generation) is no longer hosted on this server." in end.text
         assert [model.card.key.repo_id for model in await state.models.all()] == ["local/own-model"]
     process.send_signal(signal.SIGINT)
     assert process.wait(40) == 0
+
+
+def test_others_are_let_in_with_keys_only(
+    interlace: Interlace, tiny_models: Path, tmp_path: Path, state_dir: Path
+) -> None:
+    """Refused before anything is loaded; the command that is named helps."""
+    configuration = {
+        "runtime": "process",
+        "isolation": "available",
+        "models": [{"source": str(tiny_models)}],
+        "gateway": {"public_url": "https://interlace.lab.example/"},
+    }
+    (tmp_path / "my lab.yaml").write_text(json.dumps(configuration))
+    up = ("up", "--config", "my lab.yaml")
+    for words, where in (((), "https://interlace.lab.example/"), (("--host", "0.0.0.0"), "0.0.0.0")):
+        public = {} if not words else {"INTERLACE_GATEWAY__PUBLIC_URL": "http://127.0.0.1:8000"}
+        done = interlace(*up, *words, **public)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert f"Others than this machine can reach {where}, and there is no API key yet" in done.stderr
+    [command] = re.findall("  (interlace keys create .*)", done.stderr)
+    assert command == "interlace keys create --tenant NAME --config 'my lab.yaml'"
+    assert {path.name for path in (state_dir / "logs").iterdir()} == {"redis.log", "redis.log.1"}
+    assert interlace(*shlex.split(command.replace("NAME", "lab"))[1:]).returncode == 0
+    done = interlace(*up, "--detach")
+    assert done.returncode == 0, done.stderr
+    assert pasted(done.stderr) == ["https://interlace.lab.example https://interlace.lab.example/hf\n"] * 2
+    assert "and NDIF_API_KEY, which everybody needs here" in done.stderr
+    [key] = json.loads(interlace("keys", "list", "--json", "--config", "my lab.yaml").stdout)
+    assert "nobody can enter" in interlace("keys", "revoke", key["id"], "--config", "my lab.yaml").stderr
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"http://127.0.0.1:{done.stdout.strip().rpartition(':')[2]}/whoami", timeout=10)
+    assert interlace("down", "--config", "my lab.yaml").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("gateway", "url", "base"),
+    [
+        ({}, "http://127.0.0.1:8000", "http://127.0.0.1:8000"),
+        ({"host": "::1"}, "http://[::1]:8000", "http://[::1]:8000"),
+        ({"host": "0.0.0.0"}, "http://0.0.0.0:8000", "http://127.0.0.1:8000"),
+        ({"host": "::"}, "http://[::]:8000", "http://[::1]:8000"),
+        ({"host": "0.0.0.0", "public_url": "https://lab.example/"}, "http://0.0.0.0:8000", "https://lab.example"),
+    ],
+)
+def test_what_clients_are_told(gateway: dict[str, str], url: str, base: str) -> None:
+    config = Config.model_validate({"gateway": gateway})
+    said = for_clients(config, url, keyed=False)
+    assert pasted("\n".join(said)) == [f"{base} {base}/hf\n"] * 2
+    anywhere = gateway.get("host") in ("0.0.0.0", "::") and "public_url" not in gateway
+    assert ("on other machines" in said[-1]) == anywhere
+    assert "NDIF_API_KEY" in for_clients(config, url, keyed=True)[-1]
 
 
 def test_two_models_of_one_name(interlace: Interlace, tmp_path: Path, state_dir: Path) -> None:

@@ -86,9 +86,13 @@ def test_a_segmentation_fault(client: Any) -> None:
         with client.trace(PROMPT, remote=True):
             import ctypes
 
+            print("the last words", flush=True)
             ctypes.string_at(0)
 
-    assert "SIGSEGV" in refused(client, trace)
+    said = refused(client, trace)
+    assert "SIGSEGV" in said
+    assert "It was run 2 times" in said
+    assert "printed last: 'the last words'" in said
 
 
 def test_an_abort(client: Any) -> None:

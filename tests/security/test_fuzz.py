@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from interlace.protocol.errors import InvalidPayload, InvalidRequest, LimitExceeded, UnknownJob
 from interlace.protocol.frames import HEADER, LONGEST_BODY, BrokenFrame, Frame, FrameKind, FrameReader, encode
 from interlace.protocol.model import ModelKey
-from interlace_server.admission import check_payload
+from interlace_server.doors.admission import check_payload
 from interlace_server.nnsight_wire import Envelope
 from interlace_state.config import Admission, Config, RedisConfig
 from interlace_state.store import State, open_state

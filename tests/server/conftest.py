@@ -7,19 +7,12 @@ from pathlib import Path
 
 import gateway_process
 import pytest
-import redis_server
 from gateway_process import KEY, Gateway, Worker
 
 from interlace_state.keys import Keys
 from interlace_state.store import State, open_state
 
 GatewayFactory = Callable[..., AbstractContextManager[Gateway]]
-
-
-@pytest.fixture(scope="session")
-def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with redis_server.running(tmp_path_factory.mktemp("redis")) as url:
-        yield url
 
 
 @pytest.fixture
@@ -44,7 +37,8 @@ async def state(gateway: Gateway) -> AsyncIterator[State]:
         keys = Keys(gateway.config.redis.prefix)
         await gateway_process.publish(state, gateway.config)
         yield state
-        await state.redis.delete(keys.queue(KEY.slug), keys.models, keys.environment)
+        await state.queue.fail_all(KEY, "the test is over")
+        await state.redis.delete(keys.models, keys.environment)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from gateway_process import HEADERS, MODEL_KEY, PICKLE, Gateway, Worker, envelop
 
 from interlace.protocol.errors import InvalidPayload, LimitExceeded
 from interlace.protocol.model import ModelKey
-from interlace_server.admission import check_payload
+from interlace_server.doors.admission import check_payload
 from interlace_state.config import Admission
 from interlace_state.store import State
 

@@ -1,6 +1,7 @@
 """Who is let in, to what, and how often: a real gateway, keys in a real Redis."""
 
 import asyncio
+import hashlib
 import json
 import stat
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from gateway_process import HEADERS, Gateway, Worker, envelope, mint, publish, saved
+from gateway_process import HEADERS, PICKLE, Gateway, Worker, envelope, mint, publish, saved
 
 from interlace.protocol.model import ModelKey
 from interlace_state.store import open_state
@@ -35,8 +36,9 @@ async def test_the_first_key_closes_the_door(start_gateway: Any, redis_url: str)
                 assert answer.status_code == 401, (path, wrong)
                 assert "interlace keys create" in answer.json()["detail"]
         assert get(gateway, "/whoami", key).json() == {"email": "lab-a", "tags": ["user"]}
-        bearer = httpx.get(f"{gateway.url}/whoami", headers={"authorization": f"Bearer {key}"})
-        assert bearer.json()["email"] == "lab-a"
+        for scheme in ("Bearer ", "bearer ", "BEARER  "):
+            bearer = httpx.get(f"{gateway.url}/whoami", headers={"authorization": f"{scheme}{key}"})
+            assert bearer.json()["email"] == "lab-a"
         for path in ("/ping", "/status", "/env", "/healthz"):
             assert get(gateway, path).status_code == 200
         log = gateway.log.read_text() + (gateway.config.state_dir / "audit.jsonl").read_text()
@@ -53,6 +55,30 @@ async def test_a_socket_without_a_key_is_told_so_in_a_frame(start_gateway: Any, 
         assert last["status"] == "ERROR"
         assert "API key" in last["description"]
         socket.close()
+        (line,) = refused(gateway)
+        assert (line["path"], line["why"], line["address"]) == ("/subscribe", "unauthorized", "127.0.0.1")
+
+
+def refused(gateway: Gateway) -> list[dict[str, Any]]:
+    """The audit log's lines on refusals."""
+    lines = (gateway.config.state_dir / "audit.jsonl").read_text().splitlines()
+    return [line for line in map(json.loads, lines) if line["action"] == "refused"]
+
+
+async def test_a_body_that_is_too_long_and_a_page_are_in_the_audit_log(start_gateway: Any) -> None:
+    with start_gateway(limits={"payload_bytes": 9000, "unpacked_bytes": 50}) as gateway:
+        async with open_state(gateway.config) as state:
+            await publish(state, gateway.config)
+        for payload in (bytes(20_000), b"\x80\x04" + bytes(100)):  # by its header; by what it would unpack to
+            assert gateway.post(payload, compress=False).status_code == 413
+        # without a header that says it, as it comes
+        data = iter([b'--b\r\nContent-Disposition: form-data; name="data"\r\n\r\n', *[b"x" * 5000] * 3])
+        kind = {"content-type": "multipart/form-data; boundary=b"}
+        assert httpx.post(f"{gateway.url}/request", content=data, headers=HEADERS | kind).status_code == 413
+        assert gateway.post(headers=HEADERS | {"origin": "http://evil.example"}).status_code == 403
+        found = [(line["why"], line["path"]) for line in refused(gateway)]
+        assert found.count(("limit_exceeded", "/request")) == 3
+        assert found[-1] == ("origin", "/request")
 
 
 async def test_a_revoked_key_ends_with_the_next_request(start_gateway: Any, redis_url: str) -> None:
@@ -113,6 +139,29 @@ async def test_a_key_for_some_models_is_not_told_the_names_of_others(start_gatew
         assert "lab/tiny" not in answer.json()["detail"]
 
 
+async def test_a_key_for_some_models_narrows_down_what_everybody_is_shown(start_gateway: Any, redis_url: str) -> None:
+    """Who sends none, or another service's, is shown all: stock clients send none there."""
+    with start_gateway() as gateway:
+        async with open_state(gateway.config) as state:
+            for name in ("lab/tiny", "lab/other"):
+                await publish(state, gateway.config, ModelKey(repo_id=name))
+        some = mint(redis_url, gateway.config.redis.prefix, models=["lab/other"])
+        every = mint(redis_url, gateway.config.redis.prefix)
+        paths = ("/status", "/readyz", "/hf/api/models/lab/tiny", "/hf/lab/none/resolve/main/config.json")
+        for path in paths:
+            shown = {key: get(gateway, path, key).text for key in ("", "hf_x", every, some)}
+            assert shown[""] == shown["hf_x"] == shown[every]
+            assert "lab/tiny" in shown[""], path
+        for path in paths[:2]:
+            assert "lab/tiny" not in get(gateway, path, some).text, path
+            assert "lab/other" in get(gateway, path, some).text, path
+        headers = {"authorization": f"Bearer {some}"}  # as huggingface_hub sends its token
+        hidden = httpx.get(f"{gateway.url}/hf/api/models/lab/tiny", headers=headers)
+        assert (hidden.status_code, hidden.headers["x-error-code"]) == (404, "RepoNotFound")
+        assert "Hosted models: lab/other." in hidden.json()["detail"]
+        assert httpx.get(f"{gateway.url}/hf/api/models/lab/other", headers=headers).json()["id"] == "lab/other"
+
+
 async def test_a_full_disk_under_the_audit_log_stops_nobody(start_gateway: Any, redis_url: str) -> None:
     with start_gateway() as gateway:
         async with open_state(gateway.config) as state:
@@ -150,6 +199,16 @@ async def test_requests_over_the_rate_are_told_when_to_come_again(start_gateway:
         assert get(gateway, "/ping").status_code == 200
 
 
+async def test_requests_without_a_key_have_a_rate_too(start_gateway: Any) -> None:
+    with start_gateway(limits={"requests_per_minute": 3}) as gateway:
+        answers = [get(gateway, "/whoami") for _ in range(8)]
+        refusals = [answer for answer in answers if answer.status_code == 429]
+        assert len(refusals) >= 2  # a minute may have turned between them, once
+        assert 0 < int(refusals[0].headers["retry-after"]) <= 60
+        assert "`limits.requests_per_minute`" in refusals[0].json()["detail"]
+        assert get(gateway, "/ping").status_code == 200
+
+
 def test_a_gateway_that_others_reach_does_not_start_without_a_key(tmp_path: Path, redis_url: str) -> None:
     file = tmp_path / "config.json"
     gateway = {"port": 0, "public_url": "https://interlace.lab"}
@@ -166,10 +225,11 @@ async def test_what_was_accepted_is_in_the_audit_log(start_gateway: Any, redis_u
         async with open_state(gateway.config) as state:
             await publish(state, gateway.config)
             record, key = await state.tenants.mint("lab-a")
-        job_id = post(gateway, key).json()["id"]
+        job_id = post(gateway, key, payload=PICKLE, compress=False).json()["id"]
         path = gateway.config.state_dir / "audit.jsonl"
         (line,) = [json.loads(text) for text in path.read_text().splitlines() if job_id in text]
         assert (line["action"], line["tenant"], line["key"]) == ("accepted", "lab-a", record.id)
+        assert line["payload_sha256"] == hashlib.sha256(PICKLE).hexdigest()
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 

@@ -223,7 +223,9 @@ async def test_status_of_models_in_every_state(gateway: Gateway, state: State) -
     await publish(state, gateway.config, broken, ready=False, failure="no weights")
     second = Replica(id="r2", state=ModelState.DEPLOYING, pid=1, node="n2", resident_bytes=7)
     await state.models.beat(KEY, second)
+    await state.control.drain("r2")
     found = (await get(gateway, "/status")).json()
+    await state.control.undrain("r2")
     await state.models.leave(KEY, "r2")
     deployments = found["deployments"]
     canonical = KEY.canonical
@@ -234,10 +236,13 @@ async def test_status_of_models_in_every_state(gateway: Gateway, state: State) -
         f"{loading.slug}:ModelActor:{loading.canonical}": "DEPLOYING",
         f"{broken.slug}:ModelActor:{broken.canonical}": "UNHEALTHY",
     }
+    assert deployments[f"r2:ModelActor:{canonical}"]["drained"]
     entry = deployments[f"r1:ModelActor:{canonical}"]
     assert entry | {"config": json.loads(entry["config"])} == {
         "application_state": "RUNNING",
         "deployment_level": "HOT",
+        "drained": False,
+        "paused": False,
         "pinned": True,
         "trusted": False,
         "trust_remote_code": False,

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -10,7 +11,8 @@ import websocket
 from gateway_process import DEADLINE, HEADERS, Gateway, Worker, publish
 from starlette.types import Message, Receive, Scope, Send
 
-from interlace_server.origins import Origins
+from interlace_server.doors.origins import Origins
+from interlace_state.audit import Audit
 from interlace_state.config import GatewayConfig
 from interlace_state.store import State, open_state
 
@@ -113,18 +115,35 @@ async def test_the_public_url_is_a_name_too(start_gateway: Any) -> None:
         ("gpu.lab", "anything", 200),
     ],
 )
-async def test_names_are_checked_where_only_this_machine_should_come(bound: str, host: str, status: int) -> None:
-    assert await status_of(GatewayConfig(host=bound), ("host", host)) == status
+async def test_names_are_checked_where_only_this_machine_should_come(
+    tmp_path: Path, bound: str, host: str, status: int
+) -> None:
+    assert await status_of(tmp_path, GatewayConfig(host=bound), ("host", host)) == status
 
 
-async def test_two_names_at_once_are_none() -> None:
-    assert await status_of(GatewayConfig(), ("host", "localhost"), ("host", "evil.example")) == 400
-    assert await status_of(GatewayConfig()) == 400
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("gpu.lab", 200), ("GPU.lab:8000", 200), ("interlace.lab", 200), ("evil.example", 400), ("localhost", 400)],
+)
+async def test_names_that_the_operator_lists(tmp_path: Path, host: str, status: int) -> None:
+    config = GatewayConfig(host="0.0.0.0", hosts=("gpu.lab",), public_url="https://interlace.lab")
+    assert await status_of(tmp_path, config, ("host", host)) == status
+
+
+async def test_more_names_for_loopback(start_gateway: Any) -> None:
+    with start_gateway(gateway={"hosts": ["gpu.lab"]}) as gateway:
+        for host, status in (("gpu.lab:1", 200), ("localhost", 200), ("evil.example", 400)):
+            assert httpx.get(f"{gateway.url}/ping", headers={"host": host}).status_code == status
+
+
+async def test_two_names_at_once_are_none(tmp_path: Path) -> None:
+    assert await status_of(tmp_path, GatewayConfig(), ("host", "localhost"), ("host", "evil.example")) == 400
+    assert await status_of(tmp_path, GatewayConfig()) == 400
     origins = (("origin", "http://localhost"), ("origin", EVIL))
-    assert await status_of(GatewayConfig(), ("host", "localhost"), *origins) == 403
+    assert await status_of(tmp_path, GatewayConfig(), ("host", "localhost"), *origins) == 403
 
 
-async def status_of(config: GatewayConfig, *headers: tuple[str, str]) -> int:
+async def status_of(folder: Path, config: GatewayConfig, *headers: tuple[str, str]) -> int:
     """What a POST with these headers is answered, by a gateway that would answer 200 to all."""
     sent: list[Message] = []
 
@@ -138,6 +157,8 @@ async def status_of(config: GatewayConfig, *headers: tuple[str, str]) -> int:
         sent.append(message)
 
     raw = [(name.encode(), value.encode()) for name, value in headers]
-    await Origins(app, config)({"type": "http", "method": "POST", "path": "/", "headers": raw}, receive, send)
+    await Origins(app, config, Audit(folder / "audit.jsonl"))(
+        {"type": "http", "method": "POST", "path": "/", "headers": raw}, receive, send
+    )
     status: int = sent[0]["status"]
     return status

@@ -1,20 +1,13 @@
 """A real Redis for each session of tests, and a clean meeting place in it for each test."""
 
 import secrets
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-import redis_server
 
 from interlace_state.config import Config, LifetimeConfig, RedisConfig, StoreConfig
 from interlace_state.store import State, open_state
-
-
-@pytest.fixture(scope="session")
-def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with redis_server.running(tmp_path_factory.mktemp("redis")) as url:
-        yield url
 
 
 @pytest.fixture
@@ -22,7 +15,7 @@ def config(redis_url: str, tmp_path: Path) -> Config:
     return Config(
         redis=RedisConfig(url=redis_url, prefix=f"test:{secrets.token_hex(4)}:"),
         store=StoreConfig(url=str(tmp_path / "store")),
-        lifetimes=LifetimeConfig(lease=1),
+        lifetimes=LifetimeConfig(lease=2),
     )
 
 

@@ -11,7 +11,6 @@ from meeting import MODEL, ends, history, lease, submitted
 from interlace.protocol.event import Ended, Log
 from interlace.protocol.job import JobState
 from interlace_state.config import Config, LifetimeConfig, RedisConfig
-from interlace_state.keys import Keys
 from interlace_state.store import State, open_state
 
 
@@ -62,7 +61,7 @@ async def line(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Asyn
 async def far(config: Config, line: tuple[Line, Path]) -> AsyncIterator[State]:
     """A worker at the other end of the line, which knows its scripts already."""
     redis = RedisConfig(url=f"unix://{line[1]}", prefix=config.redis.prefix)
-    lifetimes = LifetimeConfig(lease=60)  # it looks for lapsed jobs once, now
+    lifetimes = LifetimeConfig(lease=60)
     async with open_state(config.model_copy(update={"redis": redis, "lifetimes": lifetimes})) as opened:
         await submitted(opened)
         held = await lease(opened, "far")
@@ -114,22 +113,3 @@ async def test_a_job_is_taken_once(state: State, far: State, line: tuple[Line, P
     line[0].open.set()
     assert (await taking).attempt == 1
     assert not line[0].loses_answer
-
-
-async def test_a_worker_that_draws_a_job_and_takes_it_too_late_does_not_disturb_its_holder(
-    state: State, far: State, line: tuple[Line, Path], config: Config
-) -> None:
-    await submitted(state)
-    line[0].open.clear()
-    line[0].held.clear()
-    late = asyncio.create_task(far.queue.lease(MODEL, "far"))
-    await asyncio.wait_for(line[0].held.wait(), 10)
-    stream = Keys(config.redis.prefix).queue(MODEL.slug)
-    (drawn,) = await state.redis.xpending_range(stream, "workers", "-", "+", 9)
-    assert drawn["consumer"] == b"far"
-    await state.redis.xclaim(stream, "workers", "far", 0, [drawn["message_id"]], idle=3_600_000, justid=True)
-    held = await lease(state, "near")
-    line[0].open.set()
-    assert await late is None
-    assert held.attempt == 1
-    assert await state.queue.renew(held, "near")

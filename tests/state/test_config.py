@@ -160,6 +160,7 @@ def test_what_a_key_may_name_is_a_repo_id_a_revision_and_a_task(written: Written
 def test_a_mistake_never_shows_a_password(written: Written) -> None:
     said = mistake(written("redis: {url: 'reddis://:hunter2@redis.lab:6379/0'}"))
     assert said.endswith("(got 'reddis://***@redis.lab:6379/0').")
+    assert "hunter2" not in mistake(written("redis: {url: 'reddis://redis.lab?db=1&password=hunter2'}"))
 
 
 def test_a_cluster_needs_a_store_that_its_machines_share(written: Written) -> None:

@@ -1,15 +1,13 @@
 """Two workers and one job: what a worker says after it has lost its lease is not heard, and no job is lost."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
-from importlib.resources import files
 
 import pytest
 from meeting import MODEL, ends, history, lapse, lease, make_job, submit, submitted
 
 from interlace.protocol.errors import SessionRefused
-from interlace.protocol.event import Ended, Log, StateChanged, encode
+from interlace.protocol.event import Ended, Log, StateChanged
 from interlace.protocol.job import JobState
 from interlace.protocol.model import ModelKey
 from interlace_state.config import Config
@@ -41,13 +39,13 @@ async def two_leases(state: State, other: State, config: Config) -> tuple[Lease,
     """One job's lease that lapsed, of worker "a", and the one that worker "b" has now."""
     await submitted(state)
     lapsed = await lease(state, "a")
-    await lapse(state, config, lapsed, "a")
+    await lapse(state, config, lapsed)
     return lapsed, await lease(other, "b")
 
 
 async def test_a_lapsed_lease_is_followed_by_another_one(two_leases: tuple[Lease, Lease]) -> None:
     lapsed, held = two_leases
-    assert (lapsed.job, lapsed.entry) == (held.job, held.entry)
+    assert lapsed.job == held.job
     assert [(one.attempt, one.fence) for one in two_leases] == [(1, 1), (2, 2)]
 
 
@@ -55,30 +53,20 @@ async def test_a_worker_that_comes_back_does_not_steal_its_job(
     state: State, other: State, keys: Keys, two_leases: tuple[Lease, Lease]
 ) -> None:
     lapsed, held = two_leases
-    assert not await state.queue.renew(lapsed, "a")
-    (pending,) = await state.redis.xpending_range(keys.queue(MODEL.slug), "workers", "-", "+", 10)
-    assert pending["consumer"] == b"b"
-    assert await other.queue.renew(held, "b")
-
-
-async def test_a_worker_does_not_steal_a_job_that_another_has_claimed_but_not_yet_taken(
-    state: State, config: Config, keys: Keys
-) -> None:
-    await submitted(state)
-    held = await lease(state, "a")
-    await state.redis.xclaim(keys.queue(MODEL.slug), "workers", "b", 0, [held.entry], justid=True)
-    assert not await state.queue.renew(held, "a")
+    assert not await state.queue.renew(lapsed)
+    assert await state.redis.hget(keys.job(held.job.id), "worker") == b"b"
+    assert await other.queue.renew(held)
 
 
 async def test_two_slots_of_one_worker_are_two_holders(state: State, config: Config) -> None:
     await submitted(state)
     lapsed = await lease(state, "a")
-    await lapse(state, config, lapsed, "a")
+    await lapse(state, config, lapsed)
     async with open_state(config) as slot:
         held = await lease(slot, "a")
-    assert not await state.queue.renew(lapsed, "a")
+    assert not await state.queue.renew(lapsed)
     assert not await state.queue.record(lapsed, RUNNING)
-    assert await state.queue.renew(held, "a")
+    assert await state.queue.renew(held)
 
 
 async def test_late_events_do_not_follow_the_last_one(
@@ -122,7 +110,7 @@ async def test_a_job_that_was_given_back_is_no_longer_ones_own(state: State, con
     held = await lease(state)
     await state.queue.give_back(held, "first")
     await state.queue.give_back(held, "again")
-    assert not await state.queue.renew(held, "one")
+    assert not await state.queue.renew(held)
     assert not await state.queue.record(held, RUNNING)
     assert not await state.queue.finish(held, done("late"))
     assert await state.queue.length(MODEL) == 1
@@ -154,7 +142,7 @@ async def test_a_lapsed_job_behind_many_live_ones_is_found(state: State, other: 
     for _ in range(30):
         await submitted(state)
     held = [await lease(state, "a") for _ in range(30)]
-    await lapse(state, config, held[25], "a")
+    await lapse(state, config, held[25])
     assert (await lease(other, "b")).job == held[25].job
 
 
@@ -163,11 +151,11 @@ async def test_a_lost_redis_is_no_error_of_a_worker(state: State, keys: Keys) ->
     held = await lease(state)
     waiting = asyncio.create_task(state.queue.lease(MODEL, "one"))
     await asyncio.sleep(0.1)
-    await state.redis.delete(keys.queue(MODEL.slug))
-    assert not await state.queue.renew(held, "one")
+    await state.redis.delete(keys.queue(MODEL.slug, "local"), keys.leases(MODEL.slug))
+    assert not await state.queue.renew(held)
     assert await waiting is None
     await state.redis.delete(keys.job(held.job.id), keys.events(held.job.id))
-    assert not await state.queue.renew(held, "one")
+    assert not await state.queue.renew(held)
     assert not await state.queue.record(held, RUNNING)
     assert not await state.queue.finish(held, done("late"))
     await state.queue.give_back(held, "late")
@@ -178,7 +166,7 @@ async def test_a_lost_redis_is_no_error_of_a_worker(state: State, keys: Keys) ->
 async def test_a_job_without_its_queue_can_still_end(state: State, config: Config, keys: Keys) -> None:
     job = await submitted(state)
     held = await lease(state)
-    await state.redis.delete(keys.queue(MODEL.slug))
+    await state.redis.delete(keys.queue(MODEL.slug, "local"))
     assert await state.queue.finish(held, done("ran"))
     assert await ends(state, config, job) == ["ran"]
 
@@ -186,7 +174,7 @@ async def test_a_job_without_its_queue_can_still_end(state: State, config: Confi
 async def test_jobs_that_run_elsewhere_do_not_fail_with_a_replica(state: State, config: Config) -> None:
     running, lapsed, waiting = [await submitted(state) for _ in range(3)]
     held = await lease(state, "a")
-    await lapse(state, config, await lease(state, "b"), "b")
+    await lapse(state, config, await lease(state, "b"))
     assert await state.queue.fail_waiting(MODEL, "no weights") == 2
     assert [await ends(state, config, job) for job in (running, lapsed, waiting)] == [
         [],
@@ -227,25 +215,11 @@ async def test_jobs_whose_lifetime_is_over_are_not_counted(state: State, keys: K
     assert (await lease(state, "two")).attempt == 1
 
 
-async def test_a_job_that_went_to_the_back_is_ended_too(state: State, config: Config, keys: Keys) -> None:
-    await submit(state, make_job(), running_jobs=1)
-    await lease(state, "a")
-    job = make_job()
-    await submit(state, job, running_jobs=1)
-    before = (await state.redis.xrange(keys.queue(MODEL.slug)))[-1][0]
-    await state.queue.lease(MODEL, "b")
-    script = files("interlace_state").joinpath("scripts", "fail.lua").read_text()
-    names = (keys.job(job.id), keys.events(job.id), keys.queue(MODEL.slug))
-    last = encode(Ended(state=JobState.ERROR, text="withdrawn"))
-    assert await state.redis.eval(script, 3, *names, before, "error", last, 60, "") == 1
-    assert await ends(state, config, job) == ["withdrawn"]
-
-
 async def test_a_withdrawn_model_ends_running_jobs_and_their_workers_hear_of_it(state: State, config: Config) -> None:
     job = await submitted(state)
     held = await lease(state)
     assert await state.queue.fail_all(MODEL, "withdrawn") == 1
-    assert not await state.queue.renew(held, "one")
+    assert not await state.queue.renew(held)
     assert not await state.queue.finish(held, done("late"))
     assert await ends(state, config, job) == ["withdrawn"]
 
@@ -259,35 +233,11 @@ async def test_a_job_is_kept_while_it_runs(state: State, config: Config, keys: K
     if held is None:
         await lease(state)
     elif sign_of_life == "renew":
-        await state.queue.renew(held, "one")
+        await state.queue.renew(held)
     else:
         await state.queue.give_back(held, "restart")
     for key in (keys.job(job.id), keys.events(job.id)):
         assert await state.redis.ttl(key) > config.lifetimes.waiting - 60
-
-
-async def test_names_of_dead_workers_go(state: State, config: Config, keys: Keys) -> None:
-    await submitted(state)
-    holder = await lease(state, "holds a job")
-    await state.redis.xgroup_createconsumer(keys.queue(MODEL.slug), "workers", "dead")
-    until = time.monotonic() + 10
-    while await _names(state, keys) != {b"holds a job", b"lives"}:
-        assert time.monotonic() < until
-        await state.queue.lease(MODEL, "lives")
-        await state.queue.renew(holder, "holds a job")
-
-
-async def test_the_name_of_a_worker_that_holds_a_job_stays(state: State, keys: Keys) -> None:
-    """Redis would drop what it holds with its name."""
-    await submitted(state)
-    held = await lease(state, "silent")
-    script = files("interlace_state").joinpath("scripts", "forget_workers.lua").read_text()
-    assert await state.redis.eval(script, 1, keys.queue(MODEL.slug), "-1") == 0
-    assert await state.queue.renew(held, "silent")
-
-
-async def _names(state: State, keys: Keys) -> set[bytes]:
-    return {worker["name"] for worker in await state.redis.xinfo_consumers(keys.queue(MODEL.slug), "workers")}
 
 
 async def test_a_session_that_redis_has_lost_is_refused(state: State, keys: Keys) -> None:

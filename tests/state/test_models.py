@@ -81,3 +81,16 @@ async def test_a_withdrawn_model_leaves_no_files(state: State) -> None:
     await state.models.withdraw(KEY)
     assert await state.models.file_sizes(KEY) == {}
     assert await state.models.file_sizes(other) == {"unet/config.json": 2}
+
+
+async def test_what_an_operator_lets_rest_is_told(state: State) -> None:
+    await state.models.publish(card())
+    await state.models.beat(KEY, replica(ModelState.READY))
+    await state.control.pause(KEY)
+    await state.control.drain("r0")
+    found = await state.models.find(KEY)
+    assert (found.paused, [one.drained for one in found.replicas]) == (True, [True])
+    await state.control.resume(KEY)
+    await state.control.undrain("r0")
+    found = await state.models.find(KEY)
+    assert (found.paused, [one.drained for one in found.replicas]) == (False, [False])

@@ -10,6 +10,8 @@ from meeting import MODEL, history, lease, make_job, submit
 from interlace.protocol.errors import LimitExceeded, SessionRefused, UnknownJob
 from interlace.protocol.event import Ended, Log, StateChanged
 from interlace.protocol.job import JobState
+from interlace_state.config import Config
+from interlace_state.keys import Keys
 from interlace_state.store import State
 
 
@@ -79,12 +81,17 @@ async def test_a_silent_worker_loses_its_job_to_another(state: State) -> None:
 async def test_a_renewed_lease_stays(state: State) -> None:
     await submit(state, make_job())
     held = await lease(state, "busy")
-    until = time.monotonic() + 2.5  # the lease of these tests lasts one second
-    while time.monotonic() < until:
-        await state.queue.renew(held, "busy")
-        assert await asyncio.wait_for(state.queue.lease(MODEL, "other"), 5) is None
-        # each look takes a second at most; renew in between as a worker does
-        await state.queue.renew(held, "busy")
+
+    async def renew() -> None:
+        while True:
+            assert await state.queue.renew(held)
+            await asyncio.sleep(0.2)
+
+    renewing = asyncio.create_task(renew())
+    for _ in range(4):  # a second each; the lease of these tests lasts two
+        assert await state.queue.lease(MODEL, "other") is None
+    assert not renewing.done()
+    renewing.cancel()
 
 
 async def test_a_job_that_is_given_back_runs_elsewhere(state: State) -> None:
@@ -158,3 +165,16 @@ async def test_a_log_is_not_the_last_event_of_a_poll(state: State) -> None:
 async def test_an_unknown_job_has_no_events(state: State) -> None:
     with pytest.raises(UnknownJob):
         await state.events.last(secrets.token_hex(16), "local")
+
+
+async def test_workers_hear_of_a_cancellation_at_once(state: State, config: Config) -> None:
+    job = make_job()
+    await submit(state, job)
+    heard = asyncio.create_task(anext(state.queue.cancelled()))
+    channel = Keys(config.redis.prefix).cancelled
+    while not (await state.redis.pubsub_numsub(channel))[0][1]:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(2.5)  # longer than one look at the channel
+    assert await state.queue.cancel(job.id, "enough")
+    assert await asyncio.wait_for(heard, 1) == job.id
+    assert await state.queue.is_cancelled(job.id)

@@ -16,8 +16,7 @@ from meeting import MODEL, ends, lapse, submitted
 from interlace.protocol.event import Ended, Log, StateChanged
 from interlace.protocol.job import Job, JobState
 from interlace_state.config import Config, RedisConfig, StoreConfig
-from interlace_state.keys import Keys
-from interlace_state.queue import Lease, Queue
+from interlace_state.queue import Lease
 from interlace_state.store import State, open_state
 
 T = TypeVar("T")
@@ -46,14 +45,9 @@ class Workers(RuleBasedStateMachine):
         self.attempts: dict[str, int] = {}
         self.lapsed: set[str] = set()
         self.ended: dict[str, str] = {}
-        assert self.run(self.queue().lease(MODEL, "a")) is None
 
     def run(self, todo: Coroutine[Any, Any, T]) -> T:
         return self.loop.run_until_complete(todo)
-
-    def queue(self) -> Queue:
-        """One that has not looked for lapsed jobs yet."""
-        return Queue(self.state.redis, Keys(self.config.redis.prefix), self.config.lifetimes)
 
     def free(self) -> set[str]:
         """The jobs that a worker may get: those that wait, and those of a silent worker."""
@@ -68,7 +62,7 @@ class Workers(RuleBasedStateMachine):
     @precondition(lambda self: self.free())
     @rule(worker=st.sampled_from(WORKERS))
     def lease(self, worker: str) -> None:
-        taken = self.run(self.queue().lease(MODEL, worker))
+        taken = self.run(self.state.queue.lease(MODEL, worker))
         assert taken is not None
         assert taken.job.id in self.free()
         self.attempts[taken.job.id] += 1
@@ -82,15 +76,14 @@ class Workers(RuleBasedStateMachine):
     @rule(data=st.data())
     def lapse(self, data: st.DataObject) -> None:
         held = self.holders[data.draw(st.sampled_from(list(self.holders)))]
-        worker = next(worker for worker, lease in self.leases if lease is held)
-        self.run(lapse(self.state, self.config, held, worker))
+        self.run(lapse(self.state, self.config, held))
         self.lapsed.add(held.job.id)
 
     @precondition(lambda self: self.leases)
     @rule(data=st.data())
     def renew(self, data: st.DataObject) -> None:
-        worker, lease = data.draw(st.sampled_from(self.leases))
-        assert self.run(self.state.queue.renew(lease, worker)) is self.holds(lease)
+        _, lease = data.draw(st.sampled_from(self.leases))
+        assert self.run(self.state.queue.renew(lease)) is self.holds(lease)
         if self.holds(lease):
             self.lapsed.discard(lease.job.id)
 

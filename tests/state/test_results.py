@@ -5,25 +5,17 @@ import time
 from pathlib import Path
 
 import pytest
+from meeting import make_job
 
-from interlace.protocol.errors import UnknownJob
-from interlace.protocol.job import Job, Limits
-from interlace.protocol.model import ModelKey
+from interlace.protocol.errors import StoreFull, UnknownJob
+from interlace.protocol.job import Job
 from interlace_state.config import Config
 from interlace_state.store import State, open_state
 
 
 @pytest.fixture
 def job() -> Job:
-    return Job(
-        id=secrets.token_hex(16),
-        tenant="local",
-        model=ModelKey(repo_id="tests/model"),
-        compress=False,
-        limits=Limits(),
-        payload_bytes=0,
-        submitted_at=time.time(),
-    )
+    return make_job()
 
 
 async def stored(state: State, job: Job, data: bytes) -> None:
@@ -96,3 +88,39 @@ async def test_results_are_collected_when_their_lifetime_is_over(
 async def test_a_stranger_on_the_machine_cannot_read_what_is_staged(state: State) -> None:
     staged: Path = state.results.stage()
     assert staged.stat().st_mode & 0o077 == 0
+
+
+async def test_a_full_store_takes_no_new_jobs_and_the_results_of_those_it_took(config: Config) -> None:
+    store = config.store.model_copy(update={"max_bytes": 1000})
+    async with open_state(config.model_copy(update={"store": store})) as state:
+        job = make_job()
+        await state.results.put_payload(job.id, bytes(900))
+        with pytest.raises(StoreFull, match=r"900 of 1,000 bytes.*store\.max_bytes"):
+            await state.results.put_payload(make_job().id, bytes(200))
+        await stored(state, job, bytes(500))
+        assert await state.results.read(job.id) == bytes(500)
+
+
+async def test_the_room_of_what_was_deleted_is_counted_again(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = config.store.model_copy(update={"max_bytes": 1000})
+    async with open_state(config.model_copy(update={"store": store})) as state:
+        job = make_job()
+        await state.results.put_payload(job.id, bytes(900))
+        await state.results.delete(job.id)
+        later = time.monotonic() + 60
+        monkeypatch.setattr(time, "monotonic", lambda: later)
+        await state.results.put_payload(job.id, bytes(900))
+
+
+async def test_a_disk_that_is_nearly_full_takes_no_new_jobs(config: Config) -> None:
+    store = config.store.model_copy(update={"min_free_bytes": 1 << 49})  # half a petabyte
+    async with open_state(config.model_copy(update={"store": store})) as state:
+        with pytest.raises(StoreFull, match=r"must leave 562,949,953,421,312 \(`store\.min_free_bytes`\)"):
+            await state.results.put_payload(make_job().id, b"x")
+
+
+async def test_a_store_that_cannot_be_written_is_a_refusal(state: State, config: Config) -> None:
+    Path(config.store_url).mkdir()
+    (Path(config.store_url) / "payloads").write_text("no folder")
+    with pytest.raises(StoreFull, match="takes nothing"):
+        await state.results.put_payload(make_job().id, b"x")

@@ -57,12 +57,12 @@ async def test_a_redis_that_hangs_is_found_out(
             pid = (await state.redis.info("server"))["process_id"]
             os.kill(pid, signal.SIGSTOP)
             try:
-                for asked in (state.redis.ping(), state.sessions.open("local"), state.queue.renew(held, "one")):
+                for asked in (state.redis.ping(), state.sessions.open("local"), state.queue.renew(held)):
                     with pytest.raises(RedisTimeoutError, match=r"not answered for 0\.5 seconds"):
                         await asyncio.wait_for(asked, 10)
             finally:
                 os.kill(pid, signal.SIGCONT)
-            assert await state.queue.renew(held, "one")
+            assert await state.queue.renew(held)
 
 
 @pytest.mark.parametrize(("url", "says"), [("oss://bucket/folder", "Install ossfs"), ("nope://x", "not known: nope")])

@@ -1,5 +1,6 @@
 """API keys: made once, stored as hashes, revoked and rotated; rates of requests."""
 
+import asyncio
 import time
 
 import pytest
@@ -10,6 +11,7 @@ from interlace.protocol.errors import SessionRefused, TooMany, UnknownJob
 from interlace_state.config import Config
 from interlace_state.keys import Keys
 from interlace_state.store import State
+from interlace_state.tenants import KeyEnded
 
 
 async def test_a_key_is_found_by_its_secret_and_stored_without_it(state: State, config: Config) -> None:
@@ -45,9 +47,35 @@ async def test_a_rotated_key_works_until_its_overlap_is_over(state: State) -> No
     assert (fresh.tenant, fresh.role, fresh.models) == (key.tenant, key.role, key.models)
     assert await state.tenants.find(old) is not None
     assert await state.tenants.find(new) == fresh
-    await state.tenants.rotate(key.id, overlap=-1)
-    assert await state.tenants.find(old) is None
     assert await state.tenants.rotate("nobody", 1) is None
+
+
+async def test_the_overlap_of_a_rotated_key_ends(state: State) -> None:
+    key, old = await state.tenants.mint("lab-a")
+    made = await state.tenants.rotate(key.id, overlap=-1)
+    assert made is not None
+    assert await state.tenants.find(old) is None
+    assert await state.tenants.find(made[1]) == made[0]
+
+
+async def test_a_key_that_ended_or_was_rotated_has_no_successor(state: State) -> None:
+    """A successor has the expiry of its key: it would be dead, or die with the overlap."""
+    ended, _ = await state.tenants.mint("lab-a", expires=time.time() - 1)
+    key, _ = await state.tenants.mint("lab-a")
+    made = await state.tenants.rotate(key.id, overlap=60)
+    assert made is not None
+    with pytest.raises(KeyEnded, match=f"Key {ended.id} has ended"):
+        await state.tenants.rotate(ended.id, 60)
+    with pytest.raises(KeyEnded, match=f"{made[0].id} has its place"):
+        await state.tenants.rotate(key.id, 60)
+    assert len(await state.tenants.all()) == 3
+
+
+async def test_two_rotations_at_once_make_one_key(state: State) -> None:
+    key, _ = await state.tenants.mint("lab-a")
+    made = await asyncio.gather(*(state.tenants.rotate(key.id, 60) for _ in range(4)), return_exceptions=True)
+    assert sum(not isinstance(one, KeyEnded) for one in made) == 1
+    assert len(await state.tenants.all()) == 2
 
 
 @pytest.mark.parametrize("tenant", ["", "A", "a b", "../a", "a:b", "-a", "a" * 64, "a\n"])
@@ -77,7 +105,7 @@ async def test_a_cancelled_job_makes_room_at_once(state: State) -> None:
     held = await lease(state)
     assert await state.queue.cancel(job.id, "enough")
     assert await state.queue.length(job.model) == 0
-    assert not await state.queue.renew(held, "one")
+    assert not await state.queue.renew(held)
     await submit(state, make_job(), waiting_jobs=1, running_jobs=1)
     assert (await lease(state)).attempt == 1
 

@@ -6,12 +6,11 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import hub_server
 import pytest
-import redis_server
 
 from interlace.protocol.event import Ended
 from interlace.protocol.job import Job, JobState, Limits
@@ -23,12 +22,6 @@ from interlace_state.store import State, open_state
 from interlace_workers.placement import place
 
 Damage = Callable[[Path], Path]
-
-
-@pytest.fixture(scope="module")
-def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with redis_server.running(tmp_path_factory.mktemp("redis")) as url:
-        yield url
 
 
 @pytest.fixture

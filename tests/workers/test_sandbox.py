@@ -55,6 +55,11 @@ def test_a_kernel_without_what_matters_is_refused_by_name(layer: str, broken: st
     assert layer not in found["layers"]
 
 
+def test_an_account_that_hides_its_files_from_others_loses_no_layer() -> None:
+    usual = tried("")
+    assert tried("import os\nos.umask(0o077)\n")["layers"] == usual["layers"]
+
+
 def test_a_layer_that_does_not_hold_counts_as_missing() -> None:
     loose = "from interlace_workers.sandbox import seccomp\nseccomp.install = lambda pid: None\n"
     assert "does not hold" in tried(loose)["missing"]["seccomp"]

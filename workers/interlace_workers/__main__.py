@@ -7,6 +7,7 @@ import signal
 import sys
 from pathlib import Path
 
+from interlace_state import log
 from interlace_state.config_file import ConfigError, load
 from interlace_state.store import open_state
 from interlace_workers import runtimes
@@ -34,6 +35,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="YAML configuration")
     arguments = parser.parse_args()
+    os.umask(0o077)  # a Ray of our own leaves its token in a file
+    log.configure()
     try:
         asyncio.run(_serve(arguments.config))
     except ConfigError as error:

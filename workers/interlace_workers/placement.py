@@ -11,11 +11,13 @@ from interlace_state.config import Config, ModelConfig
 from interlace_state.config_file import ConfigError
 from interlace_state.models import ModelCard
 from interlace_state.store import State
+from interlace_state.tracing import Tracing
 from interlace_workers import sources
 from interlace_workers.executors.base import LoadFailed
 from interlace_workers.executors.fork import ForkExecutor
 from interlace_workers.order import Load
 from interlace_workers.replica import Replica, give_up
+from interlace_workers.telemetry import Telemetry
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ async def place(config: Config, state: State, say: Callable[[str], None]) -> lis
     to clients.
     """
     _refuse_twins(config, [key_of(model, sources.name_of(model)) for model in config.models])
+    await state.control.publish_weights()
     placed = await asyncio.gather(*(_place(config, state, index, say) for index in range(len(config.models))))
     keys = [key for key, _ in placed]
     _refuse_twins(config, keys)  # once more: the hub may have given two spellings one id
@@ -110,7 +113,9 @@ def threads_of(config: Config, model: ModelConfig) -> int:
     return model.threads or max(1, (os.cpu_count() or 1) // max(1, slots))
 
 
-async def build_replica(config: Config, state: State, index: int, key: ModelKey, name: str) -> Replica:
+async def build_replica(
+    config: Config, state: State, tracing: Tracing, index: int, key: ModelKey, name: str
+) -> Replica:
     """A replica of the model at ``index``, not started. Raises LoadFailed if this machine has no weights for it."""
     model = config.models[index]
     try:
@@ -126,4 +131,5 @@ async def build_replica(config: Config, state: State, index: int, key: ModelKey,
         threads=threads_of(config, model),
         isolation=config.isolation_level,
     )
-    return Replica(config, state, key, ForkExecutor(load), name=name, slots=model.slots)
+    telemetry = Telemetry(state.metrics, tracing, key, name, model.slots)
+    return Replica(config, state, key, ForkExecutor(load), telemetry, name=name, slots=model.slots)

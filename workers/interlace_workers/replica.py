@@ -7,18 +7,15 @@ import asyncio
 import contextlib
 import os
 import socket
-import sys
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from interlace.protocol.errors import UnknownJob
-from interlace.protocol.event import Ended, Event, Log, StateChanged
+from interlace.protocol.event import Ended
 from interlace.protocol.job import JobState
 from interlace.protocol.model import ModelKey
 from interlace_state.config import Config
@@ -28,15 +25,9 @@ from interlace_state.queue import Lease
 from interlace_state.store import State
 from interlace_state.tasks import cancelled
 from interlace_workers import environment
-from interlace_workers.executors.base import (
-    Done,
-    Executor,
-    ExecutorLost,
-    Failed,
-    LoadFailed,
-    Printed,
-    Started,
-)
+from interlace_workers.attempt import Attempt, LeaseLost
+from interlace_workers.executors.base import Executor, LoadFailed
+from interlace_workers.telemetry import Telemetry, Watch
 
 #: A job that this many workers have lost is not given to another.
 _MOST_ATTEMPTS = 3
@@ -50,12 +41,21 @@ class Replica:
     """Runs up to ``slots`` jobs of one model at a time."""
 
     def __init__(
-        self, config: Config, state: State, key: ModelKey, executor: Executor, *, name: str, slots: int
+        self,
+        config: Config,
+        state: State,
+        key: ModelKey,
+        executor: Executor,
+        telemetry: Telemetry,
+        *,
+        name: str,
+        slots: int,
     ) -> None:
         self._config = config
         self._state = state
         self._key = key
         self._executor = executor
+        self._telemetry = telemetry
         self._name = name
         self._slots = slots
         self._ready = False
@@ -68,7 +68,11 @@ class Replica:
         left leased where Redis can be told so.
         """
         stopping = asyncio.create_task(stop.wait(), name="stop")
-        tasks = [stopping, asyncio.create_task(self._beat(), name="heartbeat")]
+        tasks = [
+            stopping,
+            asyncio.create_task(self._beat(), name="heartbeat"),
+            asyncio.create_task(self._heed_cancellations(), name="cancellations"),
+        ]
         try:
             loading = asyncio.create_task(self._startup(), name="load")
             tasks.append(loading)
@@ -91,21 +95,22 @@ class Replica:
         facts = {"n_params": loaded.n_params, "size_bytes": loaded.size_bytes, "failure": None}
         await self._state.models.publish(hosted.card.model_copy(update=facts))
         await self._state.models.publish_environment(await asyncio.to_thread(environment.describe))
+        self._telemetry.loaded(loaded)
         self._ready = True
         await self._say_alive()
 
     async def _main_loop(self, tasks: "list[asyncio.Task[Any]]", stopping: "asyncio.Task[Any]") -> None:
         """Work until told to stop, or until something that must not end has ended; then let running jobs end."""
-        heartbeat, loading = tasks[1:]
+        heartbeat, cancellations, loading = tasks[1:]
         if heartbeat.done():
             heartbeat.result()
         loading.result()
         slots = [asyncio.create_task(self._work(stopping), name=f"slot {slot}") for slot in range(self._slots)]
         tasks += slots
-        await asyncio.wait({stopping, heartbeat, *slots}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({stopping, heartbeat, cancellations, *slots}, return_when=asyncio.FIRST_COMPLETED)
         if stopping.done():
             await asyncio.wait(slots, timeout=self._config.gateway.drain_seconds)
-        for task in (heartbeat, *slots):
+        for task in (heartbeat, cancellations, *slots):
             if task.done():
                 task.result()
 
@@ -118,21 +123,23 @@ class Replica:
         while not stopping.done():
             lease = await self._insist(lambda: self._state.queue.lease(self._key, self._name))
             if lease is not None:
-                await self._run(lease)
+                with self._telemetry.job(lease.job, lease.attempt) as watch:
+                    await self._run(lease, watch)
 
-    async def _run(self, lease: Lease) -> None:
+    async def _run(self, lease: Lease, watch: Watch) -> None:
         """Run one job to its end, or give it back whole."""
         if lease.attempt > _MOST_ATTEMPTS:
             text = f"The job lost its worker {_MOST_ATTEMPTS} times and is not tried again."
-            await self._finish(lease, Ended(state=JobState.ERROR, text=text))
+            await self._finish(lease, Ended(state=JobState.ERROR, text=text), watch)
             return
-        executing = asyncio.create_task(self._execute(lease), name=f"job {lease.job.id}")
+        attempt = Attempt(self._state, self._executor, lease, self._insist, watch)
+        executing = asyncio.create_task(attempt.run(), name=f"job {lease.job.id}")
         self._running[lease.job.id] = (lease, executing)
         try:
             await asyncio.wait({executing})
             # An ExecutorLost passes: the lease lapses, and counts, as a job that takes its model down must.
             end = executing.result()
-        except _LeaseLost:
+        except LeaseLost:
             return  # somebody else runs it, or it was cancelled
         except asyncio.CancelledError:
             await cancelled(executing)
@@ -142,52 +149,15 @@ class Replica:
             raise
         finally:
             del self._running[lease.job.id]
-        await asyncio.shield(self._finish(lease, end))
+        await asyncio.shield(self._finish(lease, end, watch))
 
-    async def _execute(self, lease: Lease) -> Ended:
+    async def _finish(self, lease: Lease, end: Ended, watch: Watch) -> None:
         job = lease.job
-        await self._record(lease, StateChanged(state=JobState.LEASED, text="Your job has been sent to the model."))
-        queued_seconds = round(max(0.0, time.time() - job.submitted_at), 4)
-        try:
-            payload = await self._state.results.payload(job)
-        except UnknownJob as error:
-            return Ended(state=JobState.ERROR, text=str(error))
-        staged = self._state.results.stage()
-        try:
-            outcome = await self._outcome(lease, payload, staged)
-            cost = outcome.cost.model_copy(update={"queued_seconds": queued_seconds})
-            if isinstance(outcome, Failed):
-                return Ended(state=JobState.ERROR, text=outcome.text, cost=cost)
-            await self._record(lease)
-            result = await self._state.results.put(job, staged)
-            return Ended(state=JobState.COMPLETED, text="Your job has been completed.", result=result, cost=cost)
-        finally:
-            staged.unlink(missing_ok=True)
-
-    async def _outcome(self, lease: Lease, payload: bytes, staged: Path) -> Done | Failed:
-        """Run the job and record what happens on the way."""
-        async with contextlib.aclosing(self._executor.run(lease.job, payload, staged)) as happenings:
-            async for happening in happenings:
-                if isinstance(happening, (Done, Failed)):
-                    return happening
-                await self._record(lease, *_events(happening))
-        raise ExecutorLost("the executor said nothing of how the job ended")
-
-    async def _record(self, lease: Lease, *events: Event) -> None:
-        """Raises _LeaseLost if the job is no longer ours."""
-        if not await self._insist(lambda: self._state.queue.record(lease, *events)):
-            raise _LeaseLost
-
-    async def _finish(self, lease: Lease, end: Ended) -> None:
         if await self._insist(lambda: self._state.queue.finish(lease, end)):
-            job, cost = lease.job, end.cost.model_dump(exclude_none=True)
-            try:
-                self._state.audit.write(
-                    "ended", tenant=job.tenant, job=job.id, model=str(job.model), outcome=end.state, **cost
-                )
-            except OSError as error:  # the job has ended all the same, and others wait
-                print(f"interlace: {self._state.audit.path}: {error.strerror}", file=sys.stderr, flush=True)
-            await self._state.results.delete_payload(lease.job.id)
+            watch.ended(end.state)
+            await self._state.results.delete_payload(job.id)
+        elif await self._insist(lambda: self._state.queue.is_cancelled(job.id)):
+            await self._state.results.delete(job.id)  # nobody will ask for it
 
     async def _insist(self, ask: Callable[[], Awaitable[T]]) -> T:
         """Ask Redis, again while it is away, for as long as a few leases. Raises RedisError."""
@@ -210,8 +180,17 @@ class Replica:
                     executing.cancel()
             await asyncio.sleep(pause)
 
+    async def _heed_cancellations(self) -> None:
+        """Stop jobs at once that somebody cancels. One that is missed is found when its lease is to be renewed."""
+        while True:
+            with contextlib.suppress(RedisConnectionError, RedisTimeoutError):
+                async for job_id in self._state.queue.cancelled():
+                    if job_id in self._running:
+                        self._running[job_id][1].cancel()
+            await asyncio.sleep(_PAUSE)
+
     async def _renew(self, lease: Lease) -> bool:
-        return await self._insist(lambda: self._state.queue.renew(lease, self._name))
+        return await self._insist(lambda: self._state.queue.renew(lease))
 
     async def _say_alive(self) -> None:
         sign = SignOfLife(
@@ -223,6 +202,7 @@ class Replica:
             running=len(self._running),
         )
         await self._state.models.beat(self._key, sign)
+        await self._telemetry.publish(ready=self._ready, running=len(self._running), resident_bytes=sign.resident_bytes)
 
 
 async def give_up(state: State, key: ModelKey, reason: str) -> None:
@@ -234,16 +214,6 @@ async def give_up(state: State, key: ModelKey, reason: str) -> None:
     await state.queue.fail_waiting(key, f"{key} could not be loaded on this server: {reason}")
 
 
-class _LeaseLost(Exception):
-    """Another worker has the job, or it has ended."""
-
-
 def _being_cancelled() -> bool:
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
-
-
-def _events(happening: Started | Printed) -> list[Event]:
-    if isinstance(happening, Started):
-        return [StateChanged(state=JobState.RUNNING, text="Your job has started running.")]
-    return [Log(text=line) for line in happening.lines]

@@ -8,11 +8,16 @@
     - ClientTooOld          400
   x UnknownModel            404
   x UnknownJob              404
+  x UnknownReplica          404
   x ModelFailed             503  the model could not be loaded
   x SessionRefused          409
+  x NotCompleted            409  a job has no result, or none yet
+  x StoreFull               503  there is no room for another job's bytes
+  x IdempotencyConflict     409  the same key came with another request before
   x LimitExceeded           413  a bound was met: which, its value, how to raise it
   x TooMany                 429  a bound on how much at a time: which, its value, when to try again
   x Unauthorized            401  no API key, or none that works
+  x Forbidden               403  the API key works, and is not enough for this
   x ShuttingDown            503
 """
 
@@ -24,6 +29,8 @@ class InterlaceError(Exception):
 
     code = "internal"
     http_status = 500
+    #: Seconds after which the same request may go better; None where it will not.
+    retry_after: int | None = None
 
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message or " ".join((type(self).__doc__ or "").split()))
@@ -91,6 +98,27 @@ class UnknownJob(InterlaceError):
     http_status = 404
 
 
+class UnknownReplica(InterlaceError):
+    """No such replica gives a sign of life."""
+
+    code = "unknown_replica"
+    http_status = 404
+
+
+class StoreFull(InterlaceError):
+    """There is no room for another job's bytes."""
+
+    code = "store_full"
+    http_status = 503
+    retry_after = 60
+
+    def __init__(self, why: str) -> None:
+        super().__init__(
+            f"{why} Jobs that were taken in go on; try again later, when old results have gone "
+            "(`lifetimes.result`), or ask the operator for room."
+        )
+
+
 class ModelFailed(InterlaceError):
     """The model could not be loaded."""
 
@@ -107,6 +135,20 @@ class SessionRefused(InterlaceError):
     """The session id was not given out by this server, is closed, or has a job already."""
 
     code = "session_refused"
+    http_status = 409
+
+
+class NotCompleted(InterlaceError):
+    """The job has no result: it has not ended yet, or it failed."""
+
+    code = "not_completed"
+    http_status = 409
+
+
+class IdempotencyConflict(InterlaceError):
+    """This Idempotency-Key came before, with another request. A key stands for one request: send a new one."""
+
+    code = "idempotency_conflict"
     http_status = 409
 
 
@@ -144,6 +186,14 @@ class Unauthorized(InterlaceError):
 
     code = "unauthorized"
     http_status = 401
+
+
+class Forbidden(InterlaceError):
+    """This is for operators. It needs a key with the role `admin`:
+    `interlace keys create --tenant NAME --role admin`."""
+
+    code = "forbidden"
+    http_status = 403
 
 
 class ShuttingDown(InterlaceError):

@@ -16,7 +16,7 @@ LONGEST_BODY = 256 << 10  # bytes
 class FrameKind(IntEnum):
     #: The payload was read; user code starts. Empty body.
     RUNNING = 1
-    #: The result file is complete. Empty body.
+    #: The result file is complete. Body: three doubles, what `interlace_workers/steps.py` says.
     DONE = 2
     #: User code, or reading the payload, raised. Body: UTF-8 text for the user.
     FAILED = 3

@@ -66,6 +66,10 @@ class Job(BaseModel):
     payload_bytes: int
     #: Unix time.
     submitted_at: float
+    #: What the logs of all parts call the request that brought the job; empty where nobody said.
+    request_id: str = ""
+    #: The W3C trace context that the job's spans belong to; empty where nothing is traced.
+    traceparent: str = ""
 
 
 class Cost(BaseModel):

@@ -2,10 +2,11 @@
 
 from typing import Literal
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 from redis.exceptions import RedisError
 
+from interlace_server.doors.auth import visible
 from interlace_server.errors import REDIS_DOWN
 from interlace_server.gateway import Gateway, TheGateway
 from interlace_state.models import HostedModel, ModelState
@@ -30,18 +31,18 @@ async def healthz() -> Health:
 
 
 @router.get("/readyz", responses={503: {"model": Readiness}})
-async def readyz(response: Response, gateway: TheGateway) -> Readiness:
+async def readyz(request: Request, response: Response, gateway: TheGateway) -> Readiness:
     """Redis answers, and at least one model takes jobs."""
-    readiness = await _readiness(gateway)
+    readiness = await _readiness(request, gateway)
     response.status_code = 200 if readiness.ready else 503
     return readiness
 
 
-async def _readiness(gateway: Gateway) -> Readiness:
+async def _readiness(request: Request, gateway: Gateway) -> Readiness:
     if gateway.drain.refusing:
         return Readiness(ready=False, detail="The server is shutting down.")
     try:
-        models = await gateway.state.models.all()
+        models = visible(await gateway.state.models.all(), request)
     except RedisError:
         return Readiness(ready=False, detail=REDIS_DOWN)
     ready = [str(model.card.key) for model in models if model.state is ModelState.READY]

@@ -10,8 +10,10 @@ from typing import Literal
 
 from fastapi import APIRouter
 from pydantic import BaseModel
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from interlace_server.doors.auth import visible
 from interlace_server.errors import Responses, refusals
 from interlace_server.gateway import Gateway, TheGateway
 from interlace_state.models import HostedModel, ModelCard
@@ -72,15 +74,15 @@ async def not_on_hub(_request: object, error: Exception) -> JSONResponse:
 
 
 @router.get("/api/models/{repo_id:path}/revision/{revision:path}", responses=refusals(404, 422, 503))
-async def model_info_at(repo_id: str, revision: str, gateway: TheGateway) -> ModelInfo:
+async def model_info_at(repo_id: str, revision: str, request: Request, gateway: TheGateway) -> ModelInfo:
     """A hosted model at a revision: `main`, the hosted one or its commit."""
-    return await _info(gateway, await _find(gateway, repo_id, revision))
+    return await _info(gateway, await _find(request, gateway, repo_id, revision))
 
 
 @router.get("/api/models/{repo_id:path}/tree/{rest:path}", responses=refusals(404, 422, 503))
-async def tree(repo_id: str, rest: str, gateway: TheGateway) -> list[TreeEntry]:
+async def tree(repo_id: str, rest: str, request: Request, gateway: TheGateway) -> list[TreeEntry]:
     """The small files of a hosted model; ``rest`` is `REVISION` or `REVISION/FOLDER`."""
-    card, folder = await _find_in(gateway, repo_id, rest)
+    card, folder = await _find_in(request, gateway, repo_id, rest)
     sizes = await gateway.state.models.file_sizes(card.key)
     inside = f"{folder.rstrip('/')}/" if folder else ""
     entries = [
@@ -94,15 +96,15 @@ async def tree(repo_id: str, rest: str, gateway: TheGateway) -> list[TreeEntry]:
 
 
 @router.get("/api/models/{repo_id:path}", responses=refusals(404, 422, 503))
-async def model_info(repo_id: str, gateway: TheGateway) -> ModelInfo:
+async def model_info(repo_id: str, request: Request, gateway: TheGateway) -> ModelInfo:
     """A hosted model; its `id` is what goes into a model key."""
-    return await _info(gateway, await _find(gateway, repo_id, "main"))
+    return await _info(gateway, await _find(request, gateway, repo_id, "main"))
 
 
 @router.get("/{repo_id:path}/resolve/{rest:path}", response_class=Response, responses=_FILE)
-async def resolve(repo_id: str, rest: str, gateway: TheGateway) -> Response:
+async def resolve(repo_id: str, rest: str, request: Request, gateway: TheGateway) -> Response:
     """A small file of a hosted model; ``rest`` is `REVISION/FILE`."""
-    card, name = await _find_in(gateway, repo_id, rest)
+    card, name = await _find_in(request, gateway, repo_id, rest)
     try:
         content = await gateway.state.models.file(card.key, name)
     except FileNotFoundError:
@@ -133,16 +135,16 @@ async def _info(gateway: Gateway, card: ModelCard) -> ModelInfo:
     )
 
 
-async def _find(gateway: Gateway, repo_id: str, revision: str) -> ModelCard:
-    card, rest = await _find_in(gateway, repo_id, revision)
+async def _find(request: Request, gateway: Gateway, repo_id: str, revision: str) -> ModelCard:
+    card, rest = await _find_in(request, gateway, repo_id, revision)
     if rest:
         raise _no_revision(card, revision)
     return card
 
 
-async def _find_in(gateway: Gateway, repo_id: str, rest: str) -> tuple[ModelCard, str]:
+async def _find_in(request: Request, gateway: Gateway, repo_id: str, rest: str) -> tuple[ModelCard, str]:
     """The model that `REVISION/PATH` belongs to, and PATH; a revision may hold slashes. Raises NotOnHub."""
-    models = await gateway.state.models.all()
+    models = visible(await gateway.state.models.all(), request)
     cards = [model.card for model in models if model.card.key.repo_id.lower() == repo_id.lower()]
     if not cards:
         raise NotOnHub("RepoNotFound", _no_repo(repo_id, models))

@@ -1,29 +1,34 @@
 """Stock nnsight's HTTP routes; its WebSocket is in `subscribe.py`."""
 
+import asyncio
 import hashlib
+import json
 import platform
 import time
 import uuid
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, File, Form, Request, UploadFile
+from fastapi import APIRouter, File, Form, Header, Request, Response, UploadFile
 from pydantic import BaseModel
 from redis.exceptions import RedisError
 
 from interlace.protocol.errors import InterlaceError, ModelFailed, UnknownModel
-from interlace.protocol.event import Ended
-from interlace.protocol.job import Job, Limits
+from interlace.protocol.event import Ended, StateChanged
+from interlace.protocol.job import Job, JobState, Limits
 from interlace.protocol.model import ModelKey
-from interlace_server import log, nnsight_wire
-from interlace_server.admission import check_payload
-from interlace_server.auth import Caller, Identity, TheCaller, identity_of
+from interlace_server import metrics, nnsight_wire
 from interlace_server.deployments import Overview, overview
-from interlace_server.errors import refusals
+from interlace_server.doors.admission import check_payload
+from interlace_server.doors.auth import Caller, Identity, TheCaller, identity_of, visible
+from interlace_server.doors.observation import origin_of
+from interlace_server.errors import Responses, refusals
 from interlace_server.gateway import Gateway, TheGateway
 from interlace_server.nnsight_wire import Envelope, Update
 from interlace_server.routes.results import result_url
+from interlace_state import log
 from interlace_state.config import Admission
 from interlace_state.models import HostedModel, ModelState
+from interlace_state.queue import Submitted
 
 router = APIRouter(tags=["nnsight"])
 
@@ -34,6 +39,25 @@ _VERSION_HEADERS: dict[str, Any] = {
     ]
 }
 _ENVELOPE = {"contentMediaType": "application/json", "contentSchema": Envelope.model_json_schema()}
+_IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        min_length=1,
+        max_length=255,
+        pattern=r"^[\x21-\x7e]+$",
+        description="Any text of the client's own: visible ASCII characters, without spaces.",
+    ),
+]
+_REPLAYED: Responses = {
+    200: {
+        "headers": {
+            "Idempotent-Replayed": {
+                "description": "`true` where the job is one that the same request had made before.",
+                "schema": {"type": "string", "enum": ["true"]},
+            }
+        }
+    }
+}
 
 
 class Connected(BaseModel):
@@ -48,25 +72,36 @@ class Environment(BaseModel):
 
 
 @router.post(
-    "/request", responses=refusals(400, 401, 404, 408, 409, 413, 422, 429, 503), openapi_extra=_VERSION_HEADERS
+    "/request",
+    responses=_REPLAYED | refusals(400, 401, 404, 408, 409, 413, 422, 429, 503),
+    openapi_extra=_VERSION_HEADERS,
 )
 async def submit(
     data: Annotated[str, Form(description="The envelope: a JSON object.", json_schema_extra=_ENVELOPE)],
     blob: Annotated[UploadFile, File(description="The payload: a serialized trace.")],
     caller: TheCaller,
     request: Request,
+    response: Response,
     gateway: TheGateway,
+    idempotency_key: _IdempotencyKey = None,
 ) -> Update:
-    """Take a job in; it is durable when this answers."""
+    """Take a job in; it is durable when this answers.
+
+    The same request under the same `Idempotency-Key` is the same job, for as long as that is kept.
+    """
     envelope = Envelope.parse(data)
     model = await _servable(gateway, envelope.model, caller)
-    limits = gateway.config.limits_of(caller.tenant, caller.role)
+    limits = caller.limits
     payload = await blob.read()
     check_payload(payload, compress=envelope.compress, limits=limits)
-    job = _job(envelope, caller.tenant, limits, len(payload))
-    await _accept(gateway, job, payload, limits, model_ready=model.state is ModelState.READY)
+    job = _job(envelope, caller.tenant, limits, len(payload)).model_copy(update=origin_of(request))
+    again = await asyncio.to_thread(_idempotency, idempotency_key, job, payload) if idempotency_key else None
+    submitted = await _accept(gateway, job, payload, limits, again, model_ready=model.state is ModelState.READY)
+    if submitted.replayed:
+        response.headers["Idempotent-Replayed"] = "true"
+        return nnsight_wire.received(submitted.job_id)
     with log.instead_of(OSError, "audit_failed"):  # the job is in
-        _note(gateway, caller, job, payload, request)
+        await asyncio.to_thread(_note, gateway, caller, job, payload, request)  # a large payload takes a second to hash
     if model.state is not ModelState.READY:
         await _look_again(gateway, model.card.key, caller)
     return nnsight_wire.received(job.id)
@@ -111,17 +146,42 @@ def _job(envelope: Envelope, tenant: str, limits: Limits, payload_bytes: int) ->
     )
 
 
-async def _accept(gateway: Gateway, job: Job, payload: bytes, limits: Admission, *, model_ready: bool) -> None:
+def _idempotency(key: str, job: Job, payload: bytes) -> tuple[str, str]:
+    """Digests of a client's key, and of what makes two requests the same: all but the session that waits for it."""
+    request = hashlib.sha256(f"{job.model.canonical}\n{json.dumps(job.env, sort_keys=True)}\n{job.compress}\n".encode())
+    request.update(payload)
+    return hashlib.sha256(key.encode()).hexdigest(), request.hexdigest()
+
+
+async def _accept(
+    gateway: Gateway,
+    job: Job,
+    payload: bytes,
+    limits: Admission,
+    idempotency: tuple[str, str] | None,
+    *,
+    model_ready: bool,
+) -> Submitted:
     state = gateway.state
     await state.results.put_payload(job.id, payload)
     try:
-        place = await state.queue.submit(
-            job, waiting_jobs=limits.waiting_jobs, running_jobs=limits.running_jobs, model_ready=model_ready
+        submitted = await state.queue.submit(
+            job,
+            waiting_jobs=limits.waiting_jobs,
+            running_jobs=limits.running_jobs,
+            model_ready=model_ready,
+            idempotency=idempotency,
         )
     except InterlaceError:
         await state.results.delete_payload(job.id)
         raise
-    log.info("accepted", job=job.id, model=str(job.model), payload_bytes=job.payload_bytes, place=place)
+    if submitted.replayed:
+        await state.results.delete_payload(job.id)
+        log.info("replayed", job=submitted.job_id, model=str(job.model))
+        return submitted
+    metrics.accepted(str(job.model), job.payload_bytes)
+    log.info("accepted", job=job.id, model=str(job.model), payload_bytes=job.payload_bytes, place=submitted.place)
+    return submitted
 
 
 def _note(gateway: Gateway, caller: Caller, job: Job, payload: bytes, request: Request) -> None:
@@ -141,6 +201,9 @@ def _note(gateway: Gateway, caller: Caller, job: Job, payload: bytes, request: R
 async def poll(job_id: str, request: Request, caller: TheCaller, gateway: TheGateway) -> Update:
     """A job's last status; a completed job's `data` is a URL that was signed just now."""
     event = await gateway.state.events.last(job_id, caller.tenant)
+    if isinstance(event, StateChanged) and event.state is JobState.QUEUED and event.model_ready:
+        place = await gateway.state.queue.place(job_id)
+        return nnsight_wire.render(job_id, event) if place is None else nnsight_wire.waits(job_id, place)
     update = nnsight_wire.render(job_id, event)
     if not isinstance(event, Ended) or event.result is None:
         return update
@@ -148,9 +211,9 @@ async def poll(job_id: str, request: Request, caller: TheCaller, gateway: TheGat
 
 
 @router.get("/status", responses=refusals(503))
-async def status(gateway: TheGateway) -> Overview:
+async def status(request: Request, gateway: TheGateway) -> Overview:
     """The hosted models, one entry a replica."""
-    return overview(await gateway.state.models.all(), gateway.config.limits.wall_seconds)
+    return overview(visible(await gateway.state.models.all(), request), gateway.config.limits.wall_seconds)
 
 
 @router.get("/env", responses=refusals(503))

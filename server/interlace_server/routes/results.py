@@ -4,6 +4,7 @@ from fastapi import APIRouter
 from starlette.requests import HTTPConnection
 from starlette.responses import StreamingResponse
 
+from interlace_server import metrics
 from interlace_server.errors import Responses, refusals
 from interlace_server.gateway import Gateway, TheGateway
 
@@ -28,4 +29,5 @@ async def result(token: str, gateway: TheGateway) -> StreamingResponse:
     job_id = await gateway.state.results.verify(token)
     size, pieces = await gateway.state.results.open(job_id)
     headers = {"Content-Length": str(size), "Cache-Control": "private, no-store"}
-    return StreamingResponse(pieces, media_type="application/octet-stream", headers=headers)
+    counted = metrics.delivered_by_link(pieces, size)
+    return StreamingResponse(counted, media_type="application/octet-stream", headers=headers)

@@ -13,12 +13,14 @@ from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from redis.exceptions import RedisError
 
 from interlace.protocol.errors import InterlaceError, ShuttingDown
-from interlace.protocol.event import Ended, Event
-from interlace_server import log, nnsight_wire
-from interlace_server.auth import caller_of
+from interlace.protocol.event import Ended, Event, Log, StateChanged
+from interlace.protocol.job import JobState
+from interlace_server import metrics, nnsight_wire
+from interlace_server.doors.auth import caller_of
 from interlace_server.errors import REDIS_DOWN, unexpected
 from interlace_server.gateway import Gateway, gateway_of
 from interlace_server.routes.results import result_url
+from interlace_state import log
 from interlace_state.tasks import cancelled
 
 router = APIRouter()
@@ -26,6 +28,7 @@ router = APIRouter()
 _LINGER = 5.0  # seconds that a client has to close the socket itself after the last frame
 _PATIENCE = 10.0  # seconds that a stream waits for Redis to come back
 _RETRY = 0.2  # seconds
+_PLACE_PERIOD = 2.0  # seconds between two looks at where a waiting job stands
 
 
 @router.websocket("/subscribe")
@@ -46,6 +49,7 @@ class Stream:
         self._job_id = ""
         self._greeted = False
         self._ended = False
+        self._waiting = False
         self._redis_lost: float | None = None
 
     async def run(self) -> None:
@@ -72,8 +76,12 @@ class Stream:
         try:
             await self._open()
             self._job_id = await self._job()
-            async for event in self._events():
-                await self._tell(event)
+            telling = asyncio.create_task(self._tell_places(), name="stream-places")
+            try:
+                async for event in self._events():
+                    await self._tell(event)
+            finally:
+                await cancelled(telling)
         except WebSocketDisconnect:
             return
         except InterlaceError as error:
@@ -127,7 +135,20 @@ class Stream:
             raise error
         await asyncio.sleep(_RETRY)
 
+    async def _tell_places(self) -> None:
+        """Say where the job stands while it waits, as that changes."""
+        told = None
+        while not self._ended:
+            await asyncio.sleep(_PLACE_PERIOD)
+            with suppress(RedisError, WebSocketDisconnect):  # the events will tell of either
+                place = await self._gateway.state.queue.place(self._job_id) if self._waiting else None
+                if self._waiting and place is not None and place != told:
+                    told = place
+                    await self._send(nnsight_wire.waits(self._job_id, place).text())
+
     async def _tell(self, event: Event) -> None:
+        if not isinstance(event, Log):
+            self._waiting = isinstance(event, StateChanged) and event.state is JobState.QUEUED and event.model_ready
         update = nnsight_wire.render(self._job_id, event)
         result = event.result if isinstance(event, Ended) else None
         if result is None:
@@ -138,7 +159,8 @@ class Stream:
             url = await result_url(self._gateway, self._websocket, self._job_id)
             frame = update.model_copy(update={"data": url}).text()
         self._ended = isinstance(event, Ended)
-        await self._send(frame)
+        with metrics.delivering(frame):
+            await self._send(frame)
 
     async def _fail(self, sentence: str) -> None:
         if not self._ended:
@@ -162,12 +184,18 @@ class Stream:
         """Forget the session and close the socket; either may be gone already."""
         if self._session_id:
             try:
-                await self._gateway.state.sessions.close(self._session_id)
-                if self._job_id and not self._ended:
-                    # Nobody can read the rest: stock nnsight does not come back to a stream.
-                    await self._gateway.state.queue.cancel(self._job_id, "The client left before the job had ended.")
+                posted = await self._gateway.state.sessions.close(self._session_id)
+                if (job_id := self._job_id or posted) and not self._ended:
+                    await self._give_up(job_id)
             except RedisError as error:
                 log.warning("redis_failed", path="/subscribe", error=str(error))
         with suppress(RuntimeError, WebSocketDisconnect):
             await self._websocket.close()
         log.info("stream_closed", job=self._job_id)
+
+    async def _give_up(self, job_id: str) -> None:
+        """Cancel a job whose client has left: stock nnsight does not come back to a stream."""
+        grace = self._gateway.config.lifetimes.disconnect_grace
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._gateway.drain.closing.wait(), grace)
+        await self._gateway.state.queue.cancel(job_id, "The client left before the job had ended.")

@@ -1,18 +1,17 @@
--- Give a leased job back to the end of its queue; the attempt does not count.
--- KEYS  job:{id}  events:{id}  queue:{slug}
--- ARGV  queue entry, fence, event, job id, lifetime in seconds
+-- Give a leased job back: it waits again, before those that nobody has had, and the attempt does not count.
+-- ARGV  prefix, job id, fence, event, lifetime in seconds
 -- Returns 1 if the job waits again, 0 if it has ended, is another's or is gone.
-local job = redis.call("HMGET", KEYS[1], "state", "fence")
-if job[2] ~= ARGV[2] or job[1] == "completed" or job[1] == "error" or job[1] == "cancelled" then return 0 end
-redis.call("XACK", KEYS[3], "workers", ARGV[1])
-redis.call("XDEL", KEYS[3], ARGV[1])
-redis.call("HINCRBY", KEYS[1], "fence", 1)
-redis.call("HINCRBY", KEYS[1], "attempts", -1)
-redis.call("HSET", KEYS[1], "state", "queued", "last", ARGV[3])
-redis.call("XADD", KEYS[2], "*", "e", ARGV[3])
-redis.call("HSET", KEYS[1], "entry", redis.call("XADD", KEYS[3], "*", "job", ARGV[4]))
-local running = redis.call("HGET", KEYS[1], "running")
-if running then redis.call("SREM", running, ARGV[4]) end
-redis.call("EXPIRE", KEYS[1], ARGV[5])
-redis.call("EXPIRE", KEYS[2], ARGV[5])
+local id = ARGV[2]
+local job = redis.call("HMGET", key("job", id), "state", "fence", "slug", "tenant")
+if job[2] ~= ARGV[3] or has_ended(job[1]) then return 0 end
+charge(id, job[3], job[4])
+redis.call("HINCRBY", key("job", id), "fence", 1)
+redis.call("HINCRBY", key("job", id), "attempts", -1)
+redis.call("HSET", key("job", id), "state", "queued", "last", ARGV[4])
+redis.call("HDEL", key("job", id), "charged_ms")
+redis.call("XADD", key("events", id), "*", "e", ARGV[4])
+redis.call("ZADD", key("leases", job[3]), 0, id)  -- lapsed: the next worker that asks gets it
+redis.call("SREM", key("running", job[4]), id)
+wake(job[3])
+keep(id, job[3], job[4], ARGV[5])
 return 1

@@ -7,6 +7,7 @@ import random
 import signal
 import socket
 import sys
+import time
 from typing import NoReturn, TextIO
 
 import numpy
@@ -14,7 +15,7 @@ import torch
 
 from interlace.protocol import frames
 from interlace.protocol.frames import FrameKind
-from interlace_workers import channel
+from interlace_workers import channel, steps
 from interlace_workers.child import output, trace
 from interlace_workers.child.model import HostedModel
 from interlace_workers.child.warm import warm_up
@@ -43,18 +44,22 @@ def main(end: socket.socket, model: HostedModel, sandbox: Sandbox, slot: int) ->
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     limit(space, order.memory_bytes, order.result_bytes, order.cpu_seconds)
     _start_afresh()
+    times = [time.perf_counter()]
     try:
         tracer = trace.read(model, order, payload)
+        times.append(time.perf_counter())
         _tell(events, FrameKind.RUNNING)
         saved = trace.run(model, tracer)
+        times.append(time.perf_counter())
         output.write(saved, result, order)
+        times.append(time.perf_counter())
     except BaseException as error:  # noqa: BLE001 - the edge of user code: whatever it raised is its result
         failure = trace.explain(error)
         _close_logs()
         _tell(events, FrameKind.FAILED, failure.encode("utf-8", "backslashreplace"))
     else:
         _close_logs()
-        _tell(events, FrameKind.DONE)
+        _tell(events, FrameKind.DONE, steps.encode(times))
     # The parent kills this process once it has read the frame: no destructor of user code runs.
     while True:
         signal.pause()

@@ -26,10 +26,21 @@ class Printed:
 
 
 @dataclass(frozen=True)
+class Step:
+    """A part of a job's run and when it was, in Unix seconds."""
+
+    name: str
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
 class Done:
     """The result file is complete."""
 
     cost: Cost
+    #: In their order, as far as they are known.
+    steps: tuple[Step, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -38,6 +49,11 @@ class Failed:
 
     text: str
     cost: Cost
+    #: One of `metrics.FAILURES`.
+    reason: str = "raised"
+    steps: tuple[Step, ...] = ()
+    #: Whether its process died by a signal that no limit sent: it may have been the machine, and may go better again.
+    crashed: bool = False
 
 
 Happening = Started | Printed | Done | Failed

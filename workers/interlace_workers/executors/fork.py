@@ -6,14 +6,25 @@ import os
 import signal
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 from interlace.protocol import frames
 from interlace.protocol.frames import BrokenFrame, Frame, FrameKind
 from interlace.protocol.job import Cost, Job, Limits
-from interlace_workers import channel
+from interlace_workers import channel, metrics, steps
 from interlace_workers.executors import proc
-from interlace_workers.executors.base import Done, ExecutorLost, Failed, Happening, LoadFailed, Printed, Started
+from interlace_workers.executors.base import (
+    Done,
+    ExecutorLost,
+    Failed,
+    Happening,
+    LoadFailed,
+    Printed,
+    Started,
+    Step,
+)
+from interlace_workers.executors.cgroup import JobGroup, JobGroups
 from interlace_workers.executors.memory import MemoryWatch
 from interlace_workers.executors.zygote_process import Child, Exit, ZygoteProcess
 from interlace_workers.order import Load, Loaded, Order
@@ -43,9 +54,11 @@ class ForkExecutor:
     def __init__(self, load: Load) -> None:
         self._load = load
         self._zygote: ZygoteProcess | None = None
+        self._groups: JobGroups | None = None
         self._spare: asyncio.Task[Child] | None = None
 
     async def start(self) -> Loaded:
+        self._groups = JobGroups.open()
         self._zygote = await ZygoteProcess.start(self._load)
         loaded = await self._zygote.loaded()
         self._fork_ahead()
@@ -57,14 +70,21 @@ class ForkExecutor:
         return loaded
 
     async def run(self, job: Job, payload: bytes, result: Path) -> AsyncGenerator[Happening, None]:
+        asked = time.time()
         child = await self._take_spare()
+        fork = Step("fork", asked, time.time())
+        reason = "closed"
         try:
             with contextlib.closing(Execution(child, job.limits)) as execution:
                 execution.order(_order(job, self._load.threads), payload, result)
                 async with contextlib.aclosing(execution.happenings()) as happenings:
                     async for happening in happenings:
+                        if isinstance(happening, (Done, Failed)):
+                            reason = happening.reason if isinstance(happening, Failed) else "finished"
+                            happening = replace(happening, steps=(fork, *happening.steps))
                         yield happening
         finally:
+            metrics.SANDBOX_KILLS.labels(reason).inc()
             # Not sooner: a child that warms up would take the processor from the job.
             if self._spare is None:
                 self._fork_ahead()
@@ -77,10 +97,21 @@ class ForkExecutor:
             self._spare.cancel()
         if self._zygote is not None:
             await self._zygote.stop()
+        if self._groups is not None:
+            self._groups.close()
 
     def _fork_ahead(self) -> None:
         assert self._zygote is not None, "start() comes first"
-        self._spare = asyncio.create_task(self._zygote.fork(), name="fork ahead")
+        self._spare = asyncio.create_task(self._fork(self._zygote), name="fork ahead")
+
+    async def _fork(self, zygote: ZygoteProcess) -> Child:
+        with metrics.SANDBOX_START_SECONDS.time():
+            child = await zygote.fork()
+        if self._groups is not None:
+            with contextlib.suppress(OSError):  # then it is watched
+                child.group = await asyncio.to_thread(self._groups.add, child.pid)
+        metrics.SANDBOX_STARTS.inc()
+        return child
 
     async def _take_spare(self) -> Child:
         if self._spare is None:  # others run, and have not ended
@@ -100,9 +131,9 @@ class Execution:
         self._child = child
         self._limits = limits
         self._resident_at_start = proc.resident_bytes(child.pid)
-        self._memory = MemoryWatch(child.pid, child.memory, limits.memory_bytes)
+        self._memory = _memory(child, limits.memory_bytes)
         self._stopped: Failed | None = None
-        self._started = time.monotonic()
+        self._started, self._started_at = time.monotonic(), time.time()
         self._events, self._logs = _Pipe(), _Pipe()
         self._happened: asyncio.Queue[Happening] = asyncio.Queue(_AHEAD)
         self._log_bytes_left = limits.log_bytes
@@ -149,19 +180,23 @@ class Execution:
         until = self._started + self._limits.wall_seconds
         while (left := until - time.monotonic()) > 0:
             if self._memory.is_over():
-                self._stop(
-                    f"The job held more than {self._limits.memory_bytes:,} bytes of memory over the model's own, its "
-                    "limit, and was stopped. Hold less at a time, or ask the operator to raise `limits.memory_bytes`."
-                )
+                self._stop("memory_bytes", self._too_much())
                 return
             await asyncio.sleep(min(_LOOK, left))
         self._stop(
+            "wall_seconds",
             f"The job ran for {self._limits.wall_seconds:g} s, its limit, and was stopped. Do less in one job, or ask "
-            "the operator to raise `limits.wall_seconds`."
+            "the operator to raise `limits.wall_seconds`.",
         )
 
-    def _stop(self, why: str) -> None:
-        self._stopped = self._failed(why)
+    def _too_much(self) -> str:
+        return (
+            f"The job held more than {self._limits.memory_bytes:,} bytes of memory over the model's own, its limit, "
+            "and was stopped. Hold less at a time, or ask the operator to raise `limits.memory_bytes`."
+        )
+
+    def _stop(self, limit: str, why: str) -> None:
+        self._stopped = self._failed(why, limit)
         self._child.kill()
 
     def close(self) -> None:
@@ -186,16 +221,18 @@ class Execution:
                     started = True
                     await self._happened.put(Started())
         except BrokenFrame:
-            return self._failed("The job wrote to the channel that reports its end; it was stopped.")
+            return self._failed("The job wrote to the channel that reports its end; it was stopped.", "broken_frame")
         if self._stopped is not None:
             return self._stopped
         exit = await self._child.exited
         await asyncio.wait({logs}, timeout=_LAST_WORDS_SECONDS)
-        return Failed(text=_died(exit.code), cost=self._cost(exit))
+        if self._memory.is_over():  # the kernel was faster than our guard
+            return Failed(text=self._too_much(), cost=self._cost(exit), reason="memory_bytes")
+        return Failed(text=_died(exit.code), cost=self._cost(exit), reason="died", crashed=exit.code < 0)
 
     def _ended(self, frame: Frame) -> Done | Failed:
         if frame.kind is FrameKind.DONE:
-            return Done(cost=self._cost())
+            return Done(cost=self._cost(), steps=self._steps(frame.body))
         return self._failed(frame.body.decode(errors="backslashreplace"))
 
     async def _read_logs(self) -> None:
@@ -220,8 +257,16 @@ class Execution:
         if kept:
             await self._happened.put(Printed(lines=tuple(kept)))
 
-    def _failed(self, text: str) -> Failed:
-        return Failed(text=text, cost=self._cost())
+    def _steps(self, told: bytes) -> tuple[Step, ...]:
+        """What the child says of its time, laid end to end from the order on; nothing if that cannot be true."""
+        at, found = self._started_at, []
+        for name, seconds in steps.decode(told, time.monotonic() - self._started):
+            found.append(Step(name, at, at + seconds))
+            at += seconds
+        return tuple(found)
+
+    def _failed(self, text: str, reason: str = "raised") -> Failed:
+        return Failed(text=text, cost=self._cost(), reason=reason)
 
     def _cost(self, exit: Exit | None = None) -> Cost:
         """What the child has used so far, or had used at its end."""
@@ -278,6 +323,15 @@ def _order(job: Job, threads: int) -> Order:
         # The parent keeps the wall time; this is for the case that it cannot.
         cpu_seconds=1 + job.limits.wall_seconds * (1 + threads),
     )
+
+
+def _memory(child: Child, most_bytes: int) -> JobGroup | MemoryWatch:
+    """What says whether the child holds more than it may: the kernel, where it counts, or we look."""
+    if child.group is not None:
+        with contextlib.suppress(OSError):
+            child.group.limit(most_bytes)
+            return child.group
+    return MemoryWatch(child.pid, child.memory, most_bytes)
 
 
 def _died(code: int) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from interlace_workers import channel
 from interlace_workers.executors.base import ExecutorLost, LoadFailed
+from interlace_workers.executors.cgroup import JobGroup
 from interlace_workers.order import Load, Loaded
 
 #: All that a zygote, and so user code, sees of our environment.
@@ -54,13 +55,20 @@ class Child:
     #: A descriptor that shows how much memory the process holds.
     memory: int
     exited: "asyncio.Future[Exit]"
+    #: Where it and all that it starts are counted, if groups were delegated to us.
+    group: JobGroup | None = None
 
     def kill(self) -> None:
         """Kill the child; the zygote kills what it leaves. It cannot block, catch or outrun this."""
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        if self.group is not None:
+            self.group.kill()
 
     def close(self) -> None:
+        """Let go of a child that has ended or was killed; its group goes when the kernel is done with it."""
+        if (group := self.group) is not None:
+            self.exited.add_done_callback(lambda _: group.remove())
         self.order.close()
         os.close(self.pidfd)
         if self.memory >= 0:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from interlace_state import log
 from interlace_state.config import Config
 from interlace_workers.placement import Placement
 
@@ -14,6 +15,7 @@ from interlace_workers.placement import Placement
 LOAD_FAILED = 3
 _FIRST_PAUSE = 0.5  # seconds
 _LONGEST_PAUSE = 30.0  # seconds
+_STEADY = 10.0  # seconds after which a replica's end is not one of a row
 
 
 async def host(config: Config, file: Path, placements: Sequence[Placement], stop: asyncio.Event) -> None:
@@ -34,8 +36,9 @@ async def _supervise(config: Config, file: Path, placement: Placement, number: i
         code = await _until(process, stop, config.gateway.drain_seconds)
         if stop.is_set() or code == LOAD_FAILED:
             return
-        if time.monotonic() - started > _LONGEST_PAUSE:
+        if time.monotonic() - started > _STEADY:
             pause = _FIRST_PAUSE
+        log.warning("replica_ended", replica=name, code=code, pause_seconds=pause)
         print(f"replica {name} ended with code {code}; starting it again in {pause:g} s", flush=True)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), pause)

@@ -14,8 +14,10 @@ import ray
 from ray import serve
 
 from interlace.protocol.model import ModelKey
+from interlace_state import log
 from interlace_state.config import Config
 from interlace_state.store import open_state
+from interlace_state.tracing import Tracing
 from interlace_workers.executors.base import LoadFailed
 from interlace_workers.placement import Placement, build_replica
 
@@ -36,9 +38,11 @@ class ReplicaDeployment:
 
     async def _serve(self) -> None:
         name = serve.get_replica_context().replica_id.unique_id
+        log.configure(model=str(self._key), replica=name)
         async with AsyncExitStack() as stack:
             state = await stack.enter_async_context(open_state(self._config))
-            replica = await build_replica(self._config, state, self._index, self._key, name)
+            tracing = await stack.enter_async_context(Tracing(self._config.telemetry, "interlace-worker", name))
+            replica = await build_replica(self._config, state, tracing, self._index, self._key, name)
             await replica.serve(self._stop)
 
     def check_health(self) -> None:
@@ -72,6 +76,7 @@ def _start_blocking(config: Config, placements: Sequence[Placement], folder: str
             address="local",
             num_cpus=os.cpu_count(),
             include_dashboard=False,
+            dashboard_host="127.0.0.1",  # of the little that is left of one
             object_store_memory=config.ray.object_store_bytes,
             log_to_driver=False,
             configure_logging=False,

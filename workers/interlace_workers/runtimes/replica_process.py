@@ -13,8 +13,10 @@ from pathlib import Path
 from redis.exceptions import RedisError
 
 from interlace.protocol.model import ModelKey
+from interlace_state import log
 from interlace_state.config_file import load
 from interlace_state.store import open_state
+from interlace_state.tracing import Tracing
 from interlace_workers.executors.base import ExecutorLost, LoadFailed
 from interlace_workers.placement import build_replica
 from interlace_workers.runtimes.process import LOAD_FAILED
@@ -32,15 +34,15 @@ async def _serve(config_file: Path, index: int, key: ModelKey, name: str) -> int
         stop.set()
 
     loop.add_reader(sys.stdin.fileno(), parent_gone)
-    async with open_state(config) as state:
+    async with open_state(config) as state, Tracing(config.telemetry, "interlace-worker", name) as tracing:
         try:
-            replica = await build_replica(config, state, index, key, name)
+            replica = await build_replica(config, state, tracing, index, key, name)
             await replica.serve(stop)
         except LoadFailed as error:
-            print(f"{name}: {error}", file=sys.stderr, flush=True)
+            log.warning("load_failed", error=str(error))
             return LOAD_FAILED
         except (ExecutorLost, RedisError) as error:
-            print(f"{name}: {error}", file=sys.stderr, flush=True)
+            log.warning("stopped", error=str(error))
             return 1
     return 0
 
@@ -52,7 +54,9 @@ def main() -> None:
     parser.add_argument("--key", required=True, help="the model's key")
     parser.add_argument("--name", required=True, help="the replica's name")
     arguments = parser.parse_args()
-    sys.exit(asyncio.run(_serve(arguments.config, arguments.index, ModelKey.parse(arguments.key), arguments.name)))
+    key = ModelKey.parse(arguments.key)
+    log.configure(model=str(key), replica=arguments.name)
+    sys.exit(asyncio.run(_serve(arguments.config, arguments.index, key, arguments.name)))
 
 
 if __name__ == "__main__":

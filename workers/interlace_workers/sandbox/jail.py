@@ -58,6 +58,7 @@ def enter(readable: Sequence[str]) -> None:
     linux.mount("none", "/", "", _MS_REC | _MS_PRIVATE)
     trees = [(path, _clone(path)) for path in (*readable, *DEVICES)]
     linux.mount("tmpfs", _NEW_ROOT, "tmpfs", _NOSUID | _NODEV, "size=1m,mode=755")
+    former = os.umask(0o022)  # children have user ids of their own, and go through these folders
     try:
         os.chdir(_NEW_ROOT)
         for path, tree in trees:
@@ -70,6 +71,8 @@ def enter(readable: Sequence[str]) -> None:
         os.chdir("/")
         linux.umount(_NEW_ROOT, _MNT_DETACH)  # libraries may lie under what it hides
         raise
+    finally:
+        os.umask(former)
     linux.umount(".", _MNT_DETACH)
     os.chdir("/")
 

@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from interlace_server.errors import answer
+from interlace_server.errors import answer, note
+from interlace_state.audit import Audit
 from interlace_state.config import GatewayConfig, is_loopback
 
 _PORTS = {"http": 80, "https": 443}
@@ -19,17 +20,21 @@ _READS = frozenset({"GET", "HEAD", "OPTIONS"})  # a page may send them, but is n
 class Origins:
     """Refuses what a web page of somebody else sends: ASGI middleware."""
 
-    def __init__(self, app: ASGIApp, config: GatewayConfig) -> None:
+    def __init__(self, app: ASGIApp, config: GatewayConfig, audit: Audit) -> None:
         self._app = app
+        self._audit = audit
         public = urlsplit(config.public_url or "")
         self._public = _authority(public.scheme, public.netloc)
+        self._loopback = is_loopback(config.host)
         self._hosts: frozenset[str] | None = None
-        if is_loopback(config.host):
-            names = {"localhost", "127.0.0.1", "::1", config.host.lower(), public.hostname or ""}
+        if self._loopback or config.hosts:
+            own = {"localhost", "127.0.0.1", "::1", config.host} if self._loopback else set()
+            names = {name.lower() for name in {*config.hosts, *own, public.hostname or ""}}
             self._hosts = frozenset(names - {""})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] in ("http", "websocket") and (refusal := self._refusal(scope)):
+            note(self._audit, scope, "host" if refusal[0] == 400 else "origin")
             await answer(*refusal)(scope, receive, send)
             return
         await self._app(scope, receive, send)
@@ -39,6 +44,8 @@ class Origins:
         hosts = headers.getlist("host")
         host = hosts[0] if len(hosts) == 1 else ""
         if self._hosts is not None and _name(host) not in self._hosts:
+            if not self._loopback:
+                return 400, f"This server is not known as {host[:80]!r}: `gateway.hosts` names what it is known as."
             return 400, (
                 f"This server listens for its own machine only and is not known as {host[:80]!r}. Reach it as "
                 "localhost or 127.0.0.1, or set `gateway.public_url` to the URL that clients write."

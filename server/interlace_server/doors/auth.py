@@ -1,5 +1,6 @@
 """Who asks: an API key becomes a caller. On loopback nobody needs one, until the first is made."""
 
+import time
 from dataclasses import dataclass
 from typing import Annotated, cast
 
@@ -11,17 +12,23 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from interlace.protocol.errors import InterlaceError, TooMany, Unauthorized
-from interlace_server import log
-from interlace_server.errors import REDIS_DOWN, answer, refusal
-from interlace_state.config import Config
+from interlace_server.errors import REDIS_DOWN, answer, note, refusal
+from interlace_state import log
+from interlace_state.config import Admission, Config
+from interlace_state.models import HostedModel
 from interlace_state.store import State
+from interlace_state.tenants import ApiKey
 
 LOCAL = "local"
+_MINUTE = 60  # seconds
 _LONGEST = 256  # characters of a key
 #: What stock nnsight and transformers ask without a key, and what tells nothing of anybody's work. A result's link is
 #: a secret in itself; `/hf` has the configurations and tokenizers of what is hosted.
 _OPEN = frozenset({"/ping", "/connected", "/healthz", "/readyz", "/status", "/env", "/openapi.json"})
 _OPEN_FOLDERS = ("/results/", "/hf/")
+#: Of these, what shows hosted models: a key that is sent all the same narrows it down to the key's models.
+_SHOWN = frozenset({"/status", "/readyz"})
+_SHOWN_FOLDER = "/hf/"
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,8 @@ class Caller:
 
     tenant: str
     role: str
+    #: What holds for it now: the configuration's, and those that an operator has set since.
+    limits: Admission
     key_id: str | None = None
     #: Repo ids that it may use; None: all.
     models: tuple[str, ...] | None = None
@@ -45,15 +54,23 @@ class Authentication:
         self._app = app
         self._config = config
         self._state = state
+        self._minute = 0
+        self._requests = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] not in ("http", "websocket") or _is_open(scope["path"]):
+        if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         known = scope.setdefault("state", {})
         try:
-            known["caller"] = await self._caller(Headers(scope=scope))
+            if _is_open(scope["path"]):
+                if _shows_models(scope["path"]) and (key := await self._key(_secret(Headers(scope=scope)))):
+                    known["viewer"] = await self._caller_with(key)
+            else:
+                known["caller"] = await self._caller(_secret(Headers(scope=scope)))
         except (InterlaceError, RedisError) as error:
+            if isinstance(error, InterlaceError):
+                note(self._state.audit, scope, error.code)
             if scope["type"] == "websocket":
                 known["refusal"] = error  # stock nnsight needs a frame that says so
             else:
@@ -61,28 +78,52 @@ class Authentication:
                 return
         await self._app(scope, receive, send)
 
-    async def _caller(self, headers: Headers) -> Caller:
+    async def _caller(self, secret: str) -> Caller:
         """Raises Unauthorized, TooMany, RedisError."""
-        secret = headers.get("ndif-api-key") or headers.get("authorization", "").removeprefix("Bearer ")
         if not self._config.exposed and not await self._state.tenants.any():
-            return Caller(LOCAL, "admin")
-        key = await self._state.tenants.find(secret) if 0 < len(secret) <= _LONGEST else None
-        if key is None:
+            caller = Caller(LOCAL, "admin", await self._state.control.limits_of(LOCAL, "admin"))
+        elif key := await self._key(secret):
+            caller = await self._caller_with(key)
+        else:
             raise Unauthorized
-        limit = self._config.limits_of(key.tenant, key.role).requests_per_minute
-        if seconds := await self._state.tenants.wait(key.tenant, limit):
+        limit = caller.limits.requests_per_minute
+        tenants = self._state.tenants
+        if seconds := self._wait(limit) if caller.key_id is None else await tenants.wait(caller.tenant, limit):
             raise TooMany("Requests in a minute", limit, "requests", "limits.requests_per_minute", seconds)
-        return Caller(key.tenant, key.role, key.id, key.models)
+        return caller
+
+    async def _caller_with(self, key: ApiKey) -> Caller:
+        limits = await self._state.control.limits_of(key.tenant, key.role)
+        return Caller(key.tenant, key.role, limits, key.id, key.models)
+
+    def _wait(self, per_minute: int) -> int:
+        """As `Tenants.wait`, for those without a key, of whom this gateway serves one machine's."""
+        now = time.time()
+        if (minute := int(now // _MINUTE)) != self._minute:
+            self._minute, self._requests = minute, 0
+        self._requests += 1
+        return 0 if self._requests <= per_minute else max(1, int(_MINUTE - now % _MINUTE))
+
+    async def _key(self, secret: str) -> ApiKey | None:
+        return await self._state.tenants.find(secret) if 0 < len(secret) <= _LONGEST else None
 
     async def _refuse(self, error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
         if isinstance(error, InterlaceError):
-            address = (scope.get("client") or ("",))[0]
-            with log.instead_of(OSError, "audit_failed"):
-                self._state.audit.refuse(why=error.code, path=scope["path"][:80], address=address)
             await refusal(error)(scope, receive, send)
         else:
             log.warning("redis_failed", path=scope["path"], error=str(error))
             await answer(503, REDIS_DOWN)(scope, receive, send)
+
+
+def _secret(headers: Headers) -> str:
+    """The key that is sent, in either of two headers; empty if none is."""
+    said = headers.get("authorization", "")
+    scheme, _, token = said.partition(" ")
+    return headers.get("ndif-api-key") or (token.strip() if scheme.lower() == "bearer" else said)
+
+
+def _shows_models(path: str) -> bool:
+    return path in _SHOWN or path.startswith(_SHOWN_FOLDER)
 
 
 def _is_open(path: str) -> bool:
@@ -101,6 +142,12 @@ def caller_of(connection: HTTPConnection) -> Caller:
     if "refusal" in connection.scope["state"]:
         raise connection.scope["state"]["refusal"]
     return cast(Caller, connection.scope["state"]["caller"])
+
+
+def visible(models: list[HostedModel], connection: HTTPConnection) -> list[HostedModel]:
+    """Those of the hosted models that an open path shows: all, unless a key was sent that reaches some only."""
+    viewer: Caller | None = connection.scope["state"].get("viewer")
+    return [model for model in models if viewer is None or viewer.reaches(model.card.key.repo_id)]
 
 
 def identity_of(caller: Caller) -> Identity:

@@ -17,12 +17,13 @@ from interlace.protocol.errors import (
     LimitExceeded,
     ShuttingDown,
 )
+from interlace_server.doors.connections import SLOWEST
 from interlace_server.drain import Drain
-from interlace_server.errors import answer
+from interlace_server.errors import answer, note
+from interlace_state.audit import Audit
 from interlace_state.config import Admission as Limits
 from interlace_state.config import Config, GatewayConfig
 
-_SILENCE = 60.0  # seconds that a client may leave us waiting in the middle of its request
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _ATTENTION = (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 _NNSIGHT_VERSION = re.compile(r"v?(\d+(?:\.\d+){1,3})(?:[.\-_+]?[A-Za-z][\w.+-]*|\+[\w.]+)?")
@@ -32,10 +33,11 @@ _PYTHON_VERSION = re.compile(r"(\d+\.\d+)(?:\.\d+)?\S*(?:\s.*)?", re.DOTALL)
 class Door:
     """Refuses a request before its body is read, or while it is: ASGI middleware."""
 
-    def __init__(self, app: ASGIApp, config: Config, drain: Drain) -> None:
+    def __init__(self, app: ASGIApp, config: Config, drain: Drain, audit: Audit) -> None:
         self._app = app
         self._config = config
         self._drain = drain
+        self._audit = audit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -47,43 +49,70 @@ class Door:
                 if self._drain.refusing:
                     raise ShuttingDown
                 check_client(headers, self._config.gateway)
-            bounded = _bounded(receive, headers, self._most_bytes(scope))
+            body = Body(receive, self._most_bytes(scope), self._config.gateway.stall_seconds)
+            body.check(headers)
         except InterlaceError as error:
+            if isinstance(error, LimitExceeded):
+                note(self._audit, scope, error.code)
             await answer(error.http_status, str(error))(scope, receive, send)
             return
-        await self._app(scope, bounded, send)
+        await self._app(scope, body.receive, send)
+        if body.too_large:
+            note(self._audit, scope, LimitExceeded.code)
 
     def _most_bytes(self, scope: Scope) -> int:
         caller = scope.get("state", {}).get("caller")
-        limits = self._config.limits_of(caller.tenant, caller.role) if caller else self._config.limits
-        return limits.payload_bytes
+        limits = caller.limits if caller else self._config.limits
+        return int(limits.payload_bytes)
 
 
-def _bounded(receive: Receive, headers: Headers, limit: int) -> Receive:
-    """``receive`` with a bound on the body's bytes. Raises LimitExceeded for a body that says it is longer."""
-    length = headers.get("content-length", "")
-    if length.isdecimal() and int(length) > limit:
-        raise _too_large(limit)
-    received = 0
+class Body:
+    """A request's body with a bound on its bytes, and on the time that they take."""
 
-    async def bounded() -> Message:
-        nonlocal received
+    def __init__(self, receive: Receive, limit: int, stall_seconds: float) -> None:
+        self.too_large = False
+        self._receive = receive
+        self._limit = limit
+        self._stall_seconds = stall_seconds
+        self._received = 0
+        self._began: float | None = None
+        self._ended = False
+
+    def check(self, headers: Headers) -> None:
+        """Raises LimitExceeded for a body that says it is too long."""
+        length = headers.get("content-length", "")
+        if length.isdecimal() and int(length) > self._limit:
+            raise self._over()
+
+    async def receive(self) -> Message:
+        """Raises HTTPException: FastAPI turns any other exception of a body that it reads into a 400."""
+        if self._ended:
+            return await self._receive()  # which comes when the client has gone: an answer may take its time
         try:
-            async with asyncio.timeout(_SILENCE):
-                message = await receive()
+            async with asyncio.timeout(self._patience()):
+                message = await self._receive()
         except TimeoutError:
-            raise HTTPException(408, f"Nothing of the request's body came for {_SILENCE:g} seconds.") from None
-        received += len(message.get("body", b""))
-        if received > limit:
-            # FastAPI turns any other exception of a body that it reads into a 400.
-            raise HTTPException(LimitExceeded.http_status, str(_too_large(limit)))
+            raise HTTPException(
+                408,
+                f"The request's body came too slowly: nothing for {self._stall_seconds:g} seconds, or less than "
+                f"{SLOWEST} bytes a second. The operator can allow more: `gateway.stall_seconds` in the configuration.",
+            ) from None
+        self._received += len(message.get("body", b""))
+        self._ended = not message.get("more_body", False)
+        if self._received > self._limit:
+            self.too_large = True
+            raise HTTPException(LimitExceeded.http_status, str(self._over()))
         return message
 
-    return bounded
+    def _patience(self) -> float:
+        """Seconds that the next piece may take."""
+        now = asyncio.get_running_loop().time()
+        self._began = now if self._began is None else self._began
+        due = self._began + self._stall_seconds + self._received / SLOWEST
+        return min(self._stall_seconds, due - now)
 
-
-def _too_large(limit: int) -> LimitExceeded:
-    return LimitExceeded("The request's body", limit, "bytes", "limits.payload_bytes")
+    def _over(self) -> LimitExceeded:
+        return LimitExceeded("The request's body", self._limit, "bytes", "limits.payload_bytes")
 
 
 def check_client(headers: Headers, config: GatewayConfig) -> None:

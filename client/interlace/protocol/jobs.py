@@ -1,0 +1,54 @@
+"""What is told of jobs to whoever may see them: one job, or a page of a list. All times are Unix seconds."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from interlace.protocol.job import Cost, JobState
+
+
+class Standing(BaseModel):
+    """Where a job stands that waits."""
+
+    model_config = ConfigDict(frozen=True)
+
+    #: Jobs that will start before it.
+    ahead: int
+    #: Seconds until it starts, guessed from recent jobs of its model; None while there is nothing to guess from.
+    seconds: float | None = None
+
+
+class JobView(BaseModel):
+    """A job, without what its owner sent and without what came out."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    tenant: str
+    #: The model's repo id.
+    model: str
+    #: The model's short name, which is unique also where two revisions of one repository are hosted.
+    slug: str
+    state: JobState
+    #: One sentence for people, or what went wrong.
+    text: str = ""
+    submitted: float
+    #: When a worker first took it.
+    started: float | None = None
+    ended: float | None = None
+    #: How many workers have had it and not given it back.
+    attempts: int = 0
+    #: None unless it waits.
+    place: Standing | None = None
+    #: None until it has ended.
+    cost: Cost | None = None
+    #: Bytes of the stored result; None unless it is completed.
+    result_size: int | None = None
+
+
+class JobPage(BaseModel):
+    """Some jobs, the newest first."""
+
+    model_config = ConfigDict(frozen=True)
+
+    jobs: list[JobView]
+    #: The cursor of the next page, which may follow a page that is short or empty; None: there is none.
+    next: str | None = Field(default=None, description="Pass it as `cursor` for the next page; null at the end.")

@@ -1,0 +1,165 @@
+"""What operators change while all runs: models that pause, replicas that take no jobs, tenants' weights and limits."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Path, Request
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from interlace.protocol.errors import Forbidden, InvalidRequest, UnknownModel, UnknownReplica
+from interlace_server.allow import SharedPath
+from interlace_server.doors.auth import Caller, TheCaller
+from interlace_server.errors import describe, refusals
+from interlace_server.gateway import Gateway, TheGateway
+from interlace_state import log
+from interlace_state.config import LimitChanges
+from interlace_state.models import HostedModel
+from interlace_state.tenants import TENANT
+
+_MOST_BYTES = 64 << 10  # of a body
+
+
+def an_admin(caller: TheCaller) -> Caller:
+    """Raises Forbidden for anybody else."""
+    if caller.role != "admin":
+        raise Forbidden
+    return caller
+
+
+router = APIRouter(prefix="/v1", tags=["admin"], route_class=SharedPath, dependencies=[Depends(an_admin)])
+
+_Model = Annotated[str, Path(max_length=256, description="A hosted model's repo id, or its slug.")]
+_ReplicaId = Annotated[
+    str, Path(pattern=r"^[A-Za-z0-9_.:#-]{1,128}$", description="A replica's id, as `/status` shows it.")
+]
+_Tenant = Annotated[str, Path(pattern=f"^{TENANT}$", description="A tenant's name.")]
+
+
+class ModelControl(BaseModel):
+    """Whether a model starts jobs. One that is paused takes them in, and lets those that run end."""
+
+    model: str
+    slug: str
+    paused: bool
+
+
+class ReplicaControl(BaseModel):
+    """Whether a replica takes no more jobs. Those that it runs end."""
+
+    replica: str
+    drained: bool
+
+
+class TenantControl(BaseModel):
+    """What a tenant is given over what the configuration says of everybody."""
+
+    tenant: str
+    #: Its share of the workers, beside those of others that wait.
+    weight: float
+    #: Set at run time, over those of the configuration.
+    limits: LimitChanges
+
+
+class TenantChanges(BaseModel):
+    """What is left out stays as it is."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    weight: float | None = Field(default=None, ge=0.001, le=1000)
+    #: In place of all limits that were set at run time; `{}` takes them back.
+    limits: LimitChanges | None = None
+
+
+_SCHEMA = TenantChanges.model_json_schema(ref_template="#/components/schemas/{model}")
+_SCHEMA.pop("$defs")  # LimitChanges is among the components: TenantControl has it
+_CHANGES = {"requestBody": {"required": True, "content": {"application/json": {"schema": _SCHEMA}}}}
+
+
+@router.post("/models/{model:path}/pause", responses=refusals(401, 403, 404, 422, 429, 503))
+async def pause_model(model: _Model, caller: TheCaller, gateway: TheGateway) -> ModelControl:
+    """Start no more of a model's jobs: they wait."""
+    found = await _hosted(gateway, model)
+    await gateway.state.control.pause(found.card.key)
+    return _paused(gateway, caller, found, paused=True)
+
+
+@router.post("/models/{model:path}/resume", responses=refusals(401, 403, 404, 422, 429, 503))
+async def resume_model(model: _Model, caller: TheCaller, gateway: TheGateway) -> ModelControl:
+    """Start a paused model's jobs again."""
+    found = await _hosted(gateway, model)
+    await gateway.state.control.resume(found.card.key)
+    return _paused(gateway, caller, found, paused=False)
+
+
+def _paused(gateway: Gateway, caller: Caller, model: HostedModel, *, paused: bool) -> ModelControl:
+    key = model.card.key
+    _note(gateway, caller, "model paused" if paused else "model resumed", model=str(key))
+    return ModelControl(model=key.repo_id, slug=key.slug, paused=paused)
+
+
+async def _hosted(gateway: Gateway, name: str) -> HostedModel:
+    """The model with this slug or repo id. Raises UnknownModel, or InvalidRequest where a repo id names several."""
+    models = await gateway.state.models.all()
+    found = [model for model in models if name in (model.card.key.slug, model.card.key.repo_id)]
+    if not found:
+        raise UnknownModel(name[:256], [model.card.key.repo_id for model in models])
+    if len(found) > 1:
+        slugs = ", ".join(model.card.key.slug for model in found)
+        raise InvalidRequest(f"{name} is hosted {len(found)} times; name one of: {slugs}.")
+    return found[0]
+
+
+@router.post("/replicas/{replica}/drain", responses=refusals(401, 403, 404, 422, 429, 503))
+async def drain_replica(replica: _ReplicaId, caller: TheCaller, gateway: TheGateway) -> ReplicaControl:
+    """Give a replica no more jobs; it stays loaded."""
+    models = await gateway.state.models.all()
+    known = [one.id for model in models for one in model.replicas]
+    if replica not in known:
+        raise UnknownReplica(f"There is no replica {replica}. Those that give a sign of life: {', '.join(known)}.")
+    await gateway.state.control.drain(replica)
+    _note(gateway, caller, "replica drained", replica=replica)
+    return ReplicaControl(replica=replica, drained=True)
+
+
+@router.delete("/replicas/{replica}/drain", responses=refusals(401, 403, 422, 429, 503))
+async def undrain_replica(replica: _ReplicaId, caller: TheCaller, gateway: TheGateway) -> ReplicaControl:
+    """Give a drained replica jobs again; one that was not drained is fine."""
+    await gateway.state.control.undrain(replica)
+    _note(gateway, caller, "replica undrained", replica=replica)
+    return ReplicaControl(replica=replica, drained=False)
+
+
+@router.get("/tenants/{tenant}", responses=refusals(401, 403, 422, 429, 503))
+async def show_tenant(tenant: _Tenant, gateway: TheGateway) -> TenantControl:
+    """A tenant's weight, 1 where nobody has set another, and the limits that were set at run time."""
+    terms = await gateway.state.control.terms(tenant)
+    return TenantControl(tenant=tenant, weight=terms.weight, limits=terms.limits)
+
+
+@router.put("/tenants/{tenant}", responses=refusals(401, 403, 408, 413, 422, 429, 503), openapi_extra=_CHANGES)
+async def change_tenant(tenant: _Tenant, request: Request, caller: TheCaller, gateway: TheGateway) -> TenantControl:
+    """Set a tenant's weight, its limits, or both, for jobs that start and requests that come from now on."""
+    changes = await _changes(request)
+    if changes.weight is not None:
+        await gateway.state.control.set_weight(tenant, changes.weight)
+    if changes.limits is not None:
+        await gateway.state.control.set_limits(tenant, changes.limits)
+    _note(gateway, caller, "tenant changed", owner=tenant, **changes.model_dump(exclude_none=True))
+    return await show_tenant(tenant, gateway)
+
+
+async def _changes(request: Request) -> TenantChanges:
+    """The request's body, of which we read a little only: it is parsed while others wait. Raises InvalidRequest."""
+    body = b""
+    async for piece in request.stream():
+        body += piece
+        if len(body) > _MOST_BYTES:
+            raise InvalidRequest(f"The body is over {_MOST_BYTES:,} bytes; expected a weight and limits as JSON.")
+    try:
+        return TenantChanges.model_validate_json(body)
+    except ValidationError as error:
+        raise InvalidRequest(describe(error.errors(), "The request")) from None
+
+
+def _note(gateway: Gateway, caller: Caller, action: str, **fields: object) -> None:
+    with log.instead_of(OSError, "audit_failed"):
+        gateway.state.audit.write(action, tenant=caller.tenant, key=caller.key_id, **fields)

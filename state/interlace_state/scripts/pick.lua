@@ -1,0 +1,97 @@
+-- Lease the next job of a model to a worker: one whose worker has gone silent, else the first of the tenant that has
+-- used least and may run one more.
+-- ARGV  prefix, slug, worker, this call's token, length of a lease in ms, lifetime in seconds
+-- Returns {record, attempts, fence}, or nil if there is none that may run.
+local slug, worker, token, lease, lifetime = ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5]), ARGV[6]
+local leases, turn, fair = key("leases", slug), key("turn", slug), key("fair", slug)
+
+local function answer(id)
+  local job = redis.call("HMGET", key("job", id), "record", "attempts", "fence")
+  return {job[1], tonumber(job[2]), tonumber(job[3])}
+end
+
+-- The connection repeats a call whose answer it lost.
+local picked = redis.call("GET", key("picked", token))
+if picked and redis.call("ZSCORE", leases, picked) then return answer(picked) end
+if redis.call("SISMEMBER", key("paused"), slug) == 1 or redis.call("SISMEMBER", key("drained"), worker) == 1 then
+  return false
+end
+
+local full = {}
+local function has_its_share(tenant)
+  if full[tenant] == nil then
+    local running, most = key("running", tenant), number(redis.call("HGET", key("shares"), tenant))
+    if redis.call("SCARD", running) >= most then
+      -- A job whose lifetime was over before its end is counted no more.
+      for _, id in ipairs(redis.call("SMEMBERS", running)) do
+        if redis.call("EXISTS", key("job", id)) == 0 then redis.call("SREM", running, id) end
+      end
+    end
+    full[tenant] = redis.call("SCARD", running) >= most
+  end
+  return full[tenant]
+end
+
+local function take(id, tenant)
+  local time, name = now(), key("job", id)
+  redis.call("ZADD", leases, time + lease, id)
+  redis.call("SADD", key("running", tenant), id)
+  redis.call("HINCRBY", name, "attempts", 1)
+  redis.call("HINCRBY", name, "fence", 1)
+  redis.call("HSET", name, "worker", worker, "charged_ms", time, "lease_ms", lease)
+  redis.call("SET", key("picked", token), id, "EX", 60)
+  keep(id, slug, tenant, lifetime)
+  return answer(id)
+end
+
+local time = now()
+-- The clock went back: no lease is longer than one.
+for _, id in ipairs(redis.call("ZRANGE", leases, "(" .. time + lease, "+inf", "BYSCORE", "LIMIT", 0, 100)) do
+  redis.call("ZADD", leases, time + lease, id)
+end
+for _, id in ipairs(redis.call("ZRANGE", leases, "-inf", time, "BYSCORE", "LIMIT", 0, 100)) do
+  local job = redis.call("HMGET", key("job", id), "tenant", "state")
+  if not job[1] or has_ended(job[2]) then
+    redis.call("ZREM", leases, id)
+  elseif redis.call("SISMEMBER", key("running", job[1]), id) == 1 then
+    charge(id, slug, job[1])
+    return take(id, job[1])
+  elseif not has_its_share(job[1]) then
+    return take(id, job[1])
+  end
+end
+
+-- Who runs already is taken to use what a job of this model usually does.
+local counts = held(slug)
+local usual = math.max(number(redis.call("HGET", fair, "seconds")), 0.001)
+local waiting = {}
+local scored = redis.call("ZRANGE", turn, 0, -1, "WITHSCORES")
+for i = 1, #scored, 2 do
+  local tenant, virtual = scored[i], tonumber(scored[i + 1])
+  local ahead = (counts[tenant] or 0) * usual / weight_of(tenant)
+  local since = number(redis.call("HGET", fair, "since:" .. tenant))
+  table.insert(waiting, {tenant = tenant, virtual = virtual, order = virtual + ahead, since = since})
+end
+table.sort(waiting, function(a, b) return a.order < b.order or (a.order == b.order and a.since < b.since) end)
+for _, one in ipairs(waiting) do
+  local stream = key("queue", slug, one.tenant)
+  while not has_its_share(one.tenant) do
+    local drawn = redis.call("EXISTS", stream) == 1
+      and redis.call("XREADGROUP", "GROUP", GROUP, GROUP, "COUNT", 1, "STREAMS", stream, ">")
+    if not drawn then
+      redis.call("ZREM", turn, one.tenant)
+      break
+    end
+    local entry, id = drawn[1][2][1][1], drawn[1][2][1][2][2]
+    if redis.call("EXISTS", key("job", id)) == 1 then
+      if one.virtual > number(redis.call("HGET", fair, "clock")) then
+        redis.call("HSET", fair, "clock", exact(one.virtual))
+      end
+      return take(id, one.tenant)
+    end
+    dequeue(entry, slug, one.tenant)  -- its lifetime was over
+    if redis.call("EXISTS", stream) == 0 then break end
+  end
+end
+redis.call("DEL", key("wake", slug))
+return false

@@ -1,0 +1,140 @@
+"""Kills a server's parts with SIGKILL, each while some job is at a chosen stage."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import running
+
+from interlace.protocol.model import ModelKey
+from interlace_state.keys import Keys
+from interlace_state.store import State
+
+#: A word of the command line of each part.
+PARTS = {
+    "gateway": "-m interlace_server",
+    "placer": "-m interlace_workers --config",
+    "replica": "interlace_workers.runtimes.replica_process",
+    "zygote": "interlace_workers.zygote",
+    "redis": "redis.sock",
+}
+#: Where a job can be when a part dies.
+STAGES = ("received", "queued", "leased", "running", "writing", "unacknowledged")
+_LOOK = 0.001  # seconds
+_PATIENCE = 12.0  # seconds that a stage is waited for; the short ones do not come at will
+
+
+@dataclass
+class Monkey:
+    """Looks into the server's Redis and store for the moment to strike."""
+
+    server: running.Running
+    state: State
+    keys: Keys
+    model: ModelKey
+    #: (part, stage): whether a job was seen at that stage just before.
+    struck: dict[tuple[str, str], bool] = field(default_factory=dict)
+    _crashed: set[str] = field(default_factory=set)
+
+    async def strike(self, part: str, stage: str) -> None:
+        """Kill a part when a job is at a stage, and wait until the part is there again."""
+        deadline = time.monotonic() + _PATIENCE
+        seen = False
+        while not seen and time.monotonic() < deadline:
+            seen = await self._is_at(stage)
+            if not seen:
+                await asyncio.sleep(_LOOK)
+        former = self._pids(part)
+        for pid in former:
+            os.kill(pid, signal.SIGKILL)
+        self.struck[part, stage] = seen
+        await until(lambda: self._lives_again(part, former), f"{part} has not come back", 90.0)
+
+    async def strike_sandbox(self) -> None:
+        """Kill the process of a job that runs, never of the same job twice."""
+        deadline = time.monotonic() + _PATIENCE
+        while time.monotonic() < deadline:
+            for job_id in await self._held():
+                state = await self.state.redis.hget(self.keys.job(job_id), "state")
+                spares = [pid for zygote in self._pids("zygote") for pid in _children(zygote)]
+                if state == b"running" and job_id not in self._crashed and spares:
+                    self._crashed.add(job_id)
+                    os.kill(min(spares), signal.SIGKILL)  # the eldest: the younger one waits for the next job
+                    self.struck["sandbox", "running"] = True
+                    return
+            await asyncio.sleep(_LOOK)
+
+    async def _lives_again(self, part: str, former: list[int]) -> bool:
+        return len(set(self._pids(part)) - set(former)) >= len(former)
+
+    async def _is_at(self, stage: str) -> bool:
+        store = self.server.state_dir / "store"
+        if stage == "received":  # the payload is there and the job is not
+            return any([not await self._exists(name) for name in _names(store / "payloads")])
+        if stage == "queued":
+            return await self.state.queue.length(self.model) > len(await self._held())
+        for job_id in await self._held():
+            job = await self.state.redis.hget(self.keys.job(job_id), "state")
+            if stage in ("leased", "running"):
+                if job == stage.encode():
+                    return True
+            elif stage == "unacknowledged":
+                if job == b"running" and (store / "results" / job_id).exists():
+                    return True
+            elif job == b"running" and any(_size(store / "staging" / name) for name in _names(store / "staging")):
+                return True
+        return False
+
+    async def _held(self) -> list[str]:
+        leases = await self.state.redis.zrange(self.keys.leases(self.model.slug), 0, -1)
+        return [job_id.decode() for job_id in leases]
+
+    async def _exists(self, job_id: str) -> bool:
+        return bool(await self.state.redis.exists(self.keys.job(job_id)))
+
+    def _pids(self, part: str) -> list[int]:
+        found = []
+        for process in psutil.Process(self.server.process.pid).children(recursive=True):
+            try:
+                line = " ".join(process.cmdline())
+                parent = " ".join(process.parent().cmdline()) if process.parent() else ""
+            except psutil.NoSuchProcess:
+                continue
+            # A forked child has its parent's command line.
+            if PARTS[part] in line and PARTS[part] not in parent and "tether" not in line:
+                found.append(process.pid)
+        return found
+
+
+async def until(holds: Callable[[], Awaitable[bool]], complaint: str, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not await holds():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{complaint} in {seconds:g} s")
+        await asyncio.sleep(0.1)
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except FileNotFoundError:
+        return []
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0

@@ -1,0 +1,227 @@
+"""What a replica counts and times, and how little of it a sandbox can make up."""
+
+import asyncio
+import math
+import struct
+import time
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from hypothesis import given
+from hypothesis import strategies as st
+from nnsight.modeling.transformers import TransformersModel
+from nnsight.schema.request import RequestModel
+from nnsight.tracing.backend import Backend
+from transformers import AutoTokenizer
+
+from interlace.protocol.job import Cost, Job, JobState, Limits
+from interlace.protocol.model import ModelKey
+from interlace_state.config import TelemetryConfig
+from interlace_state.tracing import Tracing
+from interlace_workers import metrics, steps
+from interlace_workers.executors.base import Done, ExecutorLost, Failed, Happening, Step
+from interlace_workers.executors.fork import ForkExecutor
+from interlace_workers.order import Load
+from interlace_workers.telemetry import Watch
+
+in_module = pytest.mark.asyncio(loop_scope="module")
+
+
+class Capture(Backend):  # type: ignore[misc]
+    """Serializes a trace as the stock client does, and keeps it."""
+
+    payload = b""
+
+    def __call__(self, tracer: Any) -> None:
+        self.payload = RequestModel.serialize(tracer, True)
+
+
+@pytest.fixture(scope="module")
+def client(tiny_models: Path) -> TransformersModel:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_models)
+    return TransformersModel(str(tiny_models), task="text-generation", tokenizer=tokenizer)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def executor(tiny_models: Path) -> AsyncIterator[ForkExecutor]:
+    executor = ForkExecutor(Load(str(tiny_models), "text-generation", "float32", False, threads=1))
+    await executor.start()
+    yield executor
+    await executor.stop()
+
+
+def job_of(wall_seconds: float = 60.0) -> Job:
+    return Job(
+        id="0" * 32,
+        tenant="local",
+        model=ModelKey(repo_id="tests/model"),
+        compress=True,
+        limits=Limits(wall_seconds=wall_seconds, memory_bytes=512 << 20),
+        payload_bytes=1,
+        submitted_at=time.time() - 1,
+    )
+
+
+async def run(executor: ForkExecutor, payload: bytes, result: Path, **limits: float) -> Happening:
+    result.write_bytes(b"")
+    happenings = [one async for one in executor.run(job_of(**limits), payload, result)]
+    return happenings[-1]
+
+
+def count(name: str, **labels: str) -> float:
+    return metrics.REGISTRY.get_sample_value(name, labels) or 0.0
+
+
+def payload_of(client: TransformersModel, code: str = "") -> bytes:
+    backend = Capture()
+    with client.trace("the cat sat", backend=backend):
+        exec(code)
+        hidden = client.transformer.h[0].output.save()
+    return backend.payload
+
+
+@in_module
+async def test_the_steps_of_a_job_follow_each_other(
+    executor: ForkExecutor, client: TransformersModel, tmp_path: Path
+) -> None:
+    before, asked = count("interlace_sandbox_kills_total", reason="finished"), time.time()
+    end = await run(executor, payload_of(client, "import time; time.sleep(0.3)"), tmp_path / "result")
+    assert isinstance(end, Done)
+    assert [step.name for step in end.steps] == ["fork", "deserialize", "forward", "serialize"]
+    times = [asked, *(moment for step in end.steps for moment in (step.start, step.end)), time.time()]
+    assert times == sorted(times)
+    forward = end.steps[2]
+    assert forward.end - forward.start >= 0.3
+    assert end.cost.runtime is not None
+    assert sum(step.end - step.start for step in end.steps[1:]) <= end.cost.runtime + 1e-3  # it is rounded
+    assert count("interlace_sandbox_kills_total", reason="finished") == before + 1
+
+
+@in_module
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("raise ValueError", "raised"),
+        ("import os; os._exit(1)", "died"),
+        ("while True: pass", "wall_seconds"),
+        ("import os\nfor fd in range(3, 9):\n  try: os.write(fd, b'nonsense')\n  except OSError: pass", "broken_frame"),
+    ],
+)
+async def test_why_sandboxes_end(
+    executor: ForkExecutor, client: TransformersModel, tmp_path: Path, code: str, reason: str
+) -> None:
+    before = {name: count("interlace_sandbox_kills_total", reason=name) for name in metrics.KILLS}
+    end = await run(executor, payload_of(client, code), tmp_path / "result", wall_seconds=1.5)
+    assert isinstance(end, Failed)
+    after = {name: count("interlace_sandbox_kills_total", reason=name) for name in metrics.KILLS}
+    assert (end.reason, after) == (reason, before | {reason: before[reason] + 1}), end.text
+
+
+@in_module
+async def test_a_run_that_is_closed_is_counted_as_that(
+    executor: ForkExecutor, client: TransformersModel, tmp_path: Path
+) -> None:
+    before = count("interlace_sandbox_kills_total", reason="closed")
+    starts = count("interlace_sandbox_starts_total")
+    (tmp_path / "result").write_bytes(b"")
+    running = executor.run(job_of(), payload_of(client, "while True: pass"), tmp_path / "result")
+    await anext(running)
+    await running.aclose()
+    assert count("interlace_sandbox_kills_total", reason="closed") == before + 1
+    async with asyncio.timeout(30):  # the next one is forked ahead
+        while count("interlace_sandbox_starts_total") == starts:
+            await asyncio.sleep(0.01)
+
+
+@in_module
+@pytest.mark.parametrize(
+    "told", ["'!3d', 1e9, 0.0, 0.0", "'!3d', float('nan'), 0.0, 0.0", "'!3d', -1.0, 0.0, 0.0", "'!d', 0.0"]
+)
+async def test_times_that_a_job_makes_up_are_not_believed(
+    executor: ForkExecutor, client: TransformersModel, tmp_path: Path, told: str
+) -> None:
+    code = f"""
+import os, struct
+body = struct.pack({told})
+for fd in range(3, 9):
+    try:
+        os.write(fd, struct.pack("!BI", 2, len(body)) + body) if os.fstat(fd).st_mode >> 12 == 1 else None
+    except OSError:
+        pass
+"""
+    end = await run(executor, payload_of(client, code), tmp_path / "result")
+    assert isinstance(end, Done), end
+    assert [step.name for step in end.steps] == ["fork"]
+
+
+@given(st.binary(max_size=64) | st.tuples(st.floats(), st.floats(), st.floats()).map(lambda x: struct.pack("!3d", *x)))
+def test_whatever_is_told_only_what_can_be_true_is_taken(body: bytes) -> None:
+    taken = steps.decode(body, 10.0)
+    if taken:
+        assert [name for name, _ in taken] == ["deserialize", "forward", "serialize"]
+        assert all(math.isfinite(seconds) and seconds >= 0 for _, seconds in taken)
+        assert sum(seconds for _, seconds in taken) <= 10.0
+
+
+def test_what_a_child_tells_is_read_back() -> None:
+    assert steps.decode(steps.encode([1.0, 1.5, 2.5, 2.75]), 2.0) == [
+        ("deserialize", 0.5),
+        ("forward", 1.0),
+        ("serialize", 0.25),
+    ]
+
+
+def watching() -> Watch:
+    return Watch(Tracing(TelemetryConfig(), "tests"), job_of(), 1)
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [(asyncio.CancelledError(), "given_back"), (ExecutorLost("gone"), "lost"), (None, "taken_away")],
+)
+def test_a_job_that_leaves_without_an_end(error: BaseException | None, outcome: str) -> None:
+    before = count("interlace_jobs_total", outcome=outcome)
+    with suppress(asyncio.CancelledError, ExecutorLost), watching():
+        if error:
+            raise error
+    assert count("interlace_jobs_total", outcome=outcome) == before + 1
+
+
+def test_a_job_that_ends(tmp_path: Path) -> None:
+    names = ("interlace_job_wait_seconds_sum", "interlace_job_execute_seconds_sum", "interlace_job_cpu_seconds_total")
+    names += ("interlace_results_stored_total", "interlace_result_stored_bytes_total")
+    before = {name: count(name) for name in names}
+    refused = count("interlace_jobs_total", outcome="refused")
+    (tmp_path / "staged").write_bytes(b"12345")
+    with watching() as watch:
+        watch.ran(Done(Cost(runtime=2.0, cpu_seconds=1.5), steps=(Step("forward", 5.0, 7.0),)))
+        with watch.transfer(tmp_path / "staged"):
+            (tmp_path / "staged").unlink()  # as the store takes it
+        watch.ended(JobState.COMPLETED)
+    grown = {name: count(name) - before[name] for name in names}
+    assert 1 <= grown.pop(names[0]) < 60
+    assert grown == {names[1]: 2.0, names[2]: 1.5, names[3]: 1, names[4]: 5}
+    not_stored, stored = count("interlace_jobs_total", outcome="not_stored"), count("interlace_results_stored_total")
+    (tmp_path / "staged").touch()
+    with watching() as watch:
+        watch.ran(Done(Cost()))
+        with suppress(OSError), watch.transfer(tmp_path / "staged"):
+            raise OSError("no space is left")
+        watch.ended(JobState.ERROR)
+    assert count("interlace_jobs_total", outcome="not_stored") == not_stored + 1
+    assert count("interlace_results_stored_total") == stored
+    with watching() as watch:  # its payload was gone
+        watch.ended(JobState.ERROR)
+    assert count("interlace_jobs_total", outcome="refused") == refused + 1
+
+
+def test_each_series_is_there_before_its_first_event() -> None:
+    text = metrics.exposition().decode()
+    for outcome in metrics.OUTCOMES:
+        assert f'interlace_jobs_total{{outcome="{outcome}"}}' in text
+    for step in metrics.STEPS:
+        assert f'interlace_job_step_seconds_count{{step="{step}"}}' in text

@@ -1,0 +1,126 @@
+"""One attempt at a job: payload in, run it, record what happens on the way, result out."""
+
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from interlace.protocol.errors import UnknownJob
+from interlace.protocol.event import Ended, Event, Log, StateChanged
+from interlace.protocol.job import JobState
+from interlace_state.queue import Lease
+from interlace_state.store import State
+from interlace_workers.executors.base import Done, Executor, ExecutorLost, Failed, Printed, Started
+from interlace_workers.telemetry import Watch
+
+#: A job whose process has crashed so often is not run again.
+_CRASHES = 2
+_LAST_LINE = 200  # characters
+
+T = TypeVar("T")
+
+
+class Insist(Protocol):
+    """Asks Redis again while it is away."""
+
+    async def __call__(self, ask: Callable[[], Awaitable[T]]) -> T: ...
+
+
+class LeaseLost(Exception):
+    """Another worker has the job, or it has ended."""
+
+
+class Attempt:
+    """A leased job on an executor."""
+
+    def __init__(self, state: State, executor: Executor, lease: Lease, insist: Insist, watch: Watch) -> None:
+        self._state = state
+        self._executor = executor
+        self._lease = lease
+        self._insist = insist
+        self._watch = watch
+        self._last_line = ""
+
+    async def run(self) -> Ended:
+        """The job's last event, not yet written. Raises LeaseLost, ExecutorLost, RedisError."""
+        job = self._lease.job
+        text = "Your job has been sent to the model."
+        if self._lease.attempt > 1:
+            text = f"Your job lost its worker and has been sent to another (attempt {self._lease.attempt})."
+        await self._record(StateChanged(state=JobState.LEASED, text=text))
+        queued_seconds = round(max(0.0, time.time() - job.submitted_at), 4)
+        try:
+            payload = await self._state.results.payload(job)
+        except UnknownJob as error:
+            return Ended(state=JobState.ERROR, text=str(error))
+        try:
+            staged = self._state.results.stage()
+        except OSError as error:
+            return Ended(state=JobState.ERROR, text=_not_stored(error))
+        try:
+            outcome = await self._outcome(payload, staged)
+            cost = outcome.cost.model_copy(update={"queued_seconds": queued_seconds})
+            if isinstance(outcome, Failed):
+                return Ended(state=JobState.ERROR, text=outcome.text, cost=cost)
+            await self._record()
+            try:
+                with self._watch.transfer(staged):
+                    result = await self._state.results.put(job, staged)
+            except OSError as error:
+                return Ended(state=JobState.ERROR, text=_not_stored(error), cost=cost)
+            return Ended(state=JobState.COMPLETED, text="Your job has been completed.", result=result, cost=cost)
+        finally:
+            staged.unlink(missing_ok=True)
+
+    async def _outcome(self, payload: bytes, staged: Path) -> Done | Failed:
+        """Run the job; once more if its process crashed, which may have been the machine's fault."""
+        outcome = await self._run_once(payload, staged)
+        for _ in range(_CRASHES - 1):
+            if not (isinstance(outcome, Failed) and outcome.crashed):
+                return outcome
+            await self._record(Log(text=f"{outcome.text} It is run once more."))
+            staged.write_bytes(b"")
+            outcome = await self._run_once(payload, staged)
+        if isinstance(outcome, Failed) and outcome.crashed:
+            return replace(outcome, text=f"{outcome.text} {self._known(outcome)}")
+        return outcome
+
+    def _known(self, crashed: Failed) -> str:
+        """What is left to look at of a job whose process crashed again."""
+        words = [f"It was run {_CRASHES} times"]
+        if crashed.cost.max_memory_usage:
+            words.append(f"held {crashed.cost.max_memory_usage / (1 << 20):,.0f} MiB at most")
+        if self._last_line:
+            words.append(f"and printed last: {self._last_line[:_LAST_LINE]!r}")
+        return ", ".join(words) + "."
+
+    async def _run_once(self, payload: bytes, staged: Path) -> Done | Failed:
+        async with contextlib.aclosing(self._executor.run(self._lease.job, payload, staged)) as happenings:
+            async for happening in happenings:
+                if isinstance(happening, (Done, Failed)):
+                    self._watch.ran(happening)
+                    return happening
+                if isinstance(happening, Printed):
+                    self._last_line = happening.lines[-1]
+                await self._record(*_events(happening))
+        raise ExecutorLost("the executor said nothing of how the job ended")
+
+    async def _record(self, *events: Event) -> None:
+        """Raises LeaseLost if the job is no longer ours."""
+        if not await self._insist(lambda: self._state.queue.record(self._lease, *events)):
+            raise LeaseLost
+
+
+def _not_stored(error: OSError) -> str:
+    return (
+        f"The server could not store your job's result: {error.strerror}. Nothing is wrong with your code; tell the "
+        "operator, and run it again when there is room."
+    )
+
+
+def _events(happening: Started | Printed) -> list[Event]:
+    if isinstance(happening, Started):
+        return [StateChanged(state=JobState.RUNNING, text="Your job has started running.")]
+    return [Log(text=line) for line in happening.lines]
