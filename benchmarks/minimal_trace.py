@@ -9,45 +9,23 @@ ready, and the resident memory of every process of the service.
 
 import argparse
 import json
-import os
-import platform
-import signal
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import psutil
+import service
 
 MODEL = "smollm2-135m-instruct"
 REPO = "HuggingFaceTB/SmolLM2-135M-Instruct"
 LAYER = 15
 
 
-def start(runtime: str, folder: Path, threads: int) -> tuple["subprocess.Popen[str]", str, float]:
-    """Run `interlace up`; returns the process, its URL and the seconds until it was ready."""
-    file = folder / "interlace.yaml"
-    models = [{"source": MODEL, "threads": threads}]
-    file.write_text(json.dumps({"state_dir": str(folder / "s"), "runtime": runtime, "models": models}))
-    started = time.perf_counter()
-    command = [sys.executable, "-m", "interlace_deploy", "up", "--config", str(file), "--port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("ready "):
-            return process, line.removeprefix("ready ").strip(), time.perf_counter() - started
-    raise SystemExit("Interlace did not start")
-
-
-def measure(url: str, rounds: int, threads: int) -> dict[str, Any]:
+def measure(url: str, home: Path, rounds: int, threads: int) -> dict[str, Any]:
     """Time local and remote traces in turn; seconds."""
-    os.environ.update({"NDIF_HOST": url, "HF_ENDPOINT": f"{url}/hf", "HF_HOME": tempfile.mkdtemp()})
-    os.environ.pop("HF_HUB_OFFLINE", None)
-    import nnsight
+    service.stock_client(url, home, threads)
     import torch
     from nnsight import TransformersModel
     from transformers import AutoTokenizer
@@ -55,8 +33,6 @@ def measure(url: str, rounds: int, threads: int) -> dict[str, Any]:
     from interlace_state.config import Config, ModelConfig
     from interlace_workers.sources import resolve
 
-    nnsight.CONFIG.APP.REMOTE_LOGGING = False
-    torch.set_num_threads(threads)
     path = str(resolve(ModelConfig(source=MODEL), Config().cache_dir, print).path)
     there = TransformersModel(REPO, task="text-generation")
     tokenizer = AutoTokenizer.from_pretrained(path)
@@ -90,10 +66,10 @@ def summary(seconds: list[float]) -> dict[str, float]:
     }
 
 
-def memory(process: "subprocess.Popen[str]") -> list[tuple[str, int]]:
+def memory(pid: int) -> list[tuple[str, int]]:
     """(what, resident MiB) of the service's processes, the largest first."""
     found = []
-    for one in psutil.Process(process.pid).children(recursive=True):
+    for one in psutil.Process(pid).children(recursive=True):
         try:
             found.append((" ".join(one.cmdline())[:70] or one.name(), one.memory_info().rss >> 20))
         except psutil.NoSuchProcess:
@@ -108,21 +84,17 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="processor threads, here and there")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        process, url, ready = start(arguments.runtime, Path(folder), arguments.threads)
-        try:
-            figures = measure(url, arguments.rounds, arguments.threads)
-            processes = memory(process)
-        finally:
-            process.send_signal(signal.SIGINT)
-            process.wait(60)
-    figures |= {
-        "command": " ".join(sys.argv),
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        folder = Path(name)
+        models = [{"source": MODEL, "threads": arguments.threads}]
+        with service.running(folder, {"runtime": arguments.runtime, "models": models}) as server:
+            figures = measure(server.url, folder / "hf", arguments.rounds, arguments.threads)
+            processes = memory(server.process.pid)
+    ready = server.ready_seconds
+    figures |= service.circumstances() | {
         "runtime": arguments.runtime,
         "threads": arguments.threads,
         "rounds": arguments.rounds,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
-        "versions": {name: version(name) for name in ("torch", "transformers", "nnsight", "ray")},
         "ready_seconds": round(ready, 1),
         "resident_mib": processes,
     }
