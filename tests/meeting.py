@@ -32,8 +32,8 @@ async def submit(state: State, job: Job, waiting_jobs: int = 100, running_jobs: 
     return submitted.place
 
 
-async def submitted(state: State) -> Job:
-    job = make_job()
+async def submitted(state: State, tenant: str = "local") -> Job:
+    job = make_job(tenant=tenant)
     await submit(state, job)
     return job
 

@@ -9,7 +9,7 @@ from interlace_state import log
 from interlace_state.config import LifetimeConfig
 from interlace_state.store import State
 
-_PERIOD = 300.0  # seconds
+_LONGEST_PERIOD = 300.0  # seconds
 
 
 @asynccontextmanager
@@ -32,4 +32,4 @@ async def _collect_forever(state: State, lifetimes: LifetimeConfig) -> None:
                 log.info("collected", files=files, jobs=jobs)
         except Exception as error:  # noqa: BLE001  the task's edge: a store that fails now may answer next time
             log.failure("collect_failed", error)
-        await asyncio.sleep(_PERIOD)
+        await asyncio.sleep(min(_LONGEST_PERIOD, lifetimes.result))

@@ -101,6 +101,16 @@ async def test_a_job_runs_again(client: Any, own_server: running.Running, victim
     assert torch.equal(result["logits"], expected)
 
 
+async def test_a_job_runs_again_on_ray(
+    models: Lab, home: Any, tiny_models: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = {"source": tiny.GPT2, "repo_id": tiny.GPT2, "threads": 1}
+    configuration = {"models": [entry], "lifetimes": {"lease": 2}, "gateway": {"port": 0, "drain_seconds": 1}}
+    with running.interlace(home, configuration, seconds=120) as server:
+        monkeypatch.setattr(CONFIG.API, "HOST", server.url)
+        await test_a_job_runs_again(models.client(tiny.GPT2), server, "ray::ServeReplica")
+
+
 def test_an_idle_zygote_dies(client: Any, own_server: running.Running) -> None:
     before = logits_of(client)
     processes(own_server, "interlace_workers.zygote")[0].kill()

@@ -1,4 +1,4 @@
-"""Whatever three workers do in whatever order: a job ends exactly once, by its holder, and none is lost."""
+"""Whatever three workers and three tenants do in whatever order: a job ends exactly once, by its holder; none is lost."""
 
 import asyncio
 import secrets
@@ -16,11 +16,13 @@ from meeting import MODEL, ends, lapse, submitted
 from interlace.protocol.event import Ended, Log, StateChanged
 from interlace.protocol.job import Job, JobState
 from interlace_state.config import Config, RedisConfig, StoreConfig
+from interlace_state.keys import Keys
 from interlace_state.queue import Lease
 from interlace_state.store import State, open_state
 
 T = TypeVar("T")
 WORKERS = ("a", "b", "c")
+TENANTS = ("lab-a", "lab-b", "lab-c")
 
 
 class Workers(RuleBasedStateMachine):
@@ -44,6 +46,7 @@ class Workers(RuleBasedStateMachine):
         self.holders: dict[str, Lease] = {}
         self.attempts: dict[str, int] = {}
         self.lapsed: set[str] = set()
+        self.virtual: dict[bytes, float] = {}
         self.ended: dict[str, str] = {}
 
     def run(self, todo: Coroutine[Any, Any, T]) -> T:
@@ -53,9 +56,9 @@ class Workers(RuleBasedStateMachine):
         """The jobs that a worker may get: those that wait, and those of a silent worker."""
         return {job.id for job in self.jobs} - set(self.ended) - (set(self.holders) - self.lapsed)
 
-    @rule()
-    def submit(self) -> None:
-        job = self.run(submitted(self.state))
+    @rule(tenant=st.sampled_from(TENANTS))
+    def submit(self, tenant: str) -> None:
+        job = self.run(submitted(self.state, tenant))
         self.jobs.append(job)
         self.attempts[job.id] = 0
 
@@ -114,6 +117,14 @@ class Workers(RuleBasedStateMachine):
             del self.holders[lease.job.id]
             self.lapsed.discard(lease.job.id)
 
+    @precondition(lambda self: len(self.ended) < len(self.jobs))
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        job_id = data.draw(st.sampled_from([job.id for job in self.jobs if job.id not in self.ended]))
+        assert self.run(self.state.queue.cancel(job_id, "enough"))
+        assert not self.run(self.state.queue.cancel(job_id, "more than enough"))
+        self.end(job_id, "enough")
+
     @rule()
     def fail_waiting(self) -> None:
         free = self.free()
@@ -137,6 +148,23 @@ class Workers(RuleBasedStateMachine):
             assert self.run(ends(self.state, self.config, job)) == expected
             last = self.run(self.state.events.last(job.id, job.tenant))
             assert isinstance(last, Ended) is (job.id in self.ended)
+
+    @invariant()
+    def virtual_time_never_goes_back(self) -> None:
+        fair = self.run(self.state.redis.hgetall(Keys(self.config.redis.prefix).fair(MODEL.slug)))
+        now = {name: float(value) for name, value in fair.items() if name == b"clock" or name.startswith(b"t:")}
+        assert all(now[name] >= value for name, value in self.virtual.items())
+        self.virtual = now
+
+    @invariant()
+    def a_place_is_told_of_what_waits_and_of_nothing_else(self) -> None:
+        for job in self.jobs:
+            place = self.run(self.state.queue.place(job.id))
+            if job.id in self.ended:
+                assert place is None
+            elif job.id not in self.holders:
+                assert place is not None
+                assert 0 <= place.ahead < len(self.jobs)
 
     def teardown(self) -> None:
         self.run(self.stack.aclose())
