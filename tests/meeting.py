@@ -27,8 +27,11 @@ def make_job(session_id: str = "", model: ModelKey = MODEL, tenant: str = "local
     )
 
 
-async def submit(state: State, job: Job, waiting_jobs: int = 100, running_jobs: int = 100) -> int:
-    submitted = await state.queue.submit(job, waiting_jobs=waiting_jobs, running_jobs=running_jobs, model_ready=True)
+async def submit(
+    state: State, job: Job, waiting_jobs: int = 100, running_jobs: int = 100, kept_jobs: int = 10_000
+) -> int:
+    limits = {"waiting_jobs": waiting_jobs, "running_jobs": running_jobs, "kept_jobs": kept_jobs}
+    submitted = await state.queue.submit(job, **limits, model_ready=True)
     return submitted.place
 
 

@@ -188,8 +188,15 @@ def _add_admin(commands: "argparse._SubParsersAction[_Parser]") -> None:
         action.add_argument(what, metavar={"model": "REPO|SLUG"}.get(what, what.upper()))
         action.set_defaults(command=f"admin {name}")
         if name == "weight":
-            action.add_argument("weight", nargs="?", type=float, metavar="N", help="more than 0; 1 is usual")
+            action.add_argument("weight", nargs="?", type=_weight, metavar="N", help="more than 0; 1 is usual")
         elif name == "limits":
             action.add_argument(
                 "limits", nargs="*", metavar="NAME=N", help="as in the configuration; NAME= takes it back"
             )
+
+
+def _weight(text: str) -> float:
+    weight = float(text)
+    if not 0 < weight <= 1000:
+        raise ValueError
+    return weight

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from interlace.client import Client, Unreachable
-from interlace.protocol.errors import InterlaceError
+from interlace.protocol.errors import InterlaceError, InvalidRequest
 from interlace.protocol.event import Ended, Log
 from interlace.protocol.job import JobState
 from interlace.protocol.jobs import JobView
@@ -23,6 +24,7 @@ from interlace_deploy.rundir import RunDir
 from interlace_deploy.screen import show_table
 from interlace_deploy.settings import read
 
+_JOB_ID = re.compile(r"[0-9a-f]{32}")
 _LONGEST_NOTE = 80  # characters
 _LOCAL = "local"  # the tenant of those who need no key
 
@@ -59,6 +61,8 @@ def cancel(arguments: argparse.Namespace) -> int:
     with _client(arguments) as client:
         for job_id in arguments.ids:
             try:
+                if not _JOB_ID.fullmatch(job_id):
+                    raise InvalidRequest(f"{job_id!r} is no job's id: 32 hex digits, as `interlace jobs` shows them.")
                 before = client.job(job_id)
                 print(
                     f"{job_id} {'had ended: ' if before.state.ended else ''}{client.cancel(job_id).state}", flush=True

@@ -2,16 +2,16 @@
 
 import ctypes
 import errno
-import os
 import platform
 import subprocess
 import sys
 from pathlib import Path
 
+from interlace_workers.executors import cgroup
+
 _LANDLOCK_CREATE_RULESET = 444  # one number on every architecture
 _VERSION_FLAG = 1
 _CLONE_NEWUSER = 0x10000000
-_CONTROLLERS = frozenset({"memory", "pids"})
 _ENTER_NAMESPACE = f"import ctypes, sys; sys.exit(ctypes.CDLL(None).unshare({_CLONE_NEWUSER}) != 0)"
 
 
@@ -24,27 +24,8 @@ def features() -> dict[str, str]:
         "landlock": _landlock(),
         "seccomp": _seccomp(),
         "user namespaces": _user_namespaces(),
-        "cgroups": cgroups(),
+        "cgroups": cgroup.delegated()[1],
     }
-
-
-def cgroups(own: Path = Path("/proc/self/cgroup"), mounts: Path = Path("/proc/self/mounts")) -> str:
-    """Whether groups of processes with limits on memory and on their number could be made below our own one."""
-    entries = [line.split(" ") for line in mounts.read_text().splitlines()]
-    mounted = next((Path(mount) for _, mount, kind, *_ in entries if kind == "cgroup2"), None)
-    place = next((line[3:] for line in own.read_text().splitlines() if line.startswith("0::/")), None)
-    if mounted is None or place is None:
-        return "v2 is not mounted"
-    folder = mounted / place.lstrip("/")
-    try:
-        offered = set((folder / "cgroup.controllers").read_text().split())
-    except OSError as error:
-        return f"v2, but {folder} cannot be read ({error.strerror})"
-    if lacking := ", ".join(sorted(_CONTROLLERS - offered)):
-        return f"v2 without {lacking} in {folder}"
-    needed = (folder, folder / "cgroup.procs", folder / "cgroup.subtree_control")
-    delegated = all(os.access(path, os.W_OK) for path in needed)
-    return f"v2 with memory and pids, {'delegated' if delegated else 'not delegated'} to this account ({folder})"
 
 
 def _landlock() -> str:

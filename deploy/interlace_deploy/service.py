@@ -86,7 +86,8 @@ class Service:
                 raise CommandProblem(_last_words(child, f"{child.name} ended {len(recent) + 1} times; giving up."))
             pause = _PAUSES[len(recent)]
             recent.append(time.monotonic())
-            self._screen.say(f"{child.name} {_described(code)}; starting it again in {pause:g} s (log: {child.log})")
+            when = f"in {pause:g} s" if pause else "at once"
+            self._screen.say(f"{child.name} {_described(code)}; starting it again {when} (log: {child.log})")
             await asyncio.sleep(pause)
             if child.name == "redis":  # what it was told is in its append-only file
                 await self._run_redis()

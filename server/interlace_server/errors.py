@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import Scope
 
-from interlace.protocol.errors import InterlaceError, LimitExceeded
+from interlace.protocol.errors import Forbidden, InterlaceError, LimitExceeded
 from interlace_server.gateway import gateway_of
 from interlace_state import log
 from interlace_state.audit import Audit
@@ -60,8 +60,10 @@ def refusal(error: InterlaceError) -> JSONResponse:
 def note(audit: Audit, scope: Scope, why: str) -> None:
     """Put a refusal into the audit log."""
     address = (scope.get("client") or ("",))[0]
+    caller = scope.get("state", {}).get("caller")
+    who = {} if caller is None else {"tenant": caller.tenant, "key": caller.key_id}
     with log.instead_of(OSError, "audit_failed"):
-        audit.refuse(why=why, path=scope["path"][:80], address=address)
+        audit.refuse(why=why, path=scope["path"][:80], address=address, **who)
 
 
 def unexpected(error: Exception, where: str) -> str:
@@ -81,7 +83,7 @@ def install(app: FastAPI) -> None:
 
 async def _interlace_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, InterlaceError)
-    if isinstance(error, LimitExceeded):
+    if isinstance(error, (LimitExceeded, Forbidden)):
         note(gateway_of(request).state.audit, request.scope, error.code)
     return refusal(error)
 

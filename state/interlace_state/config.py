@@ -168,6 +168,15 @@ class TelemetryConfig(_Section):
     Needs the extra `interlace[otel]`; default: no traces."""
 
 
+def _possible(value: float) -> float:
+    """A limit that can be kept. Raises ValueError."""
+    if not value > 0:
+        raise ValueError("should be greater than 0")
+    if value > _MOST_BYTES:
+        raise ValueError(f"should be at most {_MOST_BYTES}")
+    return value
+
+
 class Admission(Limits):
     """What one job may use, and what the gateway takes in."""
 
@@ -181,15 +190,13 @@ class Admission(Limits):
     """Jobs of one tenant that may run at the same time, of all models."""
     requests_per_minute: int = Field(default=6_000, gt=0)
     """Requests of one tenant that are answered in a minute."""
+    kept_jobs: int = Field(default=10_000, gt=0)
+    """Jobs of one tenant that are known; over it, the oldest that have ended are forgotten before their time."""
 
     @field_validator("*")
     @classmethod
-    def _possible(cls, value: float) -> float:
-        if not value > 0:
-            raise ValueError("should be greater than 0")
-        if value > _MOST_BYTES:
-            raise ValueError(f"should be at most {_MOST_BYTES}")
-        return value
+    def _checked(cls, value: float) -> float:
+        return _possible(value)
 
 
 class LimitChanges(_Section):
@@ -204,6 +211,12 @@ class LimitChanges(_Section):
     waiting_jobs: int | None = Field(default=None, gt=0)
     running_jobs: int | None = Field(default=None, gt=0)
     requests_per_minute: int | None = Field(default=None, gt=0)
+    kept_jobs: int | None = Field(default=None, gt=0)
+
+    @field_validator("*")
+    @classmethod
+    def _checked(cls, value: float | None) -> float | None:
+        return None if value is None else _possible(value)
 
 
 class TenantConfig(LimitChanges):

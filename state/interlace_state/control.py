@@ -8,6 +8,7 @@ from interlace.protocol.errors import InvalidRequest
 from interlace.protocol.model import ModelKey
 from interlace_state.config import Admission, Config, LimitChanges
 from interlace_state.keys import Keys
+from interlace_state.scripts import script
 
 _MOST_WEIGHT = 1_000.0
 
@@ -27,6 +28,7 @@ class Control:
         self._redis = redis
         self._keys = keys
         self._config = config
+        self._weigh = redis.register_script(script("common") + script("weigh"))
 
     async def pause(self, model: ModelKey) -> None:
         """Start no job of a model; running ones go on, new ones wait."""
@@ -55,13 +57,16 @@ class Control:
         """Give a tenant ``weight`` times the seconds of one with weight 1. Raises InvalidRequest."""
         if not 0 < weight <= _MOST_WEIGHT:
             raise InvalidRequest(f"`weight` is {weight:g}; expected more than 0 and at most {_MOST_WEIGHT:g}.")
-        await self._redis.hset(self._keys.weights, tenant, repr(float(weight)))
+        slugs = await self._redis.hkeys(self._keys.models)
+        await self._weigh(keys=[], args=[self._keys.prefix, tenant, repr(float(weight)), *slugs])
 
     async def set_limits(self, tenant: str, changes: LimitChanges) -> None:
         """Limits over those of the configuration; what is not named is as configured again."""
         await self._redis.hset(self._keys.limits, tenant, changes.model_dump_json(exclude_none=True))
-        if changes.running_jobs is not None:
-            await self._redis.hset(self._keys.shares, tenant, changes.running_jobs)
+        if changes.running_jobs is None:
+            await self._redis.hdel(self._keys.set_shares, tenant)
+        else:
+            await self._redis.hset(self._keys.set_shares, tenant, changes.running_jobs)
 
     async def terms(self, tenant: str) -> Terms:
         async with self._redis.pipeline(transaction=True) as pipe:

@@ -80,6 +80,10 @@ class Files:
         """Remove a folder's files that were written before a Unix time; returns how many."""
         return await asyncio.to_thread(self._expire_blocking, folder, older_than)
 
+    async def older(self, folder: str, than: float) -> list[str]:
+        """The names of a folder's files that were written before a Unix time."""
+        return await asyncio.to_thread(self._older_blocking, folder, than)
+
     async def used(self, *folders: str) -> int:
         """Bytes of all files in some folders."""
         return await asyncio.to_thread(lambda: sum(map(self._used_blocking, folders)))
@@ -141,17 +145,19 @@ class Files:
             return []
         return sorted(path.split(f"{root}/", 1)[1] for path in found)
 
-    def _expire_blocking(self, folder: str, older_than: float) -> int:
-        removed = 0
+    def _older_blocking(self, folder: str, than: float) -> list[str]:
+        found = []
         for name in self._list_blocking(folder):
-            path = self._path(f"{folder}/{name}")
-            try:
-                if self._fs.modified(path).timestamp() < older_than:
-                    self._fs.rm_file(path)
-                    removed += 1
-            except FileNotFoundError:
-                continue
-        return removed
+            with suppress(FileNotFoundError):
+                if self._fs.modified(self._path(f"{folder}/{name}")).timestamp() < than:
+                    found.append(name)
+        return found
+
+    def _expire_blocking(self, folder: str, older_than: float) -> int:
+        names = self._older_blocking(folder, older_than)
+        for name in names:
+            self._delete_blocking(f"{folder}/{name}")
+        return len(names)
 
 
 def _make_private_folder(path: str) -> None:

@@ -21,7 +21,8 @@ MOST = 200  # jobs a page
 CURSOR = r"^[0-9]{1,15}-[0-9a-f]{1,64}$"
 _MOST_LOOKED_AT = 2_000  # jobs that one page looks at for those that are asked for
 _BATCH = 200
-_FIELDS = ("record", "state", "last", "attempts", "submitted_ms", "started_ms", "ended_ms")
+_MOST_PLACED = 10  # jobs of a page that are shown with their place, which takes Redis a millisecond each
+_FIELDS = ("record", "state", "last", "attempts", "submitted_ms", "started_ms", "ended_ms", "used_ms")
 _Position = tuple[int, bytes]  # milliseconds, id
 
 
@@ -44,8 +45,9 @@ class Jobs:
     ) -> JobPage:
         """A tenant's jobs, or those of all for None; the newest first, after the cursor ``before``.
 
-        ``model`` is a repo id or a slug. A page ends early behind 2,000 jobs that were not asked for: go on until
-        `next` is None. Raises InvalidRequest for a cursor that is none.
+        ``model`` is a repo id or a slug. Ten waiting jobs of a page have their place; `show` tells that of any job.
+        A page ends early behind 2,000 jobs that were not asked for: go on until `next` is None. Raises InvalidRequest
+        for a cursor that is none.
         """
         index = self._keys.jobs if tenant is None else self._keys.jobs_of(tenant)
         found: list[JobView] = []
@@ -68,7 +70,8 @@ class Jobs:
                 break
         if stale:
             await self._redis.zrem(index, *stale)
-        jobs = [await self._placed(view) for view in found]
+        waiting = [view for view in found if view.state is JobState.QUEUED][:_MOST_PLACED]
+        jobs = [await self._placed(view) if view in waiting else view for view in found]
         return JobPage(jobs=jobs, next=None if at_end or last is None else f"{last[0]}-{last[1].decode()}")
 
     async def show(self, job_id: str, tenant: str | None) -> JobView:
@@ -135,7 +138,8 @@ class Jobs:
         place = await self._queue.place(view.id) if view.state is JobState.QUEUED else None
         if place is None:
             return view
-        return view.model_copy(update={"place": Standing(ahead=place.ahead, seconds=place.seconds)})
+        standing = Standing(ahead=place.ahead, seconds=place.seconds)
+        return view.model_copy(update={"place": standing, "text": place.sentence})
 
 
 def _view(
@@ -146,6 +150,7 @@ def _view(
     submitted: bytes | None,
     started: bytes | None,
     ended: bytes | None,
+    used: bytes | None,
 ) -> JobView | None:
     if record is None:
         return None
@@ -162,7 +167,7 @@ def _view(
         started=_seconds(started),
         ended=_seconds(ended),
         attempts=int(attempts),
-        cost=end.cost if end else None,
+        cost=end.cost.model_copy(update={"runtime": end.cost.runtime or _seconds(used)}) if end else None,
         result_size=end.result.size if end and end.result else None,
     )
 

@@ -14,9 +14,10 @@
 |                      |        |                        |                 | 0: given back                             |
 | live:{slug}:{tenant} | zset   | waiting, renewed       | queue           | a tenant's jobs not ended -> their order  |
 | running:{tenant}     | set    | waiting, renewed       | queue           | ids of a tenant's jobs that run           |
-| shares               | hash   | forever                | queue, control  | tenant -> jobs that may run at a time     |
+| shares, shares:set   | hash   | forever                | queue, control  | tenant -> jobs that may run at a time: as |
+|                      |        |                        |                 | it came, and what an operator has set     |
 | wake:{slug}          | list   | a minute               | queue           | one token for each job that came          |
-| picked:{token}       | string | a minute               | queue           | the job that a call to `pick` leased      |
+| picked:{token}       | hash   | a minute               | queue           | job, fence: what a call to `pick` leased  |
 | idem:{tenant}:{hash} | hash   | as its job             | queue           | job, payload: of an idempotency key       |
 | jobs, jobs:{tenant}  | zset   | forever                | queue, jobs     | job ids -> when they came, in ms          |
 | cancelled            | channel|                        | queue           | ids of jobs that were just cancelled      |
@@ -49,6 +50,7 @@ class Keys:
         self.jobs = f"{prefix}jobs"
         self.cancelled = f"{prefix}cancelled"
         self.shares = f"{prefix}shares"
+        self.set_shares = f"{prefix}shares:set"
         self.weights = f"{prefix}weights"
         self.configured_weights = f"{prefix}weights:configured"
         self.limits = f"{prefix}limits"

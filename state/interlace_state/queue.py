@@ -3,26 +3,30 @@
 One stream for each model and tenant; `scripts/` has what must happen whole, `scripts/common.lua` what is fair.
 """
 
+import asyncio
+import contextlib
 import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
 
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from interlace.protocol import event as words
 from interlace.protocol.errors import IdempotencyConflict, SessionRefused, TooMany
 from interlace.protocol.event import Ended, Event, StateChanged
-from interlace.protocol.job import Job, JobState
+from interlace.protocol.job import Cost, Job, JobState
 from interlace.protocol.model import ModelKey
 from interlace_state.audit import Audit
 from interlace_state.config import LifetimeConfig
 from interlace_state.keys import Keys
+from interlace_state.scripts import script
 
 _POLL_SECONDS = 1
 _RETRY_AFTER = 10  # seconds
 _LISTEN_SECONDS = 2.0  # well under `store.ANSWER_SECONDS`, which counts this wait
+_AT_REST = -1  # the model is paused, or the worker drained
 _NO_SESSION, _SESSION_TAKEN, _QUEUE_FULL, _OTHER_PAYLOAD = -1, -2, -3, -4
 
 
@@ -56,11 +60,15 @@ class Place:
     ahead: int
     #: Until it starts, if the jobs before it take what jobs of its model usually do; None while nothing is known.
     seconds: float | None
+    #: Whether an operator lets the model's jobs wait.
+    paused: bool = False
 
     @property
     def sentence(self) -> str:
         """Where the job stands, for people."""
         before = "Next in the queue" if self.ahead == 0 else f"Position {self.ahead + 1} in the queue"
+        if self.paused:
+            return f"{before}; the model is paused by its operator."
         return f"{before}." if self.seconds is None else f"{before}; it should start in about {_rough(self.seconds)}."
 
 
@@ -73,14 +81,14 @@ class Queue:
         self._lifetimes = lifetimes
         self._audit = audit
         self._lease_ms = int(lifetimes.lease * 1000)
-        common = _script("common")
+        common = script("common")
         self._scripts = {
-            name: redis.register_script(common + _script(name))
-            for name in ("submit", "pick", "renew", "record", "finish", "fail", "cancel", "requeue", "place")
+            name: redis.register_script(common + script(name))
+            for name in ("submit", "pick", "renew", "record", "finish", "fail", "cancel", "leave", "requeue", "place")
         }
 
-    async def _run(self, script: str, *args: str | bytes | int) -> Any:
-        return await self._scripts[script](keys=[], args=[self._keys.prefix, *args])
+    async def _run(self, name: str, *args: str | bytes | int) -> Any:
+        return await self._scripts[name](keys=[], args=[self._keys.prefix, *args])
 
     async def submit(
         self,
@@ -88,14 +96,16 @@ class Queue:
         *,
         waiting_jobs: int,
         running_jobs: int,
+        kept_jobs: int,
         model_ready: bool,
         idempotency: tuple[str, str] | None = None,
     ) -> Submitted:
         """Make a job durable and wake a worker.
 
-        At most ``running_jobs`` of the tenant run at a time. ``idempotency`` is a digest of the client's key and one of
-        the payload. Raises SessionRefused, IdempotencyConflict, or TooMany when ``waiting_jobs`` of the tenant's jobs
-        wait or run already.
+         At most ``running_jobs`` of the tenant run at a time; over ``kept_jobs``, the oldest that have ended are
+        forgotten. ``idempotency`` is a digest of the client's key and one of
+         the payload. Raises SessionRefused, IdempotencyConflict, or TooMany when ``waiting_jobs`` of the tenant's jobs
+         wait or run already.
         """
         text = "Added to Queue at position {place}."
         first = StateChanged(state=JobState.QUEUED, text=text, model_ready=model_ready)
@@ -111,13 +121,16 @@ class Queue:
             running_jobs,
             job.model.slug,
             *(idempotency or ("", "")),
+            kept_jobs,
         )
         if answer == _NO_SESSION:
             raise SessionRefused("This session id is not open here. Connect to /subscribe first; it gives the id.")
         if answer == _SESSION_TAKEN:
             raise SessionRefused("This session has a job already. Open another /subscribe connection for the next.")
         if answer == _QUEUE_FULL:
-            raise TooMany("Jobs that wait", waiting_jobs, "jobs", "limits.waiting_jobs", retry_after=_RETRY_AFTER)
+            raise TooMany(
+                "The number of your waiting jobs", waiting_jobs, "jobs", "limits.waiting_jobs", retry_after=_RETRY_AFTER
+            )
         if answer == _OTHER_PAYLOAD:
             raise IdempotencyConflict
         place, job_id = answer
@@ -139,9 +152,10 @@ class Queue:
         """When the oldest job that nobody has had yet was queued, in Unix seconds of Redis' clock; None without one."""
         times = []
         for stream in await self._streams(model):
-            for group in await self._redis.xinfo_groups(stream):
-                waiting = await self._redis.xrange(stream, min=b"(" + group["last-delivered-id"], count=1)
-                times += [int(entry.split(b"-")[0]) / 1000 for entry, _ in waiting]
+            with contextlib.suppress(ResponseError):  # its last job has just ended
+                for group in await self._redis.xinfo_groups(stream):
+                    waiting = await self._redis.xrange(stream, min=b"(" + group["last-delivered-id"], count=1)
+                    times += [int(entry.split(b"-")[0]) / 1000 for entry, _ in waiting]
         return min(times, default=None)
 
     async def place(self, job_id: str) -> Place | None:
@@ -149,24 +163,25 @@ class Queue:
         found = await self._run("place", job_id)
         if found is None:
             return None
-        ahead, seconds = found
-        return Place(int(ahead), float(seconds) if seconds else None)
+        ahead, seconds, paused = found
+        return Place(int(ahead), float(seconds) if seconds else None, bool(paused))
 
     async def lease(self, model: ModelKey, worker: str) -> Lease | None:
         """The next job of a model that may run, or None if there is none within about a second."""
-        lease = await self._pick(model, worker)
-        if lease is None:
+        args = (model.slug, worker)
+        picked = await self._pick(*args)
+        if picked == _AT_REST:
+            await asyncio.sleep(_POLL_SECONDS)
+        elif not picked:
             await self._redis.blpop([self._keys.wake(model.slug)], timeout=_POLL_SECONDS)
-            lease = await self._pick(model, worker)
-        return lease
-
-    async def _pick(self, model: ModelKey, worker: str) -> Lease | None:
-        args = (model.slug, worker, secrets.token_hex(8), self._lease_ms, self._lifetimes.waiting)
-        picked = await self._run("pick", *args)
-        if not picked:
+            picked = await self._pick(*args)
+        if not picked or picked == _AT_REST:
             return None
         record, attempt, fence = picked
         return Lease(job=Job.model_validate_json(record), attempt=attempt, fence=fence)
+
+    async def _pick(self, slug: str, worker: str) -> Any:
+        return await self._run("pick", slug, worker, secrets.token_hex(8), self._lease_ms, self._lifetimes.waiting)
 
     async def renew(self, lease: Lease) -> bool:
         """Say that the worker still lives; False if the job is no longer its own. Call often in ``lifetimes.lease``."""
@@ -196,8 +211,13 @@ class Queue:
         """End a job, waiting or running; False if it had ended. Its worker is told, and kills it."""
         return await self._end("cancel", job_id, Ended(state=JobState.CANCELLED, text=text))
 
-    async def is_cancelled(self, job_id: str) -> bool:
-        return bool(await self._redis.hget(self._keys.job(job_id), "state") == b"cancelled")
+    async def leave(self, job_id: str, text: str) -> bool:
+        """A session that followed a job is gone: cancel it, unless others follow it or it is polled."""
+        return await self._end("leave", job_id, Ended(state=JobState.CANCELLED, text=text))
+
+    async def is_over(self, job_id: str) -> bool:
+        """Whether a job was cancelled, or nothing is known of it."""
+        return await self._redis.hget(self._keys.job(job_id), "state") in (b"cancelled", None)
 
     async def cancelled(self) -> AsyncIterator[str]:
         """Ids of jobs that are cancelled from now on, wherever they run. Raises RedisError when the connection goes."""
@@ -224,11 +244,12 @@ class Queue:
                 failed += await self._end("fail", fields[b"job"].decode(), end, held_too)
         return failed
 
-    async def _end(self, script: str, job_id: str, end: Ended, *args: str) -> bool:
-        record = await self._redis.hget(self._keys.job(job_id), "record")
-        ended = bool(await self._run(script, job_id, end.state, words.encode(end), self._lifetimes.result, *args))
+    async def _end(self, name: str, job_id: str, end: Ended, *args: str) -> bool:
+        ended = bool(await self._run(name, job_id, end.state, words.encode(end), self._lifetimes.result, *args))
+        record, used = await self._redis.hmget(self._keys.job(job_id), "record", "used_ms")
         if ended and record is not None:
-            self._audit.ended(Job.model_validate_json(record), end)
+            cost = Cost(runtime=None if used is None else int(used) / 1000)
+            self._audit.ended(Job.model_validate_json(record), end.model_copy(update={"cost": cost}))
         return ended
 
     async def _streams(self, model: ModelKey) -> list[str]:
@@ -241,7 +262,3 @@ def _rough(seconds: float) -> str:
     if seconds < 100:
         return f"{max(1, round(seconds))} s"
     return f"{round(seconds / 60)} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
-def _script(name: str) -> str:
-    return files("interlace_state").joinpath("scripts", f"{name}.lua").read_text()

@@ -13,12 +13,13 @@ from pathlib import Path
 from redis.asyncio import Redis
 
 from interlace.protocol.errors import StoreFull, UnknownJob
-from interlace.protocol.job import Job, ResultRef
+from interlace.protocol.job import Job, JobState, ResultRef
 from interlace_state.config import LifetimeConfig, StoreConfig
 from interlace_state.files import Files
 from interlace_state.keys import Keys
 
 _COUNT_SECONDS = 5.0
+_YOUNG_SECONDS = 60.0  # a payload is there before its job
 _TOKEN = re.compile(r"([0-9a-f]{32})\.([0-9]{1,12})\.([A-Za-z0-9_-]{43})")
 
 
@@ -33,16 +34,18 @@ class Results:
         self._lifetimes = lifetimes
         self._used = 0
         self._counted_at = -math.inf
+        #: Payloads since then, and their bytes.
+        self._put: dict[str, int] = {}
 
     async def put_payload(self, job_id: str, payload: bytes) -> None:
         """Raises StoreFull where the payload would leave too little room for the results of jobs that run."""
-        await self._make_sure_of_room(len(payload))
+        await self._make_sure_of_room(job_id, len(payload))
         try:
             await self._files.put(f"payloads/{job_id}", payload)
         except OSError as error:
             raise StoreFull(f"The server's store takes nothing: {error.strerror}.") from None
 
-    async def _make_sure_of_room(self, more: int) -> None:
+    async def _make_sure_of_room(self, job_id: str, more: int) -> None:
         free = self._files.free()
         if free is not None and free - more < self._store.min_free_bytes:
             raise StoreFull(
@@ -52,10 +55,12 @@ class Results:
         if (most := self._store.max_bytes) is None:
             return
         if time.monotonic() - self._counted_at > _COUNT_SECONDS:
+            self._put.clear()
             self._used, self._counted_at = await self._files.used("payloads", "results"), time.monotonic()
         if self._used + more > most:
             raise StoreFull(f"The server holds {self._used:,} of {most:,} bytes (`store.max_bytes`).")
         self._used += more
+        self._put[job_id] = more
 
     async def payload(self, job: Job) -> bytes:
         """Raises UnknownJob when the payload is gone."""
@@ -65,6 +70,7 @@ class Results:
             raise UnknownJob(f"The payload of job {job.id} is gone: its lifetime is over.") from None
 
     async def delete_payload(self, job_id: str) -> None:
+        self._used -= self._put.pop(job_id, 0)
         await self._files.delete(f"payloads/{job_id}")
 
     async def delete(self, job_id: str) -> None:
@@ -114,13 +120,27 @@ class Results:
         raise UnknownJob("This is no result link of this server.")
 
     async def collect(self) -> int:
-        """Remove results and payloads whose lifetime is over; returns how many files went."""
+        """Remove results and payloads that nobody needs any more; returns how many files went."""
         now = time.time()
         return (
-            await self._files.expire("results", now - self._lifetimes.result)
+            await self._collect_payloads(now - _YOUNG_SECONDS)
+            + await self._files.expire("results", now - self._lifetimes.result)
             + await self._files.expire("payloads", now - self._lifetimes.waiting)
             + await self._files.expire("staging", now - self._lifetimes.waiting)
         )
+
+    async def _collect_payloads(self, older_than: float) -> int:
+        """Remove payloads of jobs that have ended, or that never were: a gateway may die before it queues one."""
+        job_ids = await self._files.older("payloads", older_than)
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for job_id in job_ids:
+                pipe.hget(self._keys.job(job_id), "state")
+            states = await pipe.execute()
+        waits = {state.value.encode() for state in JobState if not state.ended}
+        over = [job_id for job_id, state in zip(job_ids, states, strict=True) if state not in waits]
+        for job_id in over:
+            await self.delete_payload(job_id)
+        return len(over)
 
     async def _signature(self, job_id: str, expires: int) -> str:
         name = self._keys.result_secret

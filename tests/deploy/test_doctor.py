@@ -94,28 +94,6 @@ def test_a_ray_that_asks_for_a_token_is_fine() -> None:
 
 
 @pytest.mark.parametrize(
-    ("controllers", "may", "said"),
-    [
-        ("cpu memory pids\n", True, "v2 with memory and pids, delegated to this account"),
-        ("cpu memory pids\n", False, "v2 with memory and pids, not delegated to this account"),
-        ("cpu pids\n", True, "v2 without memory in"),
-    ],
-)
-def test_cgroups(tmp_path: Path, controllers: str, may: bool, said: str) -> None:
-    """Of a kernel's files as they look elsewhere: no machine has them all."""
-    group = tmp_path / "user.slice"
-    group.mkdir()
-    (group / "cgroup.controllers").write_text(controllers)
-    for name in ("cgroup.procs", "cgroup.subtree_control") if may else ():
-        (group / name).touch()
-    (tmp_path / "mounts").write_text(f"proc /proc proc rw 0 0\ncgroup2 {tmp_path} cgroup2 rw 0 0\n")
-    (tmp_path / "own").write_text("8:pids:/\n0::/user.slice\n")
-    assert kernel.cgroups(tmp_path / "own", tmp_path / "mounts").startswith(said)
-    (tmp_path / "mounts").write_text("cgroup /sys/fs/cgroup/memory cgroup rw,memory 0 0\n")
-    assert kernel.cgroups(tmp_path / "own", tmp_path / "mounts") == "v2 is not mounted"
-
-
-@pytest.mark.parametrize(
     ("version", "bounds", "fine"),
     [
         ("0.8.1", ">=0.8.1,<0.9", True),

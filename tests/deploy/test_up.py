@@ -159,7 +159,7 @@ def test_detached_from_up_to_down(
     assert alive() == []
     assert interlace("down").stdout == f"Nothing is running (state {state_dir}).\n"
     assert "bye bye" in (state_dir / "logs" / "redis.log").read_text()
-    assert "gateway was ended by SIGKILL; starting it again in 0 s" in (state_dir / "logs" / "up.log").read_text()
+    assert "gateway was ended by SIGKILL; starting it again at once" in (state_dir / "logs" / "up.log").read_text()
 
 
 def test_ctrl_c_while_it_starts(
@@ -210,7 +210,7 @@ def test_redis_is_started_again_with_all_that_it_held(
     key = interlace("keys", "create", "--tenant", "lab").stdout
     redis = next(child for child in psutil.Process(process.pid).children() if "server" in child.name())
     redis.kill()
-    until(lambda: "redis was ended by SIGKILL; starting it again in 0 s" in (tmp_path / "stderr").read_text(), 20)
+    until(lambda: "redis was ended by SIGKILL; starting it again at once" in (tmp_path / "stderr").read_text(), 20)
     until(lambda: interlace("status").returncode == 0, 30)
     assert "lab" in interlace("keys", "list").stdout, key
     process.send_signal(signal.SIGINT)
@@ -283,7 +283,7 @@ async def test_the_next_configuration_ends_what_the_former_one_left(
     ready(process)
     async with open_state(load(state_dir / "run" / "config.json", {})) as state:
         await state.models.publish(ModelCard(key=former, commit="0" * 40, dtype="float32", config={}))
-        await state.queue.submit(job, waiting_jobs=9, running_jobs=9, model_ready=False)
+        await state.queue.submit(job, waiting_jobs=9, running_jobs=9, kept_jobs=99, model_ready=False)
     waiting = {model["repo_id"]: model["jobs"] for model in json.loads(interlace("status", "--json").stdout)["models"]}
     assert waiting == {"former/model": 1, "local/own-model": 0}
     assert interlace("admin", "pause", "local/own-model").returncode == 0

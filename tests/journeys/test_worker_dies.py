@@ -14,6 +14,9 @@ from nnsight import CONFIG
 from nnsight.intervention.backends.remote import AsyncRemoteBackend, RemoteError
 from parity import Lab
 
+from interlace_state.config_file import load
+from interlace_state.store import open_state
+
 PROMPT = "The Eiffel Tower is in the city of"
 DEADLINE = 90.0  # seconds
 
@@ -92,7 +95,7 @@ async def test_a_job_runs_again(client: Any, own_server: running.Running, victim
             result = update
             continue
         assert update.status.value != "ERROR", update.description
-        if update.status.value == "LOG":
+        if update.status.value == "LOG" and "it runs" in update.description:
             starts += 1
             if starts == 1:
                 processes(own_server, victim)[0].kill()
@@ -109,6 +112,40 @@ async def test_a_job_runs_again_on_ray(
     with running.interlace(home, configuration, seconds=120) as server:
         monkeypatch.setattr(CONFIG.API, "HOST", server.url)
         await test_a_job_runs_again(models.client(tiny.GPT2), server, "ray::ServeReplica")
+
+
+async def test_a_replica_that_is_given_its_own_lapsed_job_runs_it_once_more(
+    models: Lab, home: Any, tiny_models: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis is silent for longer than a lease while one of two slots is free."""
+    entry = {"source": tiny.GPT2, "repo_id": tiny.GPT2, "threads": 1, "slots": 2}
+    configuration = {
+        "runtime": "process",
+        "models": [entry],
+        "lifetimes": {"lease": 1},
+        "gateway": {"port": 0, "drain_seconds": 1},
+    }
+    with running.interlace(home, configuration, seconds=120) as server:
+        monkeypatch.setattr(CONFIG.API, "HOST", server.url)
+        client = models.client(tiny.GPT2)
+        expected = logits_of(client)
+        before = processes(server, "replica_process")[0].pid
+        backend = posted(client)
+        result = None
+        async with open_state(load(server.state_dir / "run" / "config.json", {})) as state:
+            async for update in followed(backend):
+                if isinstance(update, dict):
+                    result = update
+                elif update.status.value == "LOG" and "it runs" in update.description:
+                    (job,) = (await state.jobs.list(None, limit=1)).jobs
+                    if job.attempts == 1:
+                        await state.redis.execute_command("CLIENT", "PAUSE", 1500, "ALL")
+            (job,) = (await state.jobs.list(None, limit=1)).jobs
+        assert result is not None
+        assert torch.equal(result["logits"], expected)
+        assert job.attempts <= 2
+        assert processes(server, "replica_process")[0].pid == before
+        assert torch.equal(logits_of(client), expected)
 
 
 def test_an_idle_zygote_dies(client: Any, own_server: running.Running) -> None:

@@ -55,11 +55,11 @@ async def test_a_socket_without_a_key_is_told_so_in_a_frame(start_gateway: Any, 
         assert last["status"] == "ERROR"
         assert "API key" in last["description"]
         socket.close()
-        (line,) = refused(gateway)
+        (line,) = refused_lines(gateway)
         assert (line["path"], line["why"], line["address"]) == ("/subscribe", "unauthorized", "127.0.0.1")
 
 
-def refused(gateway: Gateway) -> list[dict[str, Any]]:
+def refused_lines(gateway: Gateway) -> list[dict[str, Any]]:
     """The audit log's lines on refusals."""
     lines = (gateway.config.state_dir / "audit.jsonl").read_text().splitlines()
     return [line for line in map(json.loads, lines) if line["action"] == "refused"]
@@ -76,7 +76,7 @@ async def test_a_body_that_is_too_long_and_a_page_are_in_the_audit_log(start_gat
         kind = {"content-type": "multipart/form-data; boundary=b"}
         assert httpx.post(f"{gateway.url}/request", content=data, headers=HEADERS | kind).status_code == 413
         assert gateway.post(headers=HEADERS | {"origin": "http://evil.example"}).status_code == 403
-        found = [(line["why"], line["path"]) for line in refused(gateway)]
+        found = [(line["why"], line["path"]) for line in refused_lines(gateway)]
         assert found.count(("limit_exceeded", "/request")) == 3
         assert found[-1] == ("origin", "/request")
 
@@ -196,6 +196,14 @@ async def test_requests_over_the_rate_are_told_when_to_come_again(start_gateway:
         assert refused  # a minute may have turned between them, once
         assert 0 < int(refused[0].headers["retry-after"]) <= 60
         assert "`limits.requests_per_minute`" in refused[0].json()["detail"]
+        assert (
+            get(gateway, "/v1/tenants/lab-a", mint(redis_url, gateway.config.redis.prefix, "lab-b")).status_code == 403
+        )
+        assert {(line["why"], line["tenant"]) for line in refused_lines(gateway)} == {
+            ("too_many", "lab-a"),
+            ("forbidden", "lab-b"),
+        }
+        assert all(line["key"] for line in refused_lines(gateway))
         assert get(gateway, "/ping").status_code == 200
 
 

@@ -16,6 +16,7 @@ def config(redis_url: str, tmp_path: Path) -> Config:
         redis=RedisConfig(url=redis_url, prefix=f"test:{secrets.token_hex(4)}:"),
         store=StoreConfig(url=str(tmp_path / "store")),
         lifetimes=LifetimeConfig(lease=2),
+        state_dir=tmp_path,
     )
 
 

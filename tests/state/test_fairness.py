@@ -9,16 +9,19 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from meeting import MODEL, lease, make_job, submit
+from meeting import MODEL, lapse, lease, make_job, submit
 
-from interlace.protocol.errors import IdempotencyConflict, InvalidRequest
+from interlace.protocol.errors import IdempotencyConflict, InvalidRequest, UnknownJob
 from interlace.protocol.event import Ended
 from interlace.protocol.job import JobState
+from interlace.protocol.model import ModelKey
 from interlace_state.config import Config, LimitChanges, RedisConfig, StoreConfig, TenantConfig
 from interlace_state.keys import Keys
+from interlace_state.models import ModelCard
 from interlace_state.queue import Lease
 from interlace_state.store import State, open_state
 
+OTHER = ModelKey(repo_id="tests/other")
 DONE = Ended(state=JobState.COMPLETED)
 
 
@@ -232,7 +235,7 @@ async def test_one_idempotency_key_is_one_job(state: State) -> None:
     async def send(payload: str, session: str = "", tenant: str = "local") -> tuple[str, str, bool]:
         job = make_job(session, tenant=tenant)
         sent = await state.queue.submit(
-            job, waiting_jobs=9, running_jobs=9, model_ready=True, idempotency=("key", payload)
+            job, waiting_jobs=9, running_jobs=9, kept_jobs=9, model_ready=True, idempotency=("key", payload)
         )
         return job.id, sent.job_id, sent.replayed
 
@@ -325,3 +328,168 @@ async def _any_order(steps: list[tuple[str, str, int]], redis_url: str, folder: 
             await state.queue.finish(held, DONE)
         assert waiting == []
         assert await state.queue.length(MODEL) == 0
+
+
+async def test_a_tenant_at_its_share_saves_up_no_claim(state: State, config: Config) -> None:
+    other = make_job(tenant="held up", model=OTHER)
+    await submit(state, other, running_jobs=1)
+    elsewhere = await lease(state, "elsewhere", OTHER)
+    for _ in range(30):
+        await submit(state, make_job(tenant="held up"), running_jobs=1)
+    await queue_up(state, "busy", 60)
+    for _ in range(20):
+        assert await run_next(state, config, 1) == "busy"
+    await state.queue.finish(elsewhere, DONE)
+    ran = Counter([await run_next(state, config, 1) for _ in range(10)])
+    assert max(ran.values()) <= 6, ran
+
+
+async def test_a_debt_is_seconds_whatever_the_weight_was(state: State, config: Config) -> None:
+    await state.models.publish(ModelCard(key=MODEL, commit="0" * 40, dtype="float32", config={}))
+    await state.control.set_weight("light", 0.01)
+    await queue_up(state, "light", 30)
+    await run_next(state, config, 1)
+    await state.control.set_weight("light", 1)
+    await queue_up(state, "other", 30)
+    ran = Counter([await run_next(state, config, 1) for _ in range(10)])
+    assert ran["light"] >= 4, ran
+
+
+async def test_a_share_that_an_operator_takes_back_is_the_former_one(state: State) -> None:
+    await queue_up(state, "mine", 4)
+    await state.control.set_limits("mine", LimitChanges(running_jobs=1))
+    await lease(state)
+    await submit(state, make_job(tenant="mine"), running_jobs=50)  # by a gateway that has not heard of it yet
+    assert await state.queue.lease(MODEL, "two") is None
+    await state.control.set_limits("mine", LimitChanges())
+    assert await state.queue.lease(MODEL, "two") is not None
+
+
+async def test_a_lapsed_job_is_found_behind_many_that_were_given_back(state: State, config: Config) -> None:
+    for _ in range(120):
+        await submit(state, make_job(tenant="throttled"), waiting_jobs=200, running_jobs=200)
+    taken = [await lease(state, "leaving") for _ in range(120)]
+    await queue_up(state, "other", 1)
+    lapsed = await lease(state, "dead")
+    await state.control.set_limits("throttled", LimitChanges(running_jobs=1))
+    for one in taken:
+        await state.queue.give_back(one, "restart")
+    await lease(state, "one of them")
+    await lapse(state, config, lapsed)
+    assert (await lease(state, "finds it")).job == lapsed.job
+
+
+async def test_a_drained_worker_takes_no_others_wake_up(state: State) -> None:
+    await state.control.drain("drained")
+    resting = asyncio.create_task(state.queue.lease(MODEL, "drained"))
+    awake = asyncio.create_task(state.queue.lease(MODEL, "awake"))
+    await asyncio.sleep(0.2)
+    await queue_up(state, "mine", 1)
+    assert await asyncio.wait_for(awake, 0.5) is not None
+    assert await resting is None
+
+
+async def test_a_call_that_is_repeated_after_its_lease_lapsed_gets_nothing_of_the_next_holder(
+    state: State, config: Config
+) -> None:
+    await queue_up(state, "mine", 1)
+    args = (MODEL.slug, "late", "token", 2000, 60)
+    first = await state.queue._run("pick", *args)
+    again = await state.queue._run("pick", *args)
+    assert first == again
+    keys = Keys(config.redis.prefix)
+    (job_id,) = await state.redis.zrange(keys.leases(MODEL.slug), 0, -1)
+    await state.redis.zadd(keys.leases(MODEL.slug), {job_id: 1})
+    assert (await lease(state, "next")).fence == 2
+    assert await state.queue._run("pick", *args) is None
+
+
+async def test_ended_jobs_over_what_is_kept_are_forgotten_the_oldest_first(state: State) -> None:
+    jobs = [make_job() for _ in range(6)]
+    for job in jobs[:4]:
+        await submit(state, job, kept_jobs=3)
+        await asyncio.sleep(0.002)
+        await state.queue.finish(await lease(state), DONE)
+    for job in jobs[4:]:
+        await submit(state, job, kept_jobs=3)
+    kept = {one.id for one in (await state.jobs.list("local")).jobs}
+    assert kept == {job.id for job in jobs[3:]}
+    assert {one.id for one in (await state.jobs.list(None)).jobs} == kept
+    with pytest.raises(UnknownJob):
+        await state.events.last(jobs[0].id, "local")
+
+
+async def test_a_paused_model_says_so_in_the_place(state: State, config: Config) -> None:
+    await queue_up(state, "mine", 2)
+    await run_next(state, config, 1)
+    (job,) = (await state.jobs.list("mine", state=JobState.QUEUED)).jobs
+    await state.control.pause(MODEL)
+    shown = await state.jobs.show(job.id, "mine")
+    assert shown.text == "Next in the queue; the model is paused by its operator."
+
+
+async def test_a_job_that_runs_long_is_not_taken_to_end_at_once(state: State, config: Config) -> None:
+    await queue_up(state, "mine", 3)
+    await run_next(state, config, 0.1)
+    running = await lease(state)
+    await state.redis.hincrby(Keys(config.redis.prefix).job(running.job.id), "taken_ms", -20_000)
+    (waiting,) = [one.id for one in (await state.jobs.list("mine")).jobs if not one.attempts]
+    place = await state.queue.place(waiting)
+    assert place is not None
+    assert place.seconds is not None
+    assert place.seconds >= 20
+
+
+async def test_a_job_that_was_cancelled_tells_how_long_it_ran(state: State, config: Config) -> None:
+    await queue_up(state, "mine", 1)
+    held = await lease(state)
+    await use(state, config, held, 1.5)
+    await state.queue.cancel(held.job.id, "enough")
+    cost = (await state.jobs.show(held.job.id, "mine")).cost
+    assert cost is not None
+    assert cost.runtime is not None
+    assert cost.runtime >= 1.5
+    assert f'"runtime": {cost.runtime}' in state.audit.path.read_text()
+
+
+class Followed:
+    """One job under one idempotency key, asked for again and again."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    async def ask(self, session: str = "") -> tuple[str, bool]:
+        job = make_job(session)
+        limits = {"waiting_jobs": 9, "running_jobs": 9, "kept_jobs": 9}
+        sent = await self._state.queue.submit(job, **limits, model_ready=True, idempotency=("key", "payload"))
+        return sent.job_id, sent.replayed
+
+    async def leave(self, job_id: str) -> bool:
+        return await self._state.queue.leave(job_id, "The client left.")
+
+
+async def test_a_client_that_comes_back_on_another_socket_keeps_its_job(state: State) -> None:
+    followed = Followed(state)
+    job_id, _ = await followed.ask(await state.sessions.open("local"))
+    assert await followed.ask(await state.sessions.open("local")) == (job_id, True)
+    assert not await followed.leave(job_id)
+    assert await followed.leave(job_id)
+
+
+async def test_a_client_that_comes_back_too_late_gets_a_new_job(state: State) -> None:
+    followed = Followed(state)
+    job_id, _ = await followed.ask(await state.sessions.open("local"))
+    assert await followed.leave(job_id)
+    new, replayed = await followed.ask(await state.sessions.open("local"))
+    assert new != job_id
+    assert not replayed
+
+
+@pytest.mark.parametrize("first", ["", "socket"])
+async def test_a_job_that_is_polled_is_not_cancelled_by_a_socket_that_leaves(state: State, first: str) -> None:
+    followed = Followed(state)
+    sessions = [await state.sessions.open("local") if first else "", await state.sessions.open("local"), ""]
+    job_ids = {(await followed.ask(session))[0] for session in sessions}
+    (job_id,) = job_ids
+    for session in sessions:
+        assert not (session and await followed.leave(job_id))

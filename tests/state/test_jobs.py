@@ -20,7 +20,7 @@ OTHER = ModelKey(repo_id="tests/other")
 
 async def put(state: State, tenant: str = "local", model: ModelKey = MODEL) -> Job:
     job = make_job(model=model).model_copy(update={"tenant": tenant})
-    await state.queue.submit(job, waiting_jobs=10_000, running_jobs=100, model_ready=True)
+    await state.queue.submit(job, waiting_jobs=10_000, running_jobs=100, kept_jobs=10_000, model_ready=True)
     return job
 
 

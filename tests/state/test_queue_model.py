@@ -1,4 +1,4 @@
-"""Whatever three workers and three tenants do in whatever order: a job ends exactly once, by its holder; none is lost."""
+"""Whatever three workers do with three tenants' jobs: each ends exactly once, by its holder, and none is lost."""
 
 import asyncio
 import secrets

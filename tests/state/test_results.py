@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
-from meeting import make_job
+from meeting import make_job, submit
 
 from interlace.protocol.errors import StoreFull, UnknownJob
 from interlace.protocol.job import Job
@@ -124,3 +124,28 @@ async def test_a_store_that_cannot_be_written_is_a_refusal(state: State, config:
     (Path(config.store_url) / "payloads").write_text("no folder")
     with pytest.raises(StoreFull, match="takes nothing"):
         await state.results.put_payload(make_job().id, b"x")
+
+
+async def test_a_refused_post_takes_up_no_room(config: Config) -> None:
+    store = config.store.model_copy(update={"max_bytes": 1000})
+    async with open_state(config.model_copy(update={"store": store})) as state:
+        for _ in range(5):
+            job = make_job()
+            await state.results.put_payload(job.id, bytes(600))
+            await state.results.delete_payload(job.id)
+
+
+async def test_payloads_of_jobs_that_ended_or_never_were_are_collected(
+    state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting, cancelled, lost = make_job(), make_job(), make_job()
+    for job in (waiting, cancelled, lost):
+        await state.results.put_payload(job.id, b"x")
+    await submit(state, waiting)
+    await submit(state, cancelled)
+    await state.queue.cancel(cancelled.id, "enough")
+    assert await state.results.collect() == 0  # young ones may be about to be queued
+    later = time.time() + 120
+    monkeypatch.setattr(time, "time", lambda: later)
+    assert await state.results.collect() == 2
+    assert await state.results.payload(waiting) == b"x"

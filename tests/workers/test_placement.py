@@ -125,7 +125,7 @@ async def test_what_a_former_run_left_is_withdrawn_and_its_jobs_end(
     for key in (former, nowhere):
         await state.models.publish(ModelCard(key=key, commit="0" * 40, dtype="float32", config={}))
         await state.models.beat(key, Replica(id="r", state=ModelState.READY, pid=1, node="n"))
-        await state.queue.submit(job(key), waiting_jobs=9, running_jobs=9, model_ready=True)
+        await state.queue.submit(job(key), waiting_jobs=9, running_jobs=9, kept_jobs=99, model_ready=True)
     await place(hosting(config, tiny_models, tmp_path / "nowhere"), state, lambda line: None)
     hosted = {model.card.key.repo_id: model.state for model in await state.models.all()}
     assert hosted == {"local/own-model": ModelState.DEPLOYING, "local/nowhere": ModelState.FAILED}

@@ -9,7 +9,8 @@ from typing import Protocol, TypeVar
 
 from interlace.protocol.errors import UnknownJob
 from interlace.protocol.event import Ended, Event, Log, StateChanged
-from interlace.protocol.job import JobState
+from interlace.protocol.job import Cost, JobState
+from interlace_state import log
 from interlace_state.queue import Lease
 from interlace_state.store import State
 from interlace_workers.executors.base import Done, Executor, ExecutorLost, Failed, Printed, Started
@@ -49,16 +50,16 @@ class Attempt:
         text = "Your job has been sent to the model."
         if self._lease.attempt > 1:
             text = f"Your job lost its worker and has been sent to another (attempt {self._lease.attempt})."
+            await self._record(Log(text=f"[It starts again: attempt {self._lease.attempt}.]"))
         await self._record(StateChanged(state=JobState.LEASED, text=text))
         queued_seconds = round(max(0.0, time.time() - job.submitted_at), 4)
         try:
             payload = await self._state.results.payload(job)
+            staged = self._state.results.stage()
         except UnknownJob as error:
             return Ended(state=JobState.ERROR, text=str(error))
-        try:
-            staged = self._state.results.stage()
-        except OSError as error:
-            return Ended(state=JobState.ERROR, text=_not_stored(error))
+        except Exception as error:  # noqa: BLE001 - the edge of the store, which may be anybody's
+            return Ended(state=JobState.ERROR, text=_not_stored("read your job", error))
         try:
             outcome = await self._outcome(payload, staged)
             cost = outcome.cost.model_copy(update={"queued_seconds": queued_seconds})
@@ -68,8 +69,8 @@ class Attempt:
             try:
                 with self._watch.transfer(staged):
                     result = await self._state.results.put(job, staged)
-            except OSError as error:
-                return Ended(state=JobState.ERROR, text=_not_stored(error), cost=cost)
+            except Exception as error:  # noqa: BLE001 - the edge of the store, as above
+                return Ended(state=JobState.ERROR, text=_not_stored("store your job's result", error), cost=cost)
             return Ended(state=JobState.COMPLETED, text="Your job has been completed.", result=result, cost=cost)
         finally:
             staged.unlink(missing_ok=True)
@@ -82,7 +83,8 @@ class Attempt:
                 return outcome
             await self._record(Log(text=f"{outcome.text} It is run once more."))
             staged.write_bytes(b"")
-            outcome = await self._run_once(payload, staged)
+            former, outcome = outcome, await self._run_once(payload, staged)
+            outcome = replace(outcome, cost=_sum(former.cost, outcome.cost))
         if isinstance(outcome, Failed) and outcome.crashed:
             return replace(outcome, text=f"{outcome.text} {self._known(outcome)}")
         return outcome
@@ -113,10 +115,20 @@ class Attempt:
             raise LeaseLost
 
 
-def _not_stored(error: OSError) -> str:
+def _sum(first: Cost, second: Cost) -> Cost:
+    """What two runs used together."""
+    return Cost(
+        runtime=round((first.runtime or 0) + (second.runtime or 0), 4),
+        cpu_seconds=round((first.cpu_seconds or 0) + (second.cpu_seconds or 0), 4),
+        max_memory_usage=max(first.max_memory_usage or 0, second.max_memory_usage or 0),
+    )
+
+
+def _not_stored(what: str, error: Exception) -> str:
+    log.failure("store_failed", error)
     return (
-        f"The server could not store your job's result: {error.strerror}. Nothing is wrong with your code; tell the "
-        "operator, and run it again when there is room."
+        f"The server could not {what}: {getattr(error, 'strerror', None) or type(error).__name__}. Nothing is wrong "
+        "with your code; tell the operator, and run it again later."
     )
 
 

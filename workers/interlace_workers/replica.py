@@ -18,6 +18,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from interlace.protocol.event import Ended
 from interlace.protocol.job import JobState
 from interlace.protocol.model import ModelKey
+from interlace_state import log
 from interlace_state.config import Config
 from interlace_state.models import HEARTBEAT, ModelState
 from interlace_state.models import Replica as SignOfLife
@@ -59,7 +60,8 @@ class Replica:
         self._name = name
         self._slots = slots
         self._ready = False
-        self._running: dict[str, tuple[Lease, asyncio.Task[Ended]]] = {}
+        #: By job and fence: after a silence, a job may be given to the replica that still runs it.
+        self._running: dict[tuple[str, int], tuple[Lease, asyncio.Task[Ended]]] = {}
 
     async def serve(self, stop: asyncio.Event) -> None:
         """Load the model, work until ``stop``, let running jobs end.
@@ -132,32 +134,42 @@ class Replica:
             text = f"The job lost its worker {_MOST_ATTEMPTS} times and is not tried again."
             await self._finish(lease, Ended(state=JobState.ERROR, text=text), watch)
             return
+        self._stop(lease.job.id)  # what is left of it here has lost its lease
         attempt = Attempt(self._state, self._executor, lease, self._insist, watch)
         executing = asyncio.create_task(attempt.run(), name=f"job {lease.job.id}")
-        self._running[lease.job.id] = (lease, executing)
+        self._running[lease.job.id, lease.fence] = (lease, executing)
         try:
             await asyncio.wait({executing})
             # An ExecutorLost passes: the lease lapses, and counts, as a job that takes its model down must.
             end = executing.result()
-        except LeaseLost:
-            return  # somebody else runs it, or it was cancelled
+        except LeaseLost:  # somebody else runs it, or it was cancelled
+            await self._forget_if_over(lease.job.id)
+            return
         except asyncio.CancelledError:
             await cancelled(executing)
             if executing.cancelled() and not _being_cancelled():
+                await self._forget_if_over(lease.job.id)
                 return
             await asyncio.shield(self._state.queue.give_back(lease, "The worker stopped; the job waits for another."))
             raise
         finally:
-            del self._running[lease.job.id]
+            del self._running[lease.job.id, lease.fence]
         await asyncio.shield(self._finish(lease, end, watch))
 
     async def _finish(self, lease: Lease, end: Ended, watch: Watch) -> None:
         job = lease.job
         if await self._insist(lambda: self._state.queue.finish(lease, end)):
             watch.ended(end.state)
-            await self._state.results.delete_payload(job.id)
-        elif await self._insist(lambda: self._state.queue.is_cancelled(job.id)):
-            await self._state.results.delete(job.id)  # nobody will ask for it
+            with log.instead_of(Exception, "payload_kept"):  # the collector comes by
+                await self._state.results.delete_payload(job.id)
+        else:
+            await self._forget_if_over(job.id)
+
+    async def _forget_if_over(self, job_id: str) -> None:
+        """Remove the bytes of a job that was cancelled or deleted while it ran: nobody will ask for them."""
+        if await self._insist(lambda: self._state.queue.is_over(job_id)):
+            with log.instead_of(Exception, "result_kept"):
+                await self._state.results.delete(job_id)
 
     async def _insist(self, ask: Callable[[], Awaitable[T]]) -> T:
         """Ask Redis, again while it is away, for as long as a few leases. Raises RedisError."""
@@ -185,9 +197,14 @@ class Replica:
         while True:
             with contextlib.suppress(RedisConnectionError, RedisTimeoutError):
                 async for job_id in self._state.queue.cancelled():
-                    if job_id in self._running:
-                        self._running[job_id][1].cancel()
+                    self._stop(job_id)
             await asyncio.sleep(_PAUSE)
+
+    def _stop(self, job_id: str) -> None:
+        """Cancel what runs here of a job."""
+        for lease, executing in list(self._running.values()):
+            if lease.job.id == job_id:
+                executing.cancel()
 
     async def _renew(self, lease: Lease) -> bool:
         return await self._insist(lambda: self._state.queue.renew(lease))

@@ -68,6 +68,7 @@ class Authentication:
                     known["viewer"] = await self._caller_with(key)
             else:
                 known["caller"] = await self._caller(_secret(Headers(scope=scope)))
+                await self._check_rate(known["caller"])
         except (InterlaceError, RedisError) as error:
             if isinstance(error, InterlaceError):
                 note(self._state.audit, scope, error.code)
@@ -79,18 +80,19 @@ class Authentication:
         await self._app(scope, receive, send)
 
     async def _caller(self, secret: str) -> Caller:
-        """Raises Unauthorized, TooMany, RedisError."""
+        """Raises Unauthorized, RedisError."""
         if not self._config.exposed and not await self._state.tenants.any():
-            caller = Caller(LOCAL, "admin", await self._state.control.limits_of(LOCAL, "admin"))
-        elif key := await self._key(secret):
-            caller = await self._caller_with(key)
-        else:
-            raise Unauthorized
+            return Caller(LOCAL, "admin", await self._state.control.limits_of(LOCAL, "admin"))
+        if key := await self._key(secret):
+            return await self._caller_with(key)
+        raise Unauthorized
+
+    async def _check_rate(self, caller: Caller) -> None:
+        """Raises TooMany, RedisError."""
         limit = caller.limits.requests_per_minute
         tenants = self._state.tenants
         if seconds := self._wait(limit) if caller.key_id is None else await tenants.wait(caller.tenant, limit):
             raise TooMany("Requests in a minute", limit, "requests", "limits.requests_per_minute", seconds)
-        return caller
 
     async def _caller_with(self, key: ApiKey) -> Caller:
         limits = await self._state.control.limits_of(key.tenant, key.role)

@@ -169,6 +169,7 @@ async def _accept(
             job,
             waiting_jobs=limits.waiting_jobs,
             running_jobs=limits.running_jobs,
+            kept_jobs=limits.kept_jobs,
             model_ready=model_ready,
             idempotency=idempotency,
         )

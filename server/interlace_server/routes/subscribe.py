@@ -198,4 +198,5 @@ class Stream:
         grace = self._gateway.config.lifetimes.disconnect_grace
         with suppress(TimeoutError):
             await asyncio.wait_for(self._gateway.drain.closing.wait(), grace)
-        await self._gateway.state.queue.cancel(job_id, "The client left before the job had ended.")
+        if await self._gateway.state.queue.leave(job_id, "The client left before the job had ended."):
+            await self._gateway.state.results.delete_payload(job_id)

@@ -21,6 +21,11 @@ local function weight_of(tenant)
   return weight > 0 and weight or 1
 end
 
+-- How many jobs a tenant may run at a time: what an operator has set, else what its last request came with.
+local function share_of(tenant)
+  return number(redis.call("HGET", key("shares", "set"), tenant) or redis.call("HGET", key("shares"), tenant))
+end
+
 local function wake(slug)
   redis.call("LPUSH", key("wake", slug), "1")
   redis.call("LTRIM", key("wake", slug), 0, 63)

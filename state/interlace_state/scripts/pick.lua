@@ -1,7 +1,7 @@
 -- Lease the next job of a model to a worker: one whose worker has gone silent, else the first of the tenant that has
 -- used least and may run one more.
 -- ARGV  prefix, slug, worker, this call's token, length of a lease in ms, lifetime in seconds
--- Returns {record, attempts, fence}, or nil if there is none that may run.
+-- Returns {record, attempts, fence}, nil if there is none that may run, -1 if the model or the worker is at rest.
 local slug, worker, token, lease, lifetime = ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5]), ARGV[6]
 local leases, turn, fair = key("leases", slug), key("turn", slug), key("fair", slug)
 
@@ -11,16 +11,16 @@ local function answer(id)
 end
 
 -- The connection repeats a call whose answer it lost.
-local picked = redis.call("GET", key("picked", token))
-if picked and redis.call("ZSCORE", leases, picked) then return answer(picked) end
+local picked = redis.call("HMGET", key("picked", token), "job", "fence")
+if picked[1] and redis.call("HGET", key("job", picked[1]), "fence") == picked[2] then return answer(picked[1]) end
 if redis.call("SISMEMBER", key("paused"), slug) == 1 or redis.call("SISMEMBER", key("drained"), worker) == 1 then
-  return false
+  return -1
 end
 
 local full = {}
 local function has_its_share(tenant)
   if full[tenant] == nil then
-    local running, most = key("running", tenant), number(redis.call("HGET", key("shares"), tenant))
+    local running, most = key("running", tenant), share_of(tenant)
     if redis.call("SCARD", running) >= most then
       -- A job whose lifetime was over before its end is counted no more.
       for _, id in ipairs(redis.call("SMEMBERS", running)) do
@@ -38,8 +38,9 @@ local function take(id, tenant)
   redis.call("SADD", key("running", tenant), id)
   redis.call("HINCRBY", name, "attempts", 1)
   redis.call("HINCRBY", name, "fence", 1)
-  redis.call("HSET", name, "worker", worker, "charged_ms", time, "lease_ms", lease)
-  redis.call("SET", key("picked", token), id, "EX", 60)
+  redis.call("HSET", name, "worker", worker, "charged_ms", time, "taken_ms", time, "lease_ms", lease)
+  redis.call("HSET", key("picked", token), "job", id, "fence", redis.call("HGET", name, "fence"))
+  redis.call("EXPIRE", key("picked", token), 60)
   keep(id, slug, tenant, lifetime)
   return answer(id)
 end
@@ -49,7 +50,7 @@ local time = now()
 for _, id in ipairs(redis.call("ZRANGE", leases, "(" .. time + lease, "+inf", "BYSCORE", "LIMIT", 0, 100)) do
   redis.call("ZADD", leases, time + lease, id)
 end
-for _, id in ipairs(redis.call("ZRANGE", leases, "-inf", time, "BYSCORE", "LIMIT", 0, 100)) do
+for _, id in ipairs(redis.call("ZRANGE", leases, "-inf", time, "BYSCORE", "LIMIT", 0, 1000)) do
   local job = redis.call("HMGET", key("job", id), "tenant", "state")
   if not job[1] or has_ended(job[2]) then
     redis.call("ZREM", leases, id)
@@ -91,6 +92,12 @@ for _, one in ipairs(waiting) do
     end
     dequeue(entry, slug, one.tenant)  -- its lifetime was over
     if redis.call("EXISTS", stream) == 0 then break end
+  end
+  -- Who may not run now has no claim on it later.
+  local clock = number(redis.call("HGET", fair, "clock"))
+  if full[one.tenant] and one.virtual < clock then
+    redis.call("HSET", fair, "t:" .. one.tenant, exact(clock))
+    redis.call("ZADD", turn, "XX", exact(clock), one.tenant)
   end
 end
 redis.call("DEL", key("wake", slug))

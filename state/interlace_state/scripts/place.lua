@@ -1,7 +1,8 @@
 -- Where a job stands that waits.
 -- ARGV  prefix, job id
--- Returns {jobs that will start before it, seconds until it starts as text or ""}, or nil if it does not wait.
--- Others' jobs go first as far as their virtual time lets them, if each takes what a job of this model usually does.
+-- Returns {jobs that will start before it, seconds until it starts as text or "", 1 if the model is paused}, or nil if it
+-- does not wait. Others' jobs go first as far as their virtual time lets them, if each takes what a job of this model
+-- usually does. One that has run for longer is taken to run as long again.
 local id = ARGV[2]
 local job = redis.call("HMGET", key("job", id), "state", "slug", "tenant")
 if job[1] ~= "queued" then return false end
@@ -29,5 +30,14 @@ if not deadline then  -- else it was given back, and is the next
     end
   end
 end
-if not known or all == 0 then return {ahead, ""} end
-return {ahead, exact((ahead + 0.5) * usual / all)}
+local paused = redis.call("SISMEMBER", key("paused"), slug)
+if not known or all == 0 or paused == 1 then return {ahead, "", paused} end
+local time, first = now(), nil
+for _, other in ipairs(redis.call("ZRANGE", key("leases", slug), "(0", "+inf", "BYSCORE", "LIMIT", 0, 100)) do
+  local taken = number(redis.call("HGET", key("job", other), "taken_ms"))
+  local ran = math.max(0, time - taken) / 1000
+  local left = ran <= usual and usual - ran or ran
+  if not first or left < first then first = left end
+end
+local at_a_time = math.max(1, math.min(all, share_of(tenant)))
+return {ahead, exact((first or 0) + ahead * usual / at_a_time), 0}

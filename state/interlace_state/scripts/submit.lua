@@ -1,11 +1,16 @@
 -- Accept a job: all of it or nothing.
 -- ARGV  prefix, job id, record, first event with "{place}" in its text, lifetime in seconds, most waiting,
---       session id or "", tenant, most running, slug, digest of the idempotency key or "", digest of the payload
+--       session id or "", tenant, most running, slug, digest of the idempotency key or "", digest of the payload,
+--       most kept
 -- Returns {place, job id}; or -1: no such session, -2: the session has a job, -3: the queue is full,
 -- -4: another payload was sent under this idempotency key.
 local id, lifetime, session, tenant, slug, again = ARGV[2], ARGV[5], ARGV[7], ARGV[8], ARGV[10], ARGV[11]
 local live = key("live", slug, tenant)
-local function place(which) return (redis.call("ZRANK", live, which) or 0) + 1 end
+-- Among the tenant's jobs that wait, from 1.
+local function place(which)
+  local counts = held(slug)
+  return math.max(0, (redis.call("ZRANK", live, which) or 0) - (counts[tenant] or 0)) + 1
+end
 
 -- The connection repeats a call whose answer it lost: the job is in already.
 if redis.call("EXISTS", key("job", id)) == 1 then return {place(id), id} end
@@ -17,18 +22,26 @@ end
 local former = again ~= "" and redis.call("HMGET", key("idem", tenant, again), "job", "payload") or {}
 if former[1] and redis.call("EXISTS", key("job", former[1])) == 1 then
   if former[2] ~= ARGV[12] then return -4 end
-  if session ~= "" then redis.call("XADD", key("session", session), "*", "job", former[1]) end
+  if session == "" then
+    redis.call("HDEL", key("job", former[1]), "followers")  -- it is polled now
+  else
+    redis.call("XADD", key("session", session), "*", "job", former[1])
+    if redis.call("HEXISTS", key("job", former[1]), "followers") == 1 then
+      redis.call("HINCRBY", key("job", former[1]), "followers", 1)
+    end
+  end
   return {place(former[1]), former[1]}
 end
 if redis.call("ZCARD", live) >= tonumber(ARGV[6]) then
   -- A job whose lifetime was over before its end is counted no more.
-  for _, other in ipairs(redis.call("ZRANGE", live, 0, -1)) do
+  for _, other in ipairs(redis.call("ZRANGE", live, 0, 99)) do
     if redis.call("EXISTS", key("job", other)) == 0 then redis.call("ZREM", live, other) end
   end
   if redis.call("ZCARD", live) >= tonumber(ARGV[6]) then return -3 end
 end
 local time = now()
-local first = string.gsub(ARGV[4], "{place}", redis.call("ZCARD", live) + 1)
+local counts = held(slug)
+local first = string.gsub(ARGV[4], "{place}", redis.call("ZCARD", live) - (counts[tenant] or 0) + 1)
 redis.call("HSET", key("job", id), "record", ARGV[3], "state", "queued", "last", first, "attempts", 0, "fence", 0,
   "id", id, "tenant", tenant, "slug", slug, "submitted_ms", time)
 redis.call("HSET", key("shares"), tenant, ARGV[9])
@@ -36,11 +49,24 @@ redis.call("ZADD", live, redis.call("HINCRBY", key("fair", slug), "submitted", 1
 redis.call("XADD", key("events", id), "*", "e", first)
 enqueue(id, slug, tenant)
 for _, index in ipairs({key("jobs"), key("jobs", tenant)}) do redis.call("ZADD", index, time, id) end
+local over = redis.call("ZCARD", key("jobs", tenant)) - tonumber(ARGV[13])
+if over > 0 then
+  for _, old in ipairs(redis.call("ZRANGE", key("jobs", tenant), 0, math.min(over, 10) - 1)) do
+    local state = redis.call("HGET", key("job", old), "state")
+    if not state or has_ended(state) then
+      redis.call("DEL", key("job", old), key("events", old))
+      for _, index in ipairs({key("jobs"), key("jobs", tenant)}) do redis.call("ZREM", index, old) end
+    end
+  end
+end
 if again ~= "" then
   redis.call("HSET", key("job", id), "idempotency", again)
   redis.call("HSET", key("idem", tenant, again), "job", id, "payload", ARGV[12])
   redis.call("EXPIRE", key("idem", tenant, again), lifetime)
 end
 keep(id, slug, tenant, lifetime)
-if session ~= "" then redis.call("XADD", key("session", session), "*", "job", id) end
+if session ~= "" then
+  redis.call("XADD", key("session", session), "*", "job", id)
+  redis.call("HSET", key("job", id), "followers", 1)
+end
 return {place(id), id}

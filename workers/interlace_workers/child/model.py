@@ -8,6 +8,7 @@ import torch
 from nnsight.modeling.transformers import TransformersModel
 from tqdm import tqdm
 from transformers import AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from interlace_workers.order import Load
 
@@ -28,6 +29,7 @@ def load(order: Load) -> HostedModel:
     """Load weights on the CPU, ready to trace. Raises whatever transformers and nnsight raise."""
     torch.set_num_threads(1)
     tqdm.monitor_interval = 0  # its monitor is a thread, and a fork needs a process of one
+    transformers_logging.disable_progress_bar()  # it would go into a log file
     model = _transformers_model(order)
     model._module.eval()
     tensors = [*model._module.parameters(), *model._module.buffers()]

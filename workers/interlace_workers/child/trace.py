@@ -38,6 +38,12 @@ _HINTS = {
     "can't allocate memory": _OVER_MEMORY,
     "Operation not permitted": _CUT_OFF,
     "Permission denied": _CUT_OFF,
+    "No such file or directory": _CUT_OFF,
+    "Read-only file system": _CUT_OFF,
+    "No module named": (
+        "The server does not have this Python module. `nnsight.compare()` lists what it has; a file of your own is "
+        "sent along if you import it outside of the block."
+    ),
     "__class__ cell not found": (
         "nnsight sends functions as source, and `super()` without arguments does not survive that: write "
         "`super(YourClass, self)` in classes that a remote trace uses."

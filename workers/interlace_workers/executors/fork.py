@@ -179,7 +179,7 @@ class Execution:
         """Kill the child once it is over its time or its memory, whatever it and our own readers do."""
         until = self._started + self._limits.wall_seconds
         while (left := until - time.monotonic()) > 0:
-            if self._memory.is_over():
+            if isinstance(self._memory, MemoryWatch) and self._memory.is_over():  # a group needs nobody to look
                 self._stop("memory_bytes", self._too_much())
                 return
             await asyncio.sleep(min(_LOOK, left))
@@ -223,10 +223,11 @@ class Execution:
         except BrokenFrame:
             return self._failed("The job wrote to the channel that reports its end; it was stopped.", "broken_frame")
         if self._stopped is not None:
+            await asyncio.wait({logs}, timeout=_LAST_WORDS_SECONDS)
             return self._stopped
         exit = await self._child.exited
         await asyncio.wait({logs}, timeout=_LAST_WORDS_SECONDS)
-        if self._memory.is_over():  # the kernel was faster than our guard
+        if self._memory.is_over():
             return Failed(text=self._too_much(), cost=self._cost(exit), reason="memory_bytes")
         return Failed(text=_died(exit.code), cost=self._cost(exit), reason="died", crashed=exit.code < 0)
 
