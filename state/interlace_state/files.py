@@ -43,11 +43,13 @@ class Files:
         """Bytes of a file. Raises FileNotFoundError."""
         return int(await asyncio.to_thread(self._fs.size, self._path(name)))
 
-    async def stream(self, name: str) -> AsyncIterator[bytes]:
-        """Read a file in pieces of 1 MiB. Raises FileNotFoundError."""
+    async def stream(self, name: str, first: int, behind: int) -> AsyncIterator[bytes]:
+        """Read a file's bytes from ``first`` up to ``behind`` in pieces of 1 MiB. Raises FileNotFoundError."""
         file = await asyncio.to_thread(self._fs.open, self._path(name), "rb")
         try:
-            while chunk := await asyncio.to_thread(file.read, _CHUNK):
+            await asyncio.to_thread(file.seek, first)
+            while first < behind and (chunk := await asyncio.to_thread(file.read, min(_CHUNK, behind - first))):
+                first += len(chunk)
                 yield chunk
         finally:
             await asyncio.to_thread(file.close)

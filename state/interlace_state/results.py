@@ -7,7 +7,8 @@ import math
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 
 from redis.asyncio import Redis
@@ -95,11 +96,11 @@ class Results:
         except FileNotFoundError:
             raise UnknownJob(f"The result of job {job_id} is gone: its lifetime is over.") from None
 
-    async def open(self, job_id: str) -> tuple[int, AsyncIterator[bytes]]:
-        """A result's size in bytes and its bytes in pieces. Raises UnknownJob."""
+    async def open(self, job_id: str) -> tuple[int, Callable[[int, int], AsyncIterator[bytes]]]:
+        """A result's size in bytes, and what gives its bytes from one position up to another. Raises UnknownJob."""
         name = f"results/{job_id}"
         try:
-            return await self._files.size(name), self._files.stream(name)
+            return await self._files.size(name), partial(self._files.stream, name)
         except FileNotFoundError:
             raise UnknownJob(f"The result of job {job_id} is gone: its lifetime is over.") from None
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import sys
@@ -28,7 +29,7 @@ from interlace_state.store import open_state
 
 CLIENTS = 8
 JOBS = 1_000
-#: Every part at the stages that it can disturb.
+#: Every part, and every stage; CHAOS=all in the environment takes every part at every stage, which takes longer.
 STRIKES = [
     ("gateway", "received"),
     ("replica", "running"),
@@ -44,6 +45,8 @@ STRIKES = [
     ("gateway", "running"),
     ("redis", "leased"),
 ]
+if os.environ.get("CHAOS") == "all":
+    STRIKES = list(itertools.product(monkey.PARTS, monkey.STAGES))
 
 
 CONFIGURATION = {
@@ -75,7 +78,7 @@ async def load_from_clients(server: running.Running) -> asyncio.subprocess.Proce
     )
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200 if len(STRIKES) > 13 else 600)
 async def test_of_a_thousand_jobs_a_thousand_end_once_and_right(server: running.Running) -> None:
     clients = await load_from_clients(server)
     said = asyncio.create_task(clients.communicate())

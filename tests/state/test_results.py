@@ -29,8 +29,9 @@ async def stored(state: State, job: Job, data: bytes) -> None:
 async def test_a_result_comes_back_whole_and_in_pieces(state: State, job: Job, data: bytes) -> None:
     await stored(state, job, data)
     assert await state.results.read(job.id) == data
-    size, pieces = await state.results.open(job.id)
-    assert (size, b"".join([piece async for piece in pieces])) == (len(data), data)
+    size, stream = await state.results.open(job.id)
+    assert (size, b"".join([piece async for piece in stream(0, size)])) == (len(data), data)
+    assert b"".join([piece async for piece in stream(size // 3, size // 2)]) == data[size // 3 : size // 2]
 
 
 async def test_a_payload_lives_until_it_is_deleted(state: State, job: Job) -> None:

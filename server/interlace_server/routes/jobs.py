@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Path, Query
 from redis.exceptions import RedisError
+from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from interlace.protocol import event as words
@@ -14,6 +15,7 @@ from interlace.protocol.event import Event
 from interlace.protocol.job import JobState
 from interlace.protocol.jobs import JobPage, JobView
 from interlace_server.allow import SharedPath
+from interlace_server.delivery import BYTES, deliver
 from interlace_server.doors.auth import Caller, TheCaller
 from interlace_server.errors import Responses, refusals
 from interlace_server.gateway import Gateway, TheGateway
@@ -40,12 +42,6 @@ _STREAM: Responses = {
     200: {
         "description": "Server-sent events; `data` is an event as JSON.",
         "content": {"text/event-stream": {"itemSchema": _EVENT}},
-    }
-}
-_BYTES: Responses = {
-    200: {
-        "description": "What torch.save wrote, as one zstd frame if the request was compressed.",
-        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
     }
 }
 _GONE: Responses = {204: {"description": "The job had ended; now its record, events and result are gone."}}
@@ -116,15 +112,17 @@ def _note(gateway: Gateway, caller: Caller, action: str, job: JobView) -> None:
 
 
 @router.get(
-    "/{job_id}/result", response_class=StreamingResponse, responses=_BYTES | refusals(401, 404, 409, 422, 429, 503)
+    "/{job_id}/result", response_class=StreamingResponse, responses=BYTES | refusals(401, 404, 409, 422, 429, 503)
 )
-async def job_result(job_id: _JobId, caller: TheCaller, gateway: TheGateway) -> StreamingResponse:
-    """Stream the result of a completed job of one's own; it is not for other tenants, admins included."""
+async def job_result(job_id: _JobId, caller: TheCaller, request: Request, gateway: TheGateway) -> Response:
+    """Stream the result of a completed job of one's own; it is not for other tenants, admins included.
+
+    `Range` fetches the rest of one that broke off.
+    """
     job = await gateway.state.jobs.show(job_id, caller.tenant)
     if job.state is not JobState.COMPLETED:
         raise NotCompleted(f"Job {job_id} is {job.state}: only a completed job has a result. {job.text}".rstrip())
-    size, pieces = await gateway.state.results.open(job_id)
-    return StreamingResponse(pieces, media_type="application/octet-stream", headers={"Content-Length": str(size)})
+    return await deliver(gateway, request, job_id)
 
 
 @router.get("/{job_id}/events", response_class=StreamingResponse, responses=_STREAM | refusals(401, 404, 422, 429, 503))
