@@ -34,6 +34,7 @@ _MODULES = {"gateway": "interlace_server", "workers": "interlace_workers"}
 _LISTENING = re.compile(r"listening on (http://\S+)")
 _PAUSES = (0.0, 1.0, 2.0, 5.0, 10.0, 20.0)  # seconds before each new start of a part that ended
 _LAST_LOOK = 1.0  # seconds
+_RAYS = ("\x1b", " ", "\t", "(")  # how lines begin that Ray prints of its processes; none of ours does
 _FORGET = 600.0  # seconds after which an end no longer counts
 
 
@@ -190,7 +191,8 @@ class Service:
             self._url.set_result(match[1])
 
     def _say_of_workers(self, line: str) -> None:
-        if not (self._catalogue and self._catalogue.heed(line)):
+        heard = self._catalogue is not None and self._catalogue.heed(line)
+        if not heard and not line.startswith(_RAYS):  # Ray's own are in the log file
             self._screen.say(f"  {line}")
 
     def _watch(self, child: Child) -> None:
