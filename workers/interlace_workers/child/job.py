@@ -18,7 +18,7 @@ from interlace.protocol.frames import FrameKind
 from interlace_workers import channel, steps
 from interlace_workers.child import output, trace
 from interlace_workers.child.model import HostedModel
-from interlace_workers.child.warm import warm_up
+from interlace_workers.child.warm import keep_freed_memory, warm_up
 from interlace_workers.order import Order
 from interlace_workers.sandbox import Sandbox, limit
 
@@ -28,6 +28,7 @@ def main(end: socket.socket, model: HostedModel, sandbox: Sandbox, slot: int) ->
     space = _sealed(end, sandbox, slot)
     # Ahead of its job: threads of its own, and the thousands of page faults of a first trace.
     torch.set_num_threads(model.threads)
+    keep_freed_memory()
     warm_up(model.model)
     try:
         message, (payload, result, events, logs) = channel.receive(end)
