@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,13 +75,22 @@ async def load_from_clients(server: running.Running) -> asyncio.subprocess.Proce
     environ = {**os.environ, "NDIF_HOST": server.url}
     counts = [str(JOBS // CLIENTS)] * CLIENTS
     return await asyncio.create_subprocess_exec(
-        sys.executable, str(script), *counts, env=environ, stdout=asyncio.subprocess.PIPE
+        sys.executable, str(script), *counts, env=environ, stdout=asyncio.subprocess.PIPE, start_new_session=True
     )
 
 
 @pytest.mark.timeout(1200 if len(STRIKES) > 13 else 600)
 async def test_of_a_thousand_jobs_a_thousand_end_once_and_right(server: running.Running) -> None:
     clients = await load_from_clients(server)
+    try:
+        await strike_at(server, clients)
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # they have ended, as they should
+            os.killpg(clients.pid, signal.SIGKILL)
+
+
+async def strike_at(server: running.Running, clients: asyncio.subprocess.Process) -> None:
+    """Kill one part after the other while the clients' jobs go through, and look at how each job has ended."""
     said = asyncio.create_task(clients.communicate())
     config = configuration_of(server)
     keys = Keys(config.redis.prefix)

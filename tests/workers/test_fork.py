@@ -401,6 +401,36 @@ async def test_a_model_that_cannot_be_loaded_says_why(tmp_path: Path) -> None:
     await executor.stop()
 
 
+async def _kill_while_loading(executor: ForkExecutor, times: int) -> None:
+    """Kill the executor's process so many times, each before the model is there."""
+    killed: set[int] = set()
+    while len(killed) < times:
+        zygote = executor._zygote
+        if zygote is not None and zygote.pid not in killed and not zygote._loaded.done():
+            os.kill(zygote.pid, 9)
+            killed.add(zygote.pid)
+        await asyncio.sleep(0.01)
+
+
+async def test_a_model_whose_process_is_killed_while_it_loads_is_loaded_again(
+    folder: Path, client: TransformersModel, tmp_path: Path
+) -> None:
+    executor = ForkExecutor(load_of(folder))
+    await asyncio.gather(executor.start(), _kill_while_loading(executor, 2))
+    ran = await run(executor, reading(client), tmp_path / "result")
+    assert ran.saved["hidden"].shape[1] == 3
+    await executor.stop()
+
+
+async def test_a_model_whose_process_ends_at_every_load_cannot_be_loaded(folder: Path) -> None:
+    executor = ForkExecutor(load_of(folder))
+    killing = asyncio.create_task(_kill_while_loading(executor, 3))
+    with pytest.raises(LoadFailed, match="ended 3 times while loading"):
+        await executor.start()
+    await killing
+    await executor.stop()
+
+
 async def test_no_descriptor_is_left_behind(executor: ForkExecutor, client: TransformersModel, tmp_path: Path) -> None:
     payload = reading(client)
     await run(executor, payload, tmp_path / "result")

@@ -12,6 +12,7 @@ from pathlib import Path
 from interlace.protocol import frames
 from interlace.protocol.frames import BrokenFrame, Frame, FrameKind
 from interlace.protocol.job import Cost, Job, Limits
+from interlace_state import log
 from interlace_workers import channel, metrics, steps
 from interlace_workers.executors import proc
 from interlace_workers.executors.base import (
@@ -26,9 +27,11 @@ from interlace_workers.executors.base import (
 )
 from interlace_workers.executors.cgroup import JobGroup, JobGroups
 from interlace_workers.executors.memory import MemoryWatch
-from interlace_workers.executors.zygote_process import Child, Exit, ZygoteProcess
+from interlace_workers.executors.zygote_process import Child, Exit, Unsealed, ZygoteProcess
 from interlace_workers.order import Load, Loaded, Order
 
+#: A process that ends while it loads may have been killed for another's fault; after so many it is the model's.
+_LOADS = 3
 _LOOK = 0.05  # seconds between two looks at what a job uses
 _READ = 64 << 10  # bytes
 _LONGEST_LINE = 16 << 10  # bytes
@@ -59,15 +62,21 @@ class ForkExecutor:
 
     async def start(self) -> Loaded:
         self._groups = JobGroups.open()
-        self._zygote = await ZygoteProcess.start(self._load)
-        loaded = await self._zygote.loaded()
-        self._fork_ahead()
-        assert self._spare is not None
-        try:
-            await asyncio.shield(self._spare)
-        except ExecutorLost as error:
-            raise LoadFailed(str(error)) from None
-        return loaded
+        for _ in range(_LOADS):
+            self._zygote = await ZygoteProcess.start(self._load)
+            try:
+                loaded = await self._zygote.loaded()
+                self._fork_ahead()
+                assert self._spare is not None
+                await asyncio.shield(self._spare)
+            except Unsealed as error:
+                raise LoadFailed(str(error)) from None
+            except ExecutorLost as error:
+                log.warning("load_interrupted", error=str(error))
+                await self._zygote.stop()
+            else:
+                return loaded
+        raise LoadFailed(f"its process ended {_LOADS} times while loading (out of memory?)")
 
     async def run(self, job: Job, payload: bytes, result: Path) -> AsyncGenerator[Happening, None]:
         asked = time.time()

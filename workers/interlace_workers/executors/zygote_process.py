@@ -35,6 +35,10 @@ _FIXED = {
 _STOP_SECONDS = 5.0
 
 
+class Unsealed(ExecutorLost):
+    """A layer of the sandbox refuses; it will refuse the next child, too."""
+
+
 @dataclass(frozen=True)
 class Exit:
     """How a child ended, and what it had used."""
@@ -93,7 +97,7 @@ class Child:
                 elif "sealed" in message:
                     return
                 else:
-                    raise ExecutorLost(f"a child could not be sealed: {message.get('refused')}")
+                    raise Unsealed(f"a child could not be sealed: {message.get('refused')}")
         except EOFError:
             raise ExecutorLost("a child ended before it was sealed") from None
         finally:
@@ -138,7 +142,7 @@ class ZygoteProcess:
         return self._process.pid
 
     async def loaded(self) -> Loaded:
-        """Wait for the model. Raises LoadFailed."""
+        """Wait for the model. Raises LoadFailed; ExecutorLost if the process has ended, which is no verdict on it."""
         return await asyncio.shield(self._loaded)
 
     async def fork(self) -> Child:
@@ -216,7 +220,7 @@ class ZygoteProcess:
         asyncio.get_running_loop().remove_reader(self._end)
         self._end.close()
         if not self._loaded.done():
-            self._loaded.set_exception(LoadFailed("its process ended while loading (out of memory?)"))
+            self._loaded.set_exception(self._lost)
             self._loaded.exception()  # somebody may have stopped waiting
         waiting: list[asyncio.Future[Any]] = [*self._forks, *self._children.values()]
         for future in waiting:
