@@ -3,58 +3,116 @@
     python benchmarks/minimal_trace.py [--runtime ray|process] [--rounds 60] [--json FILE]
 
 Eight tokens, one hidden state saved, on SmolLM2-135M-Instruct in fp32. Starts its own Interlace, loads the model here
-too, takes both times in turn (local, remote, local, ...) and prints medians, p95 and the ratio, the time from `up` to
-ready, and the resident memory of every process of the service.
+too, and takes all times in turn (local, remote, ...):
+
+local   the trace run here
+stock   the same with `remote=True`: the stock client, unmodified
+server  the same request, its payload made ahead, over a kept connection: from the last byte of the POST to the last
+        frame, less the forward itself, by this round's local trace (`share`) and by what the job's own process
+        measured of its forward (`around`)
+
+Prints medians, p95 and ratios, where the server's time goes as it says itself, the time from `up` to ready, and the
+resident memory of every process of the service.
 """
 
 import argparse
+import http.client
 import json
 import statistics
 import tempfile
 import time
+import uuid
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 import service
+import websocket
 
 MODEL = "smollm2-135m-instruct"
 REPO = "HuggingFaceTB/SmolLM2-135M-Instruct"
 LAYER = 15
 
 
-def measure(url: str, home: Path, rounds: int, threads: int) -> dict[str, Any]:
-    """Time local and remote traces in turn; seconds."""
-    service.stock_client(url, home, threads)
+class Bare:
+    """One request, over and over, with next to nothing on the client's side: what is left is the server."""
+
+    def __init__(self, url: str, backend: Any, payload: bytes) -> None:
+        self._address = urlsplit(url).netloc
+        self._http = http.client.HTTPConnection(self._address)
+        self._envelope = {"model_key": backend.model_key, "compress": backend.compress, "env": backend.env}
+        self._payload = payload
+
+    def request(self) -> tuple[float, str]:
+        """Seconds from the last byte of the POST to the last frame, and the job's id."""
+        socket = websocket.create_connection(f"ws://{self._address}/subscribe")
+        session = json.loads(socket.recv())["session_id"]
+        kind, body = self._form(session)
+        headers = {"Content-Type": kind, "nnsight-version": "0.8.1", "python-version": "3.11.0"}
+        self._http.request("POST", "/request", body, headers)
+        sent = time.perf_counter()
+        while not isinstance(frame := socket.recv(), bytes):
+            status = json.loads(frame)
+            if status["status"] == "ERROR":
+                raise SystemExit(f"the job failed: {status['description']}")
+        seconds = time.perf_counter() - sent
+        socket.close()
+        return seconds, json.loads(self._http.getresponse().read())["id"]
+
+    def _form(self, session: str) -> tuple[str, bytes]:
+        """The multipart form that nnsight sends: its type and its bytes."""
+        mark = uuid.uuid4().hex.encode()
+        envelope = json.dumps(self._envelope | {"session_id": session}).encode()
+        parts = [
+            b'Content-Disposition: form-data; name="data"\r\n\r\n' + envelope,
+            b'Content-Disposition: form-data; name="blob"; filename="request"\r\n'
+            b"Content-Type: application/octet-stream\r\n\r\n" + self._payload,
+        ]
+        body = b"".join(b"--" + mark + b"\r\n" + part + b"\r\n" for part in parts) + b"--" + mark + b"--\r\n"
+        return f"multipart/form-data; boundary={mark.decode()}", body
+
+
+def measure(server: service.Service, home: Path, rounds: int, threads: int) -> dict[str, Any]:
+    """Take all times in turn."""
+    service.stock_client(server.url, home, threads)
     import torch
     from nnsight import TransformersModel
-    from transformers import AutoTokenizer
+    from nnsight.intervention.backends.remote import RemoteBackend
 
-    from interlace_state.config import Config, ModelConfig
-    from interlace_workers.sources import resolve
-
-    path = str(resolve(ModelConfig(source=MODEL), Config().cache_dir, print).path)
-    there = TransformersModel(REPO, task="text-generation")
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    here = TransformersModel(path, task="text-generation", tokenizer=tokenizer, dtype=torch.float32, dispatch=True)
+    there, here = TransformersModel(REPO, task="text-generation"), service.local_model(MODEL)
     tokens = torch.arange(100, 108)[None]
 
-    def trace(model: Any, remote: bool) -> tuple[float, Any]:
+    class Serialized(RemoteBackend):
+        """Keeps the payload in place of sending it."""
+
+        def __call__(self, tracer: Any = None) -> None:
+            self.payload = self._serialize(tracer)
+
+    def trace(model: Any, **how: Any) -> tuple[float, Any]:
         begun = time.perf_counter()
-        with model.trace(tokens, remote=remote):
+        hidden = None
+        with model.trace(tokens, **how):
             hidden = model.model.layers[LAYER].output.save()
         return time.perf_counter() - begun, hidden
 
+    backend = Serialized(there.to_model_key(), env=there._remoteable_get_env())
+    trace(there, backend=backend)
+    bare = Bare(server.url, backend, backend.payload)
     for _ in range(3):
-        first, second = trace(here, False)[1], trace(there, True)[1]
+        first, second, _ = trace(here)[1], trace(there, remote=True)[1], bare.request()
     torch.testing.assert_close(first, second)
-    pairs = [(trace(here, False)[0], trace(there, True)[0]) for _ in range(rounds)]
-    local, remote = ([pair[side] for pair in pairs] for side in (0, 1))
+    taken = [(trace(here)[0], trace(there, remote=True)[0], *bare.request()) for _ in range(rounds)]
+    steps = service.steps(server, [job_id for *_, job_id in taken])
     return {
-        "local": summary(local),
-        "remote": summary(remote),
-        "added": summary([far - near for near, far in pairs]),
-        "ratio_p50": round(statistics.median(remote) / statistics.median(local), 2),
+        "local": summary([local for local, *_ in taken]),
+        "stock": summary([stock for _, stock, *_ in taken]),
+        "stock added": summary([stock - local for local, stock, *_ in taken]),
+        "server": summary([bare for _, _, bare, _ in taken]),
+        "server share": summary([bare - local for local, _, bare, _ in taken]),
+        "server around": summary([bare - steps[job_id]["forward"] for _, _, bare, job_id in taken]),
+        "steps": {name: summary([steps[job_id][name] for *_, job_id in taken]) for name in next(iter(steps.values()))},
+        "ratio_p50": round(statistics.median(stock / local for local, stock, *_ in taken), 2),
     }
 
 
@@ -88,7 +146,7 @@ def main() -> None:
         folder = Path(name)
         models = [{"source": MODEL, "threads": arguments.threads}]
         with service.running(folder, {"runtime": arguments.runtime, "models": models}) as server:
-            figures = measure(server.url, folder / "hf", arguments.rounds, arguments.threads)
+            figures = measure(server, folder / "hf", arguments.rounds, arguments.threads)
             processes = memory(server.process.pid)
     ready = server.ready_seconds
     figures |= service.circumstances() | {
@@ -98,10 +156,12 @@ def main() -> None:
         "ready_seconds": round(ready, 1),
         "resident_mib": processes,
     }
-    print(f"{'':10}{'p50 ms':>10}{'p95 ms':>10}")
-    for name in ("local", "remote", "added"):
-        print(f"{name:10}{figures[name]['p50_ms']:>10}{figures[name]['p95_ms']:>10}")
-    print(f"remote / local at p50: {figures['ratio_p50']};  from `up` to ready: {ready:.1f} s ({arguments.runtime})")
+    print(f"{'':16}{'p50 ms':>10}{'p95 ms':>10}")
+    for name in ("local", "stock", "stock added", "server", "server share", "server around"):
+        print(f"{name:16}{figures[name]['p50_ms']:>10}{figures[name]['p95_ms']:>10}")
+    for name, took in figures["steps"].items():
+        print(f"  {name:14}{took['p50_ms']:>10}{took['p95_ms']:>10}")
+    print(f"stock / local at p50: {figures['ratio_p50']};  from `up` to ready: {ready:.1f} s ({arguments.runtime})")
     for what, mib in processes:
         print(f"{mib:>8} MiB  {what}")
     if arguments.json:

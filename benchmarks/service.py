@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -25,6 +25,7 @@ from interlace_state.tenants import Role
 #: What clients call the model that `write_gpt2` writes.
 GPT2 = "benchmark/gpt2"
 _STOP = 60.0  # seconds
+_LOGGED = 10.0  # seconds until a job's end is in the log
 
 
 @dataclass
@@ -84,6 +85,33 @@ def stock_client(url: str, home: Path, threads: int = 1) -> None:
 
     nnsight.CONFIG.APP.REMOTE_LOGGING = False
     torch.set_num_threads(threads)
+
+
+def local_model(source: str) -> Any:
+    """The model that the server hosts from ``source``, loaded here in fp32. Call `stock_client` first."""
+    import torch
+    from nnsight import TransformersModel
+    from transformers import AutoTokenizer
+
+    from interlace_state.config import ModelConfig
+    from interlace_workers.sources import resolve
+
+    path = str(resolve(ModelConfig(source=source), Config().cache_dir, print).path)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    return TransformersModel(path, task="text-generation", tokenizer=tokenizer, dtype=torch.float32, dispatch=True)
+
+
+def steps(server: Service, job_ids: Collection[str]) -> dict[str, dict[str, float]]:
+    """Of each of these jobs what its worker's log says that its steps took, in seconds."""
+    log, until = server.state_dir / "logs" / "workers.log", time.monotonic() + _LOGGED
+    while True:
+        lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
+        found = {line["job"]: line["seconds"] for line in lines if line["event"] == "ended" and line["job"] in job_ids}
+        if len(found) == len(job_ids):
+            return found
+        if time.monotonic() > until:
+            raise SystemExit(f"{log} knows {len(found)} of {len(job_ids)} jobs")
+        time.sleep(0.1)
 
 
 def write_gpt2(folder: Path, **sizes: int) -> None:

@@ -388,6 +388,7 @@ async def test_a_lost_zygote_is_told_from_a_failed_job(folder: Path, client: Tra
     await executor.start()
     assert executor._zygote is not None
     os.kill(executor._zygote.pid, 9)
+    await executor._zygote._process.wait()
     with pytest.raises(ExecutorLost):
         await run(executor, reading(client), tmp_path / "result")
     await executor.stop()

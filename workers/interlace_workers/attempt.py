@@ -2,10 +2,8 @@
 
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol, TypeVar
 
 from interlace.protocol.errors import UnknownJob
 from interlace.protocol.event import Ended, Event, Log, StateChanged
@@ -14,23 +12,12 @@ from interlace_state import log
 from interlace_state.queue import Lease
 from interlace_state.store import State
 from interlace_workers.executors.base import Done, Executor, ExecutorLost, Failed, Printed, Started
+from interlace_workers.journal import Insist, Journal
 from interlace_workers.telemetry import Watch
 
 #: A job whose process has crashed so often is not run again.
 _CRASHES = 2
 _LAST_LINE = 200  # characters
-
-T = TypeVar("T")
-
-
-class Insist(Protocol):
-    """Asks Redis again while it is away."""
-
-    async def __call__(self, ask: Callable[[], Awaitable[T]]) -> T: ...
-
-
-class LeaseLost(Exception):
-    """Another worker has the job, or it has ended."""
 
 
 class Attempt:
@@ -40,18 +27,24 @@ class Attempt:
         self._state = state
         self._executor = executor
         self._lease = lease
-        self._insist = insist
+        self._journal = Journal(state.queue, lease, insist)
         self._watch = watch
         self._last_line = ""
 
     async def run(self) -> Ended:
-        """The job's last event, not yet written. Raises LeaseLost, ExecutorLost, RedisError."""
+        """The job's last event, not yet written; all others are. Raises LeaseLost, ExecutorLost, RedisError."""
+        async with self._journal:
+            end = await self._run()
+            await self._journal.written()
+            return end
+
+    async def _run(self) -> Ended:
         job = self._lease.job
         text = "Your job has been sent to the model."
         if self._lease.attempt > 1:
             text = f"Your job lost its worker and has been sent to another (attempt {self._lease.attempt})."
-            await self._record(Log(text=f"[It starts again: attempt {self._lease.attempt}.]"))
-        await self._record(StateChanged(state=JobState.LEASED, text=text))
+            await self._journal.note(Log(text=f"[It starts again: attempt {self._lease.attempt}.]"))
+        await self._journal.note(StateChanged(state=JobState.LEASED, text=text))
         queued_seconds = round(max(0.0, time.time() - job.submitted_at), 4)
         try:
             payload = await self._state.results.payload(job)
@@ -65,7 +58,7 @@ class Attempt:
             cost = outcome.cost.model_copy(update={"queued_seconds": queued_seconds})
             if isinstance(outcome, Failed):
                 return Ended(state=JobState.ERROR, text=outcome.text, cost=cost)
-            await self._record()
+            await self._journal.confirm()  # whose job it is no more must not overwrite the result
             try:
                 with self._watch.transfer(staged):
                     result = await self._state.results.put(job, staged)
@@ -81,7 +74,7 @@ class Attempt:
         for _ in range(_CRASHES - 1):
             if not (isinstance(outcome, Failed) and outcome.crashed):
                 return outcome
-            await self._record(Log(text=f"{outcome.text} It is run once more."))
+            await self._journal.note(Log(text=f"{outcome.text} It is run once more."))
             staged.write_bytes(b"")
             former, outcome = outcome, await self._run_once(payload, staged)
             outcome = replace(outcome, cost=_sum(former.cost, outcome.cost))
@@ -106,13 +99,8 @@ class Attempt:
                     return happening
                 if isinstance(happening, Printed):
                     self._last_line = happening.lines[-1]
-                await self._record(*_events(happening))
+                await self._journal.note(*_events(happening))
         raise ExecutorLost("the executor said nothing of how the job ended")
-
-    async def _record(self, *events: Event) -> None:
-        """Raises LeaseLost if the job is no longer ours."""
-        if not await self._insist(lambda: self._state.queue.record(self._lease, *events)):
-            raise LeaseLost
 
 
 def _sum(first: Cost, second: Cost) -> Cost:

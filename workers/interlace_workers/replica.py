@@ -26,8 +26,9 @@ from interlace_state.queue import Lease
 from interlace_state.store import State
 from interlace_state.tasks import cancelled
 from interlace_workers import environment
-from interlace_workers.attempt import Attempt, LeaseLost
+from interlace_workers.attempt import Attempt
 from interlace_workers.executors.base import Executor, LoadFailed
+from interlace_workers.journal import LeaseLost
 from interlace_workers.telemetry import Telemetry, Watch
 
 #: A job that this many workers have lost is not given to another.

@@ -14,13 +14,12 @@ import select
 import socket
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from interlace_workers import channel
-from interlace_workers.child import job
+from interlace_workers.child import job, warm
 from interlace_workers.child.model import HostedModel, load
-from interlace_workers.child.warm import warm_up
 from interlace_workers.order import Load, Loaded
 from interlace_workers.sandbox import Sandbox, Unsafe, process
 from interlace_workers.sandbox.process import Family
@@ -105,7 +104,7 @@ def main() -> None:
     try:
         model = load(order)
         into_huge_pages(model.model._module)
-        warm_up(model.model)
+        model = replace(model, rehearsal=warm.rehearsal(model))
         _refuse_threads()
         family, sandbox = Family(), Sandbox(order.isolation, hidden=order.path, without=order.without)
         sandbox.prepare()

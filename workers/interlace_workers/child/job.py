@@ -16,9 +16,8 @@ import torch
 from interlace.protocol import frames
 from interlace.protocol.frames import FrameKind
 from interlace_workers import channel, steps
-from interlace_workers.child import output, trace
+from interlace_workers.child import output, trace, warm
 from interlace_workers.child.model import HostedModel
-from interlace_workers.child.warm import keep_freed_memory, warm_up
 from interlace_workers.order import Order
 from interlace_workers.sandbox import Sandbox, limit
 
@@ -28,8 +27,10 @@ def main(end: socket.socket, model: HostedModel, sandbox: Sandbox, slot: int) ->
     space = _sealed(end, sandbox, slot)
     # Ahead of its job: threads of its own, and the thousands of page faults of a first trace.
     torch.set_num_threads(model.threads)
-    keep_freed_memory()
-    warm_up(model.model)
+    warm.keep_freed_memory()
+    warm.rehearse(model, model.rehearsal, dry=True)
+    _start_afresh()
+    _say(end, "warm")
     try:
         message, (payload, result, events, logs) = channel.receive(end)
     except EOFError:
@@ -44,7 +45,6 @@ def main(end: socket.socket, model: HostedModel, sandbox: Sandbox, slot: int) ->
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     limit(space, order.memory_bytes, order.result_bytes, order.cpu_seconds)
-    _start_afresh()
     times = [time.perf_counter()]
     try:
         tracer = trace.read(model, order, payload)
@@ -67,18 +67,22 @@ def main(end: socket.socket, model: HostedModel, sandbox: Sandbox, slot: int) ->
 
 
 def _sealed(end: socket.socket, sandbox: Sandbox, slot: int) -> int:
-    """Go behind every layer, and tell the parent; returns the bytes of the address space before."""
+    """Go behind every layer; returns the bytes of the address space before."""
     try:
         memory = sandbox.memory()
         channel.send(end, {"memory": True}, [memory])
-        space = sandbox.seal(end.fileno(), slot)
+        return sandbox.seal(end.fileno(), slot)
     except OSError as error:
         # Where seccomp is on already this fails, too; the parent sees the end of the channel.
         with contextlib.suppress(OSError):
             channel.send(end, {"refused": str(error)})
         os._exit(1)
-    os.write(end.fileno(), json.dumps({"sealed": True}).encode())
-    return space
+
+
+def _say(end: socket.socket, word: str) -> None:
+    """Tell the parent, by a call that a sealed process may make."""
+    with contextlib.suppress(OSError):  # a parent that is gone shows at the next word from it
+        os.write(end.fileno(), json.dumps({word: True}).encode())
 
 
 def _printer(fd: int) -> TextIO:

@@ -23,6 +23,8 @@ class HostedModel:
     threads: int
     n_params: int
     size_bytes: int
+    #: What `warm.py` runs ahead of a job; empty: nothing.
+    rehearsal: bytes = b""
 
 
 def load(order: Load) -> HostedModel:

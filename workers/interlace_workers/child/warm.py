@@ -1,17 +1,34 @@
-"""Do ahead what every first trace of a process pays for: imports in the zygote, page faults in each waiting child."""
+"""Do ahead what every first trace of a process pays for: imports in the zygote, page faults in each waiting child.
+
+A rehearsal is a small trace of the model, serialized as a client would. The zygote makes one and runs it; each child
+runs it again while it waits for its job, without the multiplications by weights, which cost most and leave nothing
+behind that the job could use.
+"""
 
 import ctypes
 import io
 import linecache
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+import zstandard
+from nnsight.intervention.backends.remote import RemoteBackend
+from nnsight.schema.request import RequestModel
 from nnsight.tracing.globals import BLOCKS, SOURCES
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from interlace_workers.child import output as results
+from interlace_workers.child import trace
+from interlace_workers.child.model import HostedModel
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
 _KEPT = 32 << 20  # bytes: the size up to which malloc learns to keep blocks by itself
 _TOUCHED = 8 << 20  # bytes
+_TOKENS = 8
 
 
 def keep_freed_memory() -> None:
@@ -27,21 +44,67 @@ def keep_freed_memory() -> None:
         torch.zeros(_TOUCHED, dtype=torch.uint8)
 
 
-def warm_up(model: Any) -> None:
-    """Trace one token and serialize what it saves: 45 ms of lazy imports and caches less in each child, and
-    60 ms of page faults less in its job.
+def rehearsal(model: HostedModel) -> bytes:
+    """The payload of a small trace; empty for a model that does not take bare token ids, which is left cold."""
+    backend = _Serialize()
+    tokens = torch.zeros((1, _TOKENS), dtype=torch.long)
+    with _forgotten(model):
+        with model.model.trace(tokens, backend=backend):
+            output = model.model.output.save()  # noqa: F841 - saved under its name
+        rehearse(model, backend.payload)
+        return backend.payload
+    return b""
 
-    Leaves no trace of itself: nnsight's caches of block sources are emptied. A model that does not take bare token
-    ids is left cold.
-    """
-    tokens = torch.zeros((1, 1), dtype=torch.long)
+
+def rehearse(model: HostedModel, payload: bytes, *, dry: bool = False) -> None:
+    """Run a rehearsal as a job is run, from the payload to the serialized result; ``dry``: without the weights."""
+    if not payload:
+        return
+    with _forgotten(model):
+        tracer = RequestModel.deserialize(payload, model.persistent, compress=False)
+        if dry:
+            with _Dry():
+                saved = trace.run(model, tracer)
+        else:
+            saved = trace.run(model, tracer)
+        buffer = io.BytesIO()
+        torch.save(saved, buffer, pickle_module=results._PickleModule, pickle_protocol=4)
+        zstandard.ZstdCompressor().compress(buffer.getvalue())
+
+
+class _Serialize(RemoteBackend):  # type: ignore[misc]
+    """Keeps a trace's payload in place of sending it."""
+
+    def __init__(self) -> None:
+        super().__init__("", host="http://rehearsal.invalid")
+        self.payload = b""
+
+    def __call__(self, tracer: Any = None) -> None:
+        self.payload = RequestModel.serialize(tracer)
+
+
+class _Dry(TorchFunctionMode):  # type: ignore[misc]
+    """Linear layers read one column of their weights: shapes, and what autograd keeps, are as ever."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
+        if func is functional.linear and not kwargs:
+            values, weight, *bias = args
+            return func(values[..., :1], weight[..., :1], *bias)
+        if func is torch.addmm and not kwargs:  # a Conv1D of GPT-2
+            bias, values, weight = args
+            return func(bias, values[..., :1], weight[:1])
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _forgotten(model: HostedModel) -> Iterator[None]:
+    """Leave no trace of what runs in the block, nor of its failure: a model need not be warm."""
     try:
-        with torch.no_grad(), model.trace(tokens):
-            output = model.output.save()
-        torch.save({"output": output}, io.BytesIO(), pickle_protocol=4)
-    except Exception as error:  # noqa: BLE001 - any model may refuse this input in its own way, and need not be warm
+        yield
+    except Exception as error:  # noqa: BLE001 - any model may refuse such an input in its own way
         print(f"not warmed up: {type(error).__name__}: {error}", file=sys.stderr)
-    model.interleaver.cancel()
-    SOURCES.clear()
-    BLOCKS.clear()
-    linecache.clearcache()
+    finally:
+        model.model.interleaver.cancel()
+        SOURCES.clear()
+        BLOCKS.clear()
+        linecache.clearcache()

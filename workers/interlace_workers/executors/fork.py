@@ -13,6 +13,7 @@ from interlace.protocol import frames
 from interlace.protocol.frames import BrokenFrame, Frame, FrameKind
 from interlace.protocol.job import Cost, Job, Limits
 from interlace_state import log
+from interlace_state.tasks import cancelled
 from interlace_workers import channel, metrics, steps
 from interlace_workers.executors import proc
 from interlace_workers.executors.base import (
@@ -37,6 +38,7 @@ _READ = 64 << 10  # bytes
 _LONGEST_LINE = 16 << 10  # bytes
 #: How long the last output of a job that has said how it ended may take to arrive.
 _LAST_WORDS_SECONDS = 1.0
+_BEGIN_SECONDS = 0.05  # that output waits for the word that the job has begun
 #: Happenings that may wait for whoever records them; a job that prints faster waits, too.
 _AHEAD = 64
 #: What an empty line counts against the limit of output, for it costs an event like any other.
@@ -86,6 +88,7 @@ class ForkExecutor:
         try:
             with contextlib.closing(Execution(child, job.limits)) as execution:
                 execution.order(_order(job, self._load.threads), payload, result)
+                self._fork_ahead()
                 async with contextlib.aclosing(execution.happenings()) as happenings:
                     async for happening in happenings:
                         if isinstance(happening, (Done, Failed)):
@@ -94,24 +97,23 @@ class ForkExecutor:
                         yield happening
         finally:
             metrics.SANDBOX_KILLS.labels(reason).inc()
-            # Not sooner: a child that warms up would take the processor from the job.
-            if self._spare is None:
-                self._fork_ahead()
 
     def resident_bytes(self) -> int:
         return proc.resident_bytes(self._zygote.pid) if self._zygote else 0
 
     async def stop(self) -> None:
         if self._spare is not None:
-            self._spare.cancel()
+            await cancelled(self._spare)
         if self._zygote is not None:
             await self._zygote.stop()
         if self._groups is not None:
             self._groups.close()
 
     def _fork_ahead(self) -> None:
+        """Have a child forked, unless one is: beside a job, so that the next job finds it sealed and warm."""
         assert self._zygote is not None, "start() comes first"
-        self._spare = asyncio.create_task(self._fork(self._zygote), name="fork ahead")
+        if self._spare is None:
+            self._spare = asyncio.create_task(self._fork(self._zygote), name="fork ahead")
 
     async def _fork(self, zygote: ZygoteProcess) -> Child:
         with metrics.SANDBOX_START_SECONDS.time():
@@ -119,12 +121,13 @@ class ForkExecutor:
         if self._groups is not None:
             with contextlib.suppress(OSError):  # then it is watched
                 child.group = await asyncio.to_thread(self._groups.add, child.pid)
+        if child.group is None:  # a look takes milliseconds: not when the job is there
+            child.watch = await asyncio.to_thread(MemoryWatch, child.pid, child.memory)
         metrics.SANDBOX_STARTS.inc()
         return child
 
     async def _take_spare(self) -> Child:
-        if self._spare is None:  # others run, and have not ended
-            self._fork_ahead()
+        self._fork_ahead()
         assert self._spare is not None
         spare, self._spare = self._spare, None
         child = await spare
@@ -146,6 +149,7 @@ class Execution:
         self._events, self._logs = _Pipe(), _Pipe()
         self._happened: asyncio.Queue[Happening] = asyncio.Queue(_AHEAD)
         self._log_bytes_left = limits.log_bytes
+        self._begun = asyncio.Event()
 
     def order(self, order: Order, payload: bytes, result: Path) -> None:
         """Give the child its job; payload and result travel as descriptors. Raises ExecutorLost."""
@@ -229,6 +233,7 @@ class Execution:
                         raise BrokenFrame("a job starts once")
                     started = True
                     await self._happened.put(Started())
+                    self._begun.set()
         except BrokenFrame:
             return self._failed("The job wrote to the channel that reports its end; it was stopped.", "broken_frame")
         if self._stopped is not None:
@@ -248,6 +253,10 @@ class Execution:
     async def _read_logs(self) -> None:
         rest = b""
         async for data in self._logs.chunks():
+            # The two pipes are read in any order; what is printed while the payload is read does come first.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_BEGIN_SECONDS):
+                    await self._begun.wait()
             *lines, rest = (rest + data).split(b"\n")
             if len(rest) > _LONGEST_LINE:
                 lines, rest = [*lines, rest], b""
@@ -341,7 +350,9 @@ def _memory(child: Child, most_bytes: int) -> JobGroup | MemoryWatch:
         with contextlib.suppress(OSError):
             child.group.limit(most_bytes)
             return child.group
-    return MemoryWatch(child.pid, child.memory, most_bytes)
+    watch = child.watch or MemoryWatch(child.pid, child.memory)
+    watch.limit(most_bytes)
+    return watch
 
 
 def _died(code: int) -> str:

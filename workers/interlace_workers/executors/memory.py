@@ -23,12 +23,16 @@ class MemoryWatch:
     more than a page for each page fault and what was newly mapped, and both are cheap to read.
     """
 
-    def __init__(self, pid: int, rollup: int, most_bytes: int) -> None:
-        """``rollup`` is a descriptor of the process's ``smaps_rollup``."""
+    def __init__(self, pid: int, rollup: int) -> None:
+        """Look at a process that does nothing yet; ``rollup`` is a descriptor of its ``smaps_rollup``."""
         self._pid = pid
         self._rollup = rollup
         self._last = _Look(self._private(), *self._counters())
-        self._most = self._last.private + most_bytes
+        self._most = self._last.private
+
+    def limit(self, most_bytes: int) -> None:
+        """Let the process hold so many bytes over what it held at first."""
+        self._most += most_bytes
 
     def is_over(self) -> bool:
         """Whether the process holds more than it may; False once it is gone."""

@@ -14,6 +14,7 @@ from typing import Any
 from interlace_workers import channel
 from interlace_workers.executors.base import ExecutorLost, LoadFailed
 from interlace_workers.executors.cgroup import JobGroup
+from interlace_workers.executors.memory import MemoryWatch
 from interlace_workers.order import Load, Loaded
 
 #: All that a zygote, and so user code, sees of our environment.
@@ -59,8 +60,9 @@ class Child:
     #: A descriptor that shows how much memory the process holds.
     memory: int
     exited: "asyncio.Future[Exit]"
-    #: Where it and all that it starts are counted, if groups were delegated to us.
+    #: Where it and all that it starts are counted, if groups were delegated to us; else it is watched.
     group: JobGroup | None = None
+    watch: MemoryWatch | None = None
 
     def kill(self) -> None:
         """Kill the child; the zygote kills what it leaves. It cannot block, catch or outrun this."""
@@ -78,8 +80,8 @@ class Child:
         if self.memory >= 0:
             os.close(self.memory)
 
-    async def sealed(self) -> None:
-        """Wait until the process is behind its sandbox's layers. Raises ExecutorLost if it cannot be."""
+    async def ready(self) -> None:
+        """Wait until the process is behind its sandbox's layers, and warm. Raises ExecutorLost if it cannot be."""
         self.order.setblocking(False)
         readable = asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -94,12 +96,12 @@ class Child:
                     continue  # announced twice, read once
                 if "memory" in message:
                     (self.memory,) = fds
-                elif "sealed" in message:
+                elif "warm" in message:
                     return
                 else:
                     raise Unsealed(f"a child could not be sealed: {message.get('refused')}")
         except EOFError:
-            raise ExecutorLost("a child ended before it was sealed") from None
+            raise ExecutorLost("a child ended before its job came") from None
         finally:
             loop.remove_reader(self.order)
 
@@ -146,7 +148,7 @@ class ZygoteProcess:
         return await asyncio.shield(self._loaded)
 
     async def fork(self) -> Child:
-        """A new child, sealed and waiting for its order. Raises ExecutorLost."""
+        """A new child, sealed, warm and waiting for its order. Raises ExecutorLost."""
         if self._lost is not None:
             raise self._lost
         future: asyncio.Future[Child] = asyncio.get_running_loop().create_future()
@@ -157,7 +159,7 @@ class ZygoteProcess:
             self._lose()
         child = await future
         try:
-            await child.sealed()
+            await child.ready()
         except BaseException:
             child.kill()
             child.close()
