@@ -9,8 +9,8 @@ import ctypes
 import io
 import linecache
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -19,7 +19,6 @@ from nnsight.intervention.backends.remote import RemoteBackend
 from nnsight.schema.request import RequestModel
 from nnsight.tracing.globals import BLOCKS, SOURCES
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
 from interlace_workers.child import output as results
 from interlace_workers.child import trace
@@ -62,10 +61,7 @@ def rehearse(model: HostedModel, payload: bytes, *, dry: bool = False) -> None:
         return
     with _forgotten(model):
         tracer = RequestModel.deserialize(payload, model.persistent, compress=False)
-        if dry:
-            with _Dry():
-                saved = trace.run(model, tracer)
-        else:
+        with _dry() if dry else nullcontext():
             saved = trace.run(model, tracer)
         buffer = io.BytesIO()
         torch.save(saved, buffer, pickle_module=results._PickleModule, pickle_protocol=4)
@@ -83,17 +79,22 @@ class _Serialize(RemoteBackend):  # type: ignore[misc]
         self.payload = RequestModel.serialize(tracer)
 
 
-class _Dry(TorchFunctionMode):  # type: ignore[misc]
-    """Linear layers read one column of their weights: shapes, and what autograd keeps, are as ever."""
+@contextmanager
+def _dry() -> Iterator[None]:
+    """Linear layers take one number of each row of their weights: shapes, and what autograd keeps, are as ever."""
+    linear, addmm = functional.linear, torch.addmm
 
-    def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
-        if func is functional.linear and not kwargs:
-            values, weight, *bias = args
-            return func(values[..., :1], weight[..., :1], *bias)
-        if func is torch.addmm and not kwargs:  # a Conv1D of GPT-2
-            bias, values, weight = args
-            return func(bias, values[..., :1], weight[:1])
-        return func(*args, **(kwargs or {}))
+    def short_linear(values: Any, weight: Any, bias: Any = None) -> Any:
+        return linear(values[..., :1], weight.reshape(-1)[: weight.shape[0], None], bias)
+
+    def short_addmm(bias: Any, values: Any, weight: Any, **how: Any) -> Any:  # a Conv1D of GPT-2
+        return addmm(bias, values[..., :1], weight.reshape(-1)[None, : weight.shape[1]], **how)
+
+    functional.linear, torch.addmm = short_linear, short_addmm
+    try:
+        yield
+    finally:
+        functional.linear, torch.addmm = linear, addmm
 
 
 @contextmanager

@@ -61,6 +61,8 @@ class ForkExecutor:
         self._zygote: ZygoteProcess | None = None
         self._groups: JobGroups | None = None
         self._spare: asyncio.Task[Child] | None = None
+        #: Bytes that a child holds while it waits; all of them do the same until then.
+        self._held: int | None = None
 
     async def start(self) -> Loaded:
         self._groups = JobGroups.open()
@@ -121,8 +123,9 @@ class ForkExecutor:
         if self._groups is not None:
             with contextlib.suppress(OSError):  # then it is watched
                 child.group = await asyncio.to_thread(self._groups.add, child.pid)
-        if child.group is None:  # a look takes milliseconds: not when the job is there
-            child.watch = await asyncio.to_thread(MemoryWatch, child.pid, child.memory)
+        if child.group is None:
+            child.watch = MemoryWatch(child.pid, child.memory, self._held)
+            self._held = child.watch.held
         metrics.SANDBOX_STARTS.inc()
         return child
 

@@ -23,12 +23,17 @@ class MemoryWatch:
     more than a page for each page fault and what was newly mapped, and both are cheap to read.
     """
 
-    def __init__(self, pid: int, rollup: int) -> None:
-        """Look at a process that does nothing yet; ``rollup`` is a descriptor of its ``smaps_rollup``."""
+    def __init__(self, pid: int, rollup: int, held: int | None = None) -> None:
+        """Look at a process that does nothing yet; ``rollup`` is a descriptor of its ``smaps_rollup``.
+
+        ``held`` is what a twin of it holds: that spares the exact look.
+        """
         self._pid = pid
         self._rollup = rollup
-        self._last = _Look(self._private(), *self._counters())
-        self._most = self._last.private
+        #: Bytes that the process held at first.
+        self.held = self._private() if held is None else held
+        self._last = _Look(self.held, *self._counters())
+        self._most = self.held
 
     def limit(self, most_bytes: int) -> None:
         """Let the process hold so many bytes over what it held at first."""
