@@ -90,7 +90,7 @@ def _dry() -> Iterator[None]:
     def short_addmm(bias: Any, values: Any, weight: Any, **how: Any) -> Any:  # a Conv1D of GPT-2
         return addmm(bias, values[..., :1], weight.reshape(-1)[None, : weight.shape[1]], **how)
 
-    functional.linear, torch.addmm = short_linear, short_addmm
+    functional.linear, torch.addmm = short_linear, short_addmm  # type: ignore[assignment]
     try:
         yield
     finally:
