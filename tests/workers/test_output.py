@@ -171,7 +171,8 @@ from interlace_workers.child import output
 from interlace_workers.order import Order
 
 value = torch.{make}
-output.write({{"warm": torch.zeros(1 << 18)}}, os.open(sys.argv[1], os.O_RDWR | os.O_CREAT), Order(True, result_bytes=1 << 30))
+first = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+output.write({{"warm": torch.zeros(1 << 18)}}, first, Order(True, result_bytes=1 << 30))
 with open("/proc/self/statm") as statm:
     now = int(statm.read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (now + (16 << 20), now + (16 << 20)))

@@ -96,7 +96,8 @@ class _Sink:
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
     """The bytes of a tensor's whole storage, as they lie in memory."""
-    return torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage()).numpy().data
+    storage: numpy.ndarray[Any, Any] = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage()).numpy()
+    return storage.data
 
 
 def _blame(saved: dict[str, Any], error: Exception) -> NoReturn:
