@@ -17,8 +17,9 @@ SMALL = 128 << 10
 _SMALL_LEVEL = 3
 #: Twice as fast as level 3 on activations, and as small within 2 %.
 _LEVEL = 1
-#: Compressed over plain size above which compression is not worth its time: fp32 activations have 0.92.
-_NOT_WORTH_IT = 0.85
+#: Compressed over plain size above which compression takes longer than it saves on a network of 400 Mbit/s and more.
+#: Activations have 0.92 in fp32, 0.78 in bfloat16, 0.57 behind a ReLU; token ids have 0.25.
+_NOT_WORTH_IT = 0.7
 _SAMPLES, _SAMPLE, _SAMPLE_EVERY = 32, 16 << 10, 128 << 10  # at most, bytes, bytes
 
 _BLOCK = 128 << 10  # bytes, the format's most
