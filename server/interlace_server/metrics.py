@@ -15,6 +15,7 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from interlace import __version__
+from interlace_state.files import Piece
 from interlace_state.metrics import Snapshot
 from interlace_state.models import HostedModel, ModelState
 from interlace_state.store import State
@@ -79,18 +80,18 @@ def delivering(frame: str | bytes) -> Iterator[None]:
         DELIVERED_BYTES.labels("socket").inc(len(frame))
 
 
-async def delivered_by_link(pieces: AsyncIterator[bytes], size: int) -> AsyncIterator[bytes]:
-    """Count a result's pieces on their way, and the time of one that went whole."""
+async def delivered(way: str, pieces: AsyncIterator[Piece], size: int) -> AsyncIterator[Piece]:
+    """Count a result's pieces on their way, by `socket` or `link`, and the time of one that went whole."""
     began, left = time.perf_counter(), size
     try:
         async for piece in pieces:
-            DELIVERED_BYTES.labels("link").inc(len(piece))
+            DELIVERED_BYTES.labels(way).inc(len(piece))
             left -= len(piece)
             yield piece
     finally:
         # A client that has all of it may hang up before the connection says so.
         if left == 0:
-            DELIVERY_SECONDS.labels("link").observe(time.perf_counter() - began)
+            DELIVERY_SECONDS.labels(way).observe(time.perf_counter() - began)
 
 
 def own() -> Iterable[Metric]:

@@ -12,6 +12,7 @@ from interlace.protocol.model import ModelKey
 from interlace_server import torch_frame
 from interlace_server.doors.admission import check_env
 from interlace_server.errors import describe
+from interlace_server.torch_frame import Hole, Plain
 from interlace_state.queue import Place
 
 #: nnsight's closed enum; any other word breaks the client.
@@ -91,15 +92,21 @@ class Update(BaseModel):
 
     def binary(self, result: bytes) -> bytes:
         """A WebSocket binary frame with the result in it."""
-        return torch_frame.encode(
-            {
-                "id": self.id,
-                "status": self.status,
-                "description": self.description,
-                "data": result,
-                "meta": self.meta,
-            }
-        )
+        return torch_frame.encode(self._with(result))
+
+    def around(self, size: int) -> tuple[bytes, bytes]:
+        """What is before and behind a result of ``size`` bytes in a binary frame."""
+        before, behind = torch_frame.encode_around(self._with(Hole(size)))
+        return before, behind
+
+    def _with(self, result: bytes | Hole) -> dict[str, Plain]:
+        return {
+            "id": self.id,
+            "status": self.status,
+            "description": self.description,
+            "data": result,
+            "meta": self.meta,
+        }
 
 
 def received(job_id: str) -> Update:

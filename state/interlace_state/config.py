@@ -128,8 +128,9 @@ class StoreConfig(_Section):
 
     url: str | None = None
     """A folder or any fsspec URL that gateways and workers share; default: a folder in `state_dir`."""
-    inline_bytes: int = Field(default=64 << 20, ge=0)
-    """Results up to this many bytes go over the client's WebSocket, larger ones by a signed URL."""
+    inline_bytes: int = Field(default=1 << 30, ge=0)
+    """Results up to this many bytes go over the client's WebSocket, larger ones by a signed URL. Stock nnsight's
+    `AsyncRemoteBackend` cannot fetch from a URL."""
     max_bytes: int | None = Field(default=None, gt=0, le=_MOST_BYTES)
     """Bytes of payloads and results at which new jobs are refused; default: no bound but the disk's."""
     min_free_bytes: int = Field(default=1 << 30, ge=0, le=_MOST_BYTES)

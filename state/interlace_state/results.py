@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from interlace.protocol.errors import StoreFull, UnknownJob
 from interlace.protocol.job import Job, JobState, ResultRef
 from interlace_state.config import LifetimeConfig, StoreConfig
-from interlace_state.files import Files
+from interlace_state.files import Files, Piece
 from interlace_state.keys import Keys
 
 _COUNT_SECONDS = 5.0
@@ -96,7 +96,7 @@ class Results:
         except FileNotFoundError:
             raise UnknownJob(f"The result of job {job_id} is gone: its lifetime is over.") from None
 
-    async def open(self, job_id: str) -> tuple[int, Callable[[int, int], AsyncIterator[bytes]]]:
+    async def open(self, job_id: str) -> tuple[int, Callable[[int, int], AsyncIterator[Piece]]]:
         """A result's size in bytes, and what gives its bytes from one position up to another. Raises UnknownJob."""
         name = f"results/{job_id}"
         try:

@@ -17,10 +17,13 @@ from interlace.protocol.event import Ended, Event, Log, StateChanged
 from interlace.protocol.job import JobState
 from interlace_server import metrics, nnsight_wire
 from interlace_server.doors.auth import caller_of
+from interlace_server.doors.connections import long_frame
 from interlace_server.errors import REDIS_DOWN, unexpected
 from interlace_server.gateway import Gateway, gateway_of
+from interlace_server.nnsight_wire import Update
 from interlace_server.routes.results import result_url
 from interlace_state import log
+from interlace_state.files import Piece
 from interlace_state.tasks import cancelled
 
 router = APIRouter()
@@ -28,6 +31,7 @@ router = APIRouter()
 _LINGER = 5.0  # seconds that a client has to close the socket itself after the last frame
 _PATIENCE = 10.0  # seconds that a stream waits for Redis to come back
 _RETRY = 0.2  # seconds
+_WHOLE = 256 << 10  # bytes of a result up to which it is read at once: what a piece of a larger one takes
 _PLACE_PERIOD = 2.0  # seconds between two looks at where a waiting job stands
 
 
@@ -153,14 +157,25 @@ class Stream:
         result = event.result if isinstance(event, Ended) else None
         if result is None:
             frame: str | bytes = update.text()
-        elif result.size <= self._gateway.config.store.inline_bytes:
+        elif result.size <= min(_WHOLE, self._gateway.config.store.inline_bytes):
             frame = update.binary(await self._gateway.state.results.read(self._job_id))
+        elif result.size <= self._gateway.config.store.inline_bytes:
+            await self._send_in_pieces(update)
+            return
         else:
             url = await result_url(self._gateway, self._websocket, self._job_id)
             frame = update.model_copy(update={"data": url}).text()
         self._ended = isinstance(event, Ended)
         with metrics.delivering(frame):
             await self._send(frame)
+
+    async def _send_in_pieces(self, update: Update) -> None:
+        """Send a job's last update with its result, of which only a piece is held at a time."""
+        size, stream = await self._gateway.state.results.open(self._job_id)
+        before, behind = update.around(size)
+        pieces = metrics.delivered("socket", stream(0, size), size)
+        self._ended = True
+        await self._websocket.send(long_frame(len(before) + size + len(behind), _between(before, pieces, behind)))
 
     async def _fail(self, sentence: str) -> None:
         if not self._ended:
@@ -200,3 +215,10 @@ class Stream:
             await asyncio.wait_for(self._gateway.drain.closing.wait(), grace)
         if await self._gateway.state.queue.leave(job_id, "The client left before the job had ended."):
             await self._gateway.state.results.delete_payload(job_id)
+
+
+async def _between(before: bytes, pieces: AsyncIterator[Piece], behind: bytes) -> AsyncIterator[Piece]:
+    yield before
+    async for piece in pieces:
+        yield piece
+    yield behind

@@ -16,7 +16,7 @@ import torch
 from interlace.protocol import frames
 from interlace.protocol.frames import FrameKind
 from interlace_workers import channel, steps
-from interlace_workers.child import output, trace, warm
+from interlace_workers.child import output, packing, trace, warm
 from interlace_workers.child.model import HostedModel
 from interlace_workers.order import Order
 from interlace_workers.sandbox import Sandbox, limit
@@ -44,7 +44,7 @@ def main(end: socket.socket, model: HostedModel, sandbox: Sandbox, slot: int) ->
     # A write over the limit shall be an OSError that names itself, not the end of the process.
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    limit(space, order.memory_bytes, order.result_bytes, order.cpu_seconds)
+    limit(space, order.memory_bytes, packing.most_bytes(order.result_bytes), order.cpu_seconds)
     times = [time.perf_counter()]
     try:
         tracer = trace.read(model, order, payload)
