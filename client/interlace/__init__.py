@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from interlace.client import Client
 
+from interlace._values import receiving, stream
+
 __version__ = "0.1.0"
-__all__ = ["Client", "__version__"]
+__all__ = ["Client", "__version__", "receiving", "stream"]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from interlace.protocol.errors import InvalidRequest
-from interlace.protocol.event import Ended, Event, Log
+from interlace.protocol.event import Ended, Log, Saved, StateChanged
 from interlace.protocol.job import Cost, JobState
 from interlace.protocol.model import ModelKey
 from interlace_server import torch_frame
@@ -81,7 +81,7 @@ class Update(BaseModel):
     id: str
     status: Status
     description: str = ""
-    #: A completed job's result: a URL.
+    #: Where a completed job's result is, or a value that is too large for the socket: a URL.
     data: str | None = None
     meta: dict[str, Any] | None = None
 
@@ -89,14 +89,14 @@ class Update(BaseModel):
         """A WebSocket text frame."""
         return self.model_dump_json()
 
-    def binary(self, result: bytes) -> bytes:
-        """A WebSocket binary frame with the result in it."""
+    def binary(self, data: torch_frame.Plain) -> bytes:
+        """A WebSocket binary frame with the result in it, or a value."""
         return torch_frame.encode(
             {
                 "id": self.id,
                 "status": self.status,
                 "description": self.description,
-                "data": result,
+                "data": data,
                 "meta": self.meta,
             }
         )
@@ -116,7 +116,18 @@ def waits(job_id: str, place: Place) -> Update:
     return Update(id=job_id, status="QUEUED", description=place.sentence)
 
 
-def render(job_id: str, event: Event) -> Update:
+def saved(job_id: str, event: Saved) -> Update:
+    """A value that left before the job's end; its bytes are for the caller to add, as `data` by its name."""
+    when = "" if event.step is None else f" of step {event.step}"
+    return Update(
+        id=job_id,
+        status="RUNNING",
+        description=f"`{event.name}`{when} has come.",
+        meta={"number": event.number, "step": event.step},
+    )
+
+
+def render(job_id: str, event: StateChanged | Log | Ended) -> Update:
     """An event in nnsight's words; where the result lies is for the caller to add."""
     if isinstance(event, Log):
         return Update(id=job_id, status="LOG", description=event.text)

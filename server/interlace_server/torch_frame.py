@@ -7,9 +7,10 @@ plain values need, so the gateway can hand over a result that it never reads.
 
 import struct
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import TypeAlias
 
-Plain: TypeAlias = "bool | int | float | str | bytes | Mapping[str, Plain] | list[Plain] | None"
+Plain: TypeAlias = "bool | int | float | str | bytes | Saved | Mapping[str, Plain] | list[Plain] | None"
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _VERSION = 1001
@@ -18,6 +19,13 @@ _WRITER: Plain = {
     "little_endian": True,
     "type_sizes": {"short": 2, "int": 4, "long": 4},
 }
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What torch.save wrote: whoever loads the stream has the value in its place, which we never look at."""
+
+    data: bytes
 
 
 def encode(value: Plain) -> bytes:
@@ -45,6 +53,11 @@ def _opcodes(value: Plain) -> Iterator[bytes]:
     elif isinstance(value, bytes):
         yield struct.pack("<cI", b"B", len(value)) if len(value) < 1 << 32 else struct.pack("<cQ", b"\x8e", len(value))
         yield value
+    elif isinstance(value, Saved):
+        # A call, made where the stream is loaded: `torch.storage._load_from_bytes`, which torch's own pickles name.
+        yield b"ctorch.storage\n_load_from_bytes\n"
+        yield from _opcodes(value.data)
+        yield b"\x85R"
     elif isinstance(value, Mapping):
         yield b"}("
         for key, item in value.items():

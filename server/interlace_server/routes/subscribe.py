@@ -13,9 +13,9 @@ from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from redis.exceptions import RedisError
 
 from interlace.protocol.errors import InterlaceError, ShuttingDown
-from interlace.protocol.event import Ended, Event, Log, StateChanged
+from interlace.protocol.event import Ended, Event, Log, Saved, StateChanged
 from interlace.protocol.job import JobState
-from interlace_server import metrics, nnsight_wire
+from interlace_server import metrics, nnsight_wire, torch_frame
 from interlace_server.doors.auth import caller_of
 from interlace_server.errors import REDIS_DOWN, unexpected
 from interlace_server.gateway import Gateway, gateway_of
@@ -147,6 +147,9 @@ class Stream:
                     await self._send(nnsight_wire.waits(self._job_id, place).text())
 
     async def _tell(self, event: Event) -> None:
+        if isinstance(event, Saved):
+            await self._tell_value(event)
+            return
         if not isinstance(event, Log):
             self._waiting = isinstance(event, StateChanged) and event.state is JobState.QUEUED and event.model_ready
         update = nnsight_wire.render(self._job_id, event)
@@ -161,6 +164,18 @@ class Stream:
         self._ended = isinstance(event, Ended)
         with metrics.delivering(frame):
             await self._send(frame)
+
+    async def _tell_value(self, event: Saved) -> None:
+        """Give the client a value, which stock nnsight hands to whoever iterates over an `AsyncRemoteBackend`."""
+        update = nnsight_wire.saved(self._job_id, event)
+        if event.size > self._gateway.config.store.inline_bytes:
+            url = f"{self._gateway.public_url(self._websocket)}/v1/jobs/{self._job_id}/values/{event.number}"
+            await self._send(update.model_copy(update={"data": url}).text())
+            return
+        data = event.data
+        if data is None:
+            data = await self._gateway.state.values.read(self._job_id, event.number)
+        await self._send(update.binary({event.name: torch_frame.Saved(data)}))
 
     async def _fail(self, sentence: str) -> None:
         if not self._ended:

@@ -37,6 +37,11 @@ def write(saved: dict[str, Any], result: int, order: Order) -> None:
         file.write(packer.flush())
 
 
+def dump(value: Any, file: Any) -> None:
+    """Write one value as torch.save does, into whatever has `write` and `flush`. Raises what the value raises."""
+    torch.save(value, file, pickle_module=_PickleModule, pickle_protocol=_PROTOCOL)
+
+
 def _serialized(saved: dict[str, Any]) -> io.BytesIO:
     buffer = io.BytesIO()
     try:
