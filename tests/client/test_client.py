@@ -14,7 +14,7 @@ import pytest
 from gateway_process import DEADLINE, KEY, Gateway, Worker, mint, saved, until
 
 import interlace
-from interlace.client import Refused, Unreachable
+from interlace import Refused, Unreachable
 from interlace.protocol.event import Ended, Event, Log
 from interlace.protocol.job import JobState
 from interlace_state.store import open_state
@@ -136,7 +136,7 @@ def test_it_is_loaded_on_first_use() -> None:
         "print(light, interlace.Client.__module__, 'httpx' in sys.modules, hasattr(interlace, 'nothing'))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout.split() == ["True", "interlace.client", "True", "False"]
+    assert done.stdout.split() == ["True", "interlace._client", "True", "False"]
 
 
 def test_it_reads_what_nnsight_reads(
