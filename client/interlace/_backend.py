@@ -12,6 +12,7 @@ from nnsight.schema.response import ResponseModel, Status
 
 from interlace._errors import JobFailed
 from interlace._jobs import RunningJob, Value
+from interlace._payload import serialize
 from interlace.protocol.errors import InterlaceError
 from interlace.protocol.event import Ended, Event, Log, Saved, StateChanged
 from interlace.protocol.job import JobState
@@ -81,7 +82,7 @@ class Backend(RemoteBackend):  # type: ignore[misc]
             headers["interlace-stream"] = "saves"
         try:
             self._client.open()  # meanwhile
-            blob = self._serialize(tracer)
+            blob = serialize(tracer, self.compress)
             request = RequestModel(model_key=self.model_key, compress=self.compress, env=self.env)
             self.job = job = self._client.submit(request.metadata(), blob, headers, RemoteJobFailed)
         except InterlaceError as error:
