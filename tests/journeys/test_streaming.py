@@ -236,6 +236,35 @@ def test_a_callback_of_a_thread(models: Lab, mine: interlace.Client) -> None:
     assert_same(got, hiddens(models.local(tiny.GPT2)), "hidden")
 
 
+def test_ctrl_c_cancels(models: Lab, mine: interlace.Client) -> None:
+    client = models.client(tiny.GPT2)
+
+    def interrupt(_: interlace.Value) -> None:
+        raise KeyboardInterrupt
+
+    backend = mine.on(client, on_value=interrupt)
+    with pytest.raises(KeyboardInterrupt), client.trace(PROMPT, backend=backend):
+        interlace.stream("early", 1)
+        while True:
+            pass
+    assert mine.job(backend.job.id).state is JobState.CANCELLED
+
+
+def test_it_shows_what_nnsight_shows(
+    models: Lab, mine: interlace.Client, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client = models.client(tiny.GPT2)
+    with client.trace(PROMPT, backend=mine.on(client)):
+        print("nobody shall see this")
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(CONFIG.APP, "REMOTE_LOGGING", True)
+    with client.trace(PROMPT, backend=mine.on(client)):
+        print("hello from the block")
+    shown = capsys.readouterr().out
+    for word in ("QUEUED", "RUNNING", "hello from the block", "COMPLETED"):
+        assert word in shown
+
+
 async def iterated(backend: AsyncRemoteBackend) -> tuple[list[dict[str, Any]], list[str], dict[str, Any]]:
     """The values that a stock client is given, the words of its updates, the result."""
     async with asyncio.timeout(DEADLINE):
