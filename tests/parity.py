@@ -26,7 +26,7 @@ class Lab(Protocol):
 
 
 def parity(*repo_ids: str, **options: Any) -> Callable[[Case], Callable[..., None]]:
-    """Make a case a test that runs it on both sides of each model, with both clients; ``options`` are nnsight's for the model."""
+    """Make a case a test that runs it on both sides of each model, with both clients; ``options`` are the model's."""
 
     def decorate(case: Case) -> Callable[..., None]:
         @pytest.mark.parametrize("repo_id", repo_ids, ids=[name.partition("/")[2] for name in repo_ids])

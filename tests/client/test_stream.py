@@ -164,7 +164,7 @@ async def test_how_a_job_fails(worker: Worker, client: interlace.Client) -> None
     await asyncio.to_thread(cancelled.cancel)
     end = await asyncio.to_thread(cancelled.wait, DEADLINE)
     assert end.state is cancelled.state is JobState.CANCELLED
-    with pytest.raises(TimeoutError, match="has not ended within 0.01 s"):
+    with pytest.raises(TimeoutError, match=r"has not ended within 0\.01 s"):
         await asyncio.to_thread((await asyncio.to_thread(submit, client)).wait, 0.01)
 
 

@@ -31,6 +31,11 @@ def mine(on_processes: running.Running) -> Iterator[interlace.Client]:
         yield client
 
 
+def for_ever(_: object) -> None:
+    while True:
+        pass
+
+
 def kinds(job: interlace.RunningJob) -> list[str]:
     """What happened to a job, in order."""
     return [event.type for event in job.events(DEADLINE) if event is not None]
@@ -244,9 +249,7 @@ def test_ctrl_c_cancels(models: Lab, mine: interlace.Client) -> None:
 
     backend = mine.on(client, on_value=interrupt)
     with pytest.raises(KeyboardInterrupt), client.trace(PROMPT, backend=backend):
-        interlace.stream("early", 1)
-        while True:
-            pass
+        for_ever(interlace.stream("early", 1))
     assert mine.job(backend.job.id).state is JobState.CANCELLED
 
 
