@@ -1,6 +1,7 @@
 """nnsight's remote backend over a client's kept connections: the only module here that needs nnsight."""
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from interlace._client import Client
 
 _REFRESH = 0.1  # seconds between two pictures of the spinner
+_PLACE_PERIOD = 2.0  # seconds between two looks at where a waiting job stands
 _STATUS = {
     JobState.RECEIVED: Status.RECEIVED,
     JobState.QUEUED: Status.QUEUED,
@@ -104,17 +106,27 @@ class Backend(RemoteBackend):  # type: ignore[misc]
 
     def _wait(self, job: RunningJob) -> dict[str, Any]:
         """Show what happens until the job has ended; its saved values."""
+        looked = time.monotonic()
         try:
             for event in job.events(_REFRESH if self.display.enabled else None):
-                if event is None:
-                    self.display.refresh()
-                else:
+                if event is not None:
                     self._show(event)
+                elif job.state is JobState.QUEUED and time.monotonic() - looked > _PLACE_PERIOD:
+                    looked = time.monotonic()
+                    self._show_place(job)
+                else:
+                    self.display.refresh()
                 if isinstance(event, Saved) and self._on_value is not None and (value := job.take()) is not None:
                     self._on_value(value)
             return job.result()
         except InterlaceError as error:
             raise error if isinstance(error, RemoteError) else RemoteJobFailed(str(error)) from error
+
+    def _show_place(self, job: RunningJob) -> None:
+        """Say where the job stands in the queue; its events tell when it leaves it."""
+        view = self._client.job(job.id)
+        if view.place is not None:
+            self.display.update(ResponseModel(id=job.id, status=Status.QUEUED, description=view.text))
 
     def _show(self, event: Event) -> None:
         if isinstance(event, Ended):
