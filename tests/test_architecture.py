@@ -21,7 +21,7 @@ LONGEST_FUNCTION = 60  # lines
 LONGEST_README = 25  # lines
 #: Where a process begins: elsewhere the environment is passed in.
 READS_ENVIRONMENT = {
-    "interlace/client.py",  # a notebook's: NDIF_HOST and NDIF_API_KEY, as nnsight reads them
+    "interlace/_client.py",  # a notebook's: NDIF_HOST and NDIF_API_KEY, as nnsight reads them
     "interlace_server/__main__.py",
     "interlace_workers/__main__.py",
     "interlace_workers/runtimes/replica_process.py",

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
-Plain: TypeAlias = "bool | int | float | str | bytes | Mapping[str, Plain] | list[Plain] | Hole | None"
+Plain: TypeAlias = "bool | int | float | str | bytes | Saved | Hole | Mapping[str, Plain] | list[Plain] | None"
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,13 @@ _WRITER: Plain = {
     "little_endian": True,
     "type_sizes": {"short": 2, "int": 4, "long": 4},
 }
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What torch.save wrote: whoever loads the stream has the value in its place, which we never look at."""
+
+    data: bytes | Hole
 
 
 def encode(value: Plain) -> bytes:
@@ -70,6 +77,11 @@ def _opcodes(value: Plain) -> Iterator[bytes | None]:
     elif isinstance(value, Hole):
         yield _begin_bytes(value.size)
         yield None
+    elif isinstance(value, Saved):
+        # A call, made where the stream is loaded: `torch.storage._load_from_bytes`, which torch's own pickles name.
+        yield b"ctorch.storage\n_load_from_bytes\n"
+        yield from _opcodes(value.data)
+        yield b"\x85R"
     elif isinstance(value, Mapping):
         yield b"}("
         for key, item in value.items():

@@ -208,6 +208,8 @@ class LimitChanges(_Section):
     unpacked_bytes: int | None = Field(default=None, gt=0)
     result_bytes: int | None = Field(default=None, gt=0)
     log_bytes: int | None = Field(default=None, gt=0)
+    streamed_values: int | None = Field(default=None, gt=0)
+    unasked_bytes: int | None = Field(default=None, gt=0)
     payload_bytes: int | None = Field(default=None, gt=0)
     waiting_jobs: int | None = Field(default=None, gt=0)
     running_jobs: int | None = Field(default=None, gt=0)

@@ -68,3 +68,17 @@ def test_a_hole_of_more_than_4_gib_has_a_length_of_8_bytes() -> None:
 def test_what_is_not_plain_is_refused() -> None:
     with pytest.raises(TypeError, match="complex is not a plain value"):
         torch_frame.encode({"data": 1j})  # type: ignore[dict-item]
+
+
+def test_what_torch_saved_is_loaded_in_its_place() -> None:
+    """Of a tensor and of a value of any other kind: we never look into either."""
+    saved = []
+    for value in (torch.arange(6).reshape(2, 3), {"a": [1, torch.zeros(2)]}):
+        with io.BytesIO() as file:
+            torch.save(value, file, pickle_protocol=4)
+            saved.append(torch_frame.Saved(file.getvalue()))
+    frame = torch_frame.encode({"id": "x", "status": "RUNNING", "data": {"tensor": saved[0], "other": saved[1]}})
+    response = ResponseModel.unpickle(frame)
+    assert response.status is Status.RUNNING
+    assert torch.equal(response.data["tensor"], torch.arange(6).reshape(2, 3))
+    assert torch.equal(response.data["other"]["a"][1], torch.zeros(2))

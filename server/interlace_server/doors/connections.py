@@ -25,7 +25,8 @@ from interlace_state.files import Piece
 SLOWEST = 1 << 10  # bytes a second that a body has to come with, on average
 _MOST_HEADERS = 64 << 10  # bytes of a request's line, headers and trailers
 _MOST_PIPELINED = 16  # requests that wait for the answer to another on the same connection
-_MOST_SAID = 64 << 10  # bytes of all WebSocket frames of a client, which has nothing to say
+_MOST_SAID = 64 << 10  # bytes of WebSocket frames of a client, which has little to say
+_SAID_A_SECOND = 16 << 10  # bytes: what of it is forgotten
 _MOST_OF_ADDRESS = 256  # connections
 _COME_AGAIN = 5  # seconds
 
@@ -221,7 +222,8 @@ class WebSocketConnection(WebSocketsSansIOProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._bounds = bounds
-        self._said = 0
+        self._said = 0.0
+        self._said_at = self.loop.time()
         #: One frame at a time: a long one is written in pieces.
         self._frame = asyncio.Lock()
         #: What came in the midst of a long frame, where nothing can be answered.
@@ -265,7 +267,9 @@ class WebSocketConnection(WebSocketsSansIOProtocol):
 
     def data_received(self, data: bytes) -> None:
         if self.handshake_initiated:
-            self._said += len(data)
+            now = self.loop.time()
+            self._said = max(0.0, self._said - _SAID_A_SECOND * (now - self._said_at)) + len(data)
+            self._said_at = now
         if self._said > _MOST_SAID:
             log.warning("flood", address=self.client[0] if self.client else None)
             self.transport.abort()

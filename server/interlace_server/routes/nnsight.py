@@ -48,6 +48,13 @@ _IdempotencyKey = Annotated[
         description="Any text of the client's own: visible ASCII characters, without spaces.",
     ),
 ]
+_Stream = Annotated[
+    Literal["saves"] | None,
+    Header(
+        alias="interlace-stream",
+        description="`saves`: what a trace of a session or a step of a generation saves shall leave when it is over.",
+    ),
+]
 _REPLAYED: Responses = {
     200: {
         "headers": {
@@ -84,6 +91,7 @@ async def submit(
     response: Response,
     gateway: TheGateway,
     idempotency_key: _IdempotencyKey = None,
+    stream: _Stream = None,
 ) -> Update:
     """Take a job in; it is durable when this answers.
 
@@ -94,7 +102,8 @@ async def submit(
     limits = caller.limits
     payload = await blob.read()
     check_payload(payload, compress=envelope.compress, limits=limits)
-    job = _job(envelope, caller.tenant, limits, len(payload)).model_copy(update=origin_of(request))
+    more = {"stream_saves": stream is not None} | origin_of(request)
+    job = _job(envelope, caller.tenant, limits, len(payload)).model_copy(update=more)
     again = await asyncio.to_thread(_idempotency, idempotency_key, job, payload) if idempotency_key else None
     submitted = await _accept(gateway, job, payload, limits, again, model_ready=model.state is ModelState.READY)
     if submitted.replayed:

@@ -13,9 +13,9 @@ from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from redis.exceptions import RedisError
 
 from interlace.protocol.errors import InterlaceError, ShuttingDown
-from interlace.protocol.event import Ended, Event, Log, StateChanged
+from interlace.protocol.event import Ended, Event, Log, Saved, StateChanged
 from interlace.protocol.job import JobState
-from interlace_server import metrics, nnsight_wire
+from interlace_server import metrics, nnsight_wire, torch_frame
 from interlace_server.doors.auth import caller_of
 from interlace_server.doors.connections import long_frame
 from interlace_server.errors import REDIS_DOWN, unexpected
@@ -151,6 +151,9 @@ class Stream:
                     await self._send(nnsight_wire.waits(self._job_id, place).text())
 
     async def _tell(self, event: Event) -> None:
+        if isinstance(event, Saved):
+            await self._tell_value(event)
+            return
         if not isinstance(event, Log):
             self._waiting = isinstance(event, StateChanged) and event.state is JobState.QUEUED and event.model_ready
         update = nnsight_wire.render(self._job_id, event)
@@ -160,7 +163,10 @@ class Stream:
         elif result.size <= min(_WHOLE, self._gateway.config.store.inline_bytes):
             frame = update.binary(await self._gateway.state.results.read(self._job_id))
         elif result.size <= self._gateway.config.store.inline_bytes:
-            await self._send_in_pieces(update)
+            size, stream = await self._gateway.state.results.open(self._job_id)
+            self._ended = True
+            pieces = metrics.delivered("socket", stream(0, size), size)
+            await self._send_in_pieces(update, torch_frame.Hole(size), size, pieces)
             return
         else:
             url = await result_url(self._gateway, self._websocket, self._job_id)
@@ -169,12 +175,28 @@ class Stream:
         with metrics.delivering(frame):
             await self._send(frame)
 
-    async def _send_in_pieces(self, update: Update) -> None:
-        """Send a job's last update with its result, of which only a piece is held at a time."""
-        size, stream = await self._gateway.state.results.open(self._job_id)
-        before, behind = update.around(size)
-        pieces = metrics.delivered("socket", stream(0, size), size)
-        self._ended = True
+    async def _tell_value(self, event: Saved) -> None:
+        """Give the client a value, which stock nnsight hands to whoever iterates over an `AsyncRemoteBackend`."""
+        update = nnsight_wire.saved(self._job_id, event)
+        if event.size > self._gateway.config.store.inline_bytes:
+            url = f"{self._gateway.public_url(self._websocket)}/v1/jobs/{self._job_id}/values/{event.number}"
+            await self._send(update.model_copy(update={"data": url}).text())
+            return
+        data = event.data
+        if data is None and event.size <= _WHOLE:
+            data = await self._gateway.state.values.read(self._job_id, event.number)
+        if data is not None:
+            await self._send(update.binary({event.name: torch_frame.Saved(data)}))
+            return
+        size, stream = await self._gateway.state.values.open(self._job_id, event.number)
+        around = {event.name: torch_frame.Saved(torch_frame.Hole(size))}
+        await self._send_in_pieces(update, around, size, stream(0, size))
+
+    async def _send_in_pieces(
+        self, update: Update, data: torch_frame.Plain, size: int, pieces: AsyncIterator[Piece]
+    ) -> None:
+        """Send a binary frame whose hole ``pieces`` fill, of ``size`` bytes; only one of them is held at a time."""
+        before, behind = update.around(data)
         await self._websocket.send(long_frame(len(before) + size + len(behind), _between(before, pieces, behind)))
 
     async def _fail(self, sentence: str) -> None:

@@ -13,11 +13,14 @@ from typing import NoReturn, TextIO
 import numpy
 import torch
 
+from interlace import receiving
 from interlace.protocol import frames
 from interlace.protocol.frames import FrameKind
 from interlace_workers import channel, steps
 from interlace_workers.child import output, packing, trace, warm
 from interlace_workers.child.model import HostedModel
+from interlace_workers.child.saves import Watch
+from interlace_workers.child.values import Outlet
 from interlace_workers.order import Order
 from interlace_workers.sandbox import Sandbox, limit
 
@@ -32,7 +35,7 @@ def main(end: socket.socket, model: HostedModel, sandbox: Sandbox, slot: int) ->
     _start_afresh()
     _say(end, "warm")
     try:
-        message, (payload, result, events, logs) = channel.receive(end)
+        message, (payload, result, values, events, logs) = channel.receive(end)
     except EOFError:
         os._exit(0)
     end.close()
@@ -45,12 +48,15 @@ def main(end: socket.socket, model: HostedModel, sandbox: Sandbox, slot: int) ->
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     limit(space, order.memory_bytes, packing.most_bytes(order.result_bytes), order.cpu_seconds)
+    outlet = Outlet(values, events, order)
+    Watch(outlet).start()
     times = [time.perf_counter()]
     try:
         tracer = trace.read(model, order, payload)
         times.append(time.perf_counter())
         _tell(events, FrameKind.RUNNING)
-        saved = trace.run(model, tracer)
+        with receiving(outlet.stream):
+            saved = trace.run(model, tracer)
         times.append(time.perf_counter())
         output.write(saved, result, order)
         times.append(time.perf_counter())

@@ -31,9 +31,14 @@ def write(saved: dict[str, Any], result: int, order: Order) -> None:
         sink.close()
 
 
+def dump(value: Any, file: Any) -> None:
+    """Write one value as torch.save does, into whatever has `write` and `flush`. Raises what the value raises."""
+    torch.save(value, file, pickle_module=_pickle_module({}), pickle_protocol=_PROTOCOL)
+
+
 def rehearse(saved: dict[str, Any]) -> None:
     """Do what `write` does, and keep nothing."""
-    torch.save(saved, _Nowhere(), pickle_module=_pickle_module({}), pickle_protocol=_PROTOCOL)
+    dump(saved, _Nowhere())
     packing.small(b"")
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from interlace.protocol.job import Cost, Job
+from interlace_workers.executors.values import Streamed
 from interlace_workers.order import Loaded
 
 
@@ -56,7 +57,7 @@ class Failed:
     crashed: bool = False
 
 
-Happening = Started | Printed | Done | Failed
+Happening = Started | Printed | Streamed | Done | Failed
 
 
 class Executor(Protocol):

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from interlace.protocol import frames
+from interlace.protocol.errors import LimitExceeded
 from interlace.protocol.frames import BrokenFrame, Frame, FrameKind
 from interlace.protocol.job import Cost, Job, Limits
 from interlace_state import log
@@ -28,6 +29,7 @@ from interlace_workers.executors.base import (
 )
 from interlace_workers.executors.cgroup import JobGroup, JobGroups
 from interlace_workers.executors.memory import MemoryWatch
+from interlace_workers.executors.values import Inlet
 from interlace_workers.executors.zygote_process import Child, Exit, Unsealed, ZygoteProcess
 from interlace_workers.order import Load, Loaded, Order
 
@@ -150,17 +152,19 @@ class Execution:
         self._stopped: Failed | None = None
         self._started, self._started_at = time.monotonic(), time.time()
         self._events, self._logs = _Pipe(), _Pipe()
+        self._values = Inlet(limits)
         self._happened: asyncio.Queue[Happening] = asyncio.Queue(_AHEAD)
         self._log_bytes_left = limits.log_bytes
         self._begun = asyncio.Event()
 
     def order(self, order: Order, payload: bytes, result: Path) -> None:
-        """Give the child its job; payload and result travel as descriptors. Raises ExecutorLost."""
+        """Give the child its job; payload, result and values travel as descriptors. Raises ExecutorLost."""
         with open(os.memfd_create("payload", os.MFD_CLOEXEC), "w+b") as source, open(result, "r+b") as target:
             source.write(payload)
             source.flush()
             os.lseek(source.fileno(), 0, os.SEEK_SET)
-            ends = [source.fileno(), target.fileno(), self._events.write_end, self._logs.write_end]
+            values = self._values.open(result.parent)
+            ends = [source.fileno(), target.fileno(), values, self._events.write_end, self._logs.write_end]
             try:
                 channel.send(self._child.order, order.as_message(), ends)
             except OSError as error:
@@ -220,6 +224,7 @@ class Execution:
         self._child.kill()
         self._events.close()
         self._logs.close()
+        self._values.close()
         self._child.close()
 
     async def _read_events(self, logs: "asyncio.Task[None]") -> Done | Failed:
@@ -229,6 +234,11 @@ class Execution:
         try:
             async for data in self._events.chunks():
                 for frame in reader.feed(data):
+                    if frame.kind is FrameKind.VALUE:
+                        if not started:
+                            raise BrokenFrame("a value of a job that has not started")
+                        await self._happened.put(self._values.take(frame.body))
+                        continue
                     if frame.kind is not FrameKind.RUNNING:
                         await asyncio.wait({logs}, timeout=_LAST_WORDS_SECONDS)
                         return self._ended(frame)
@@ -237,6 +247,8 @@ class Execution:
                     started = True
                     await self._happened.put(Started())
                     self._begun.set()
+        except LimitExceeded as error:  # forged: the child's own code stops before
+            return self._failed(str(error), "broken_frame")
         except BrokenFrame:
             return self._failed("The job wrote to the channel that reports its end; it was stopped.", "broken_frame")
         if self._stopped is not None:
@@ -342,9 +354,18 @@ def _order(job: Job, threads: int) -> Order:
         memory_bytes=job.limits.memory_bytes,
         unpacked_bytes=job.limits.unpacked_bytes,
         result_bytes=job.limits.result_bytes,
+        streamed_values=job.limits.streamed_values,
+        offered_bytes=_offered(job),
         # The parent keeps the wall time; this is for the case that it cannot.
         cpu_seconds=1 + job.limits.wall_seconds * (1 + threads),
     )
+
+
+def _offered(job: Job) -> int:
+    """Bytes of what is saved that may stream: all if its client has asked, little if one waits that cannot ask."""
+    if job.stream_saves:
+        return job.limits.result_bytes
+    return min(job.limits.unasked_bytes, job.limits.result_bytes - 1) if job.session_id else 0
 
 
 def _memory(child: Child, most_bytes: int) -> JobGroup | MemoryWatch:
