@@ -28,7 +28,7 @@ async def _serve(config_file: Path) -> None:
     async with open_state(config) as state:
         placements = await place(config, state, _say)
         host = await runtime
-        await host(config, config_file, placements, stop)
+        await host(config, config_file, state, placements, stop)
 
 
 def main() -> None:

@@ -93,6 +93,7 @@ async def _place(
         return key, None
     await state.models.forget_replicas(card.key)
     await state.models.replace_files(card.key, files)
+    await state.models.want(card.key, model.first_replicas)
     await state.models.publish(card)
     return card.key, Placement(index=index, model=model, key=card.key)
 
@@ -109,7 +110,7 @@ def _resolve_blocking(
 
 def threads_of(config: Config, model: ModelConfig) -> int:
     """Processor threads for one job: as configured, or the cores shared evenly among all slots."""
-    slots = sum(other.replicas * other.slots for other in config.models)
+    slots = sum(other.most_replicas * other.slots for other in config.models)
     return model.threads or max(1, (os.cpu_count() or 1) // max(1, slots))
 
 
