@@ -51,15 +51,16 @@ _SIGNALS = {
 class ForkExecutor:
     """Runs each job in a child of one zygote, with one child always forked ahead."""
 
-    def __init__(self, load: Load) -> None:
+    def __init__(self, load: Load, zygote: ZygoteProcess | None = None) -> None:
+        """``zygote``: one that loads this already; default: one is started."""
         self._load = load
-        self._zygote: ZygoteProcess | None = None
+        self._zygote = zygote
         self._groups: JobGroups | None = None
         self._spare: asyncio.Task[Child] | None = None
 
     async def start(self) -> Loaded:
         self._groups = JobGroups.open()
-        self._zygote = await ZygoteProcess.start(self._load)
+        self._zygote = self._zygote or ZygoteProcess.start(self._load)
         loaded = await self._zygote.loaded()
         self._fork_ahead()
         assert self._spare is not None

@@ -104,7 +104,7 @@ class _Pool:
         placement = self._placement
         command = [sys.executable, "-m", "interlace_workers.runtimes.replica_process"]
         command += ["--config", str(self._file), "--index", str(placement.index), "--name", name]
-        command += ["--key", placement.key.canonical]
+        command += ["--key", placement.key.canonical, "--ahead", placement.ahead]
         pause = _FIRST_PAUSE
         while not stop.is_set():
             started = time.monotonic()

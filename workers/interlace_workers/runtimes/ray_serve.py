@@ -30,10 +30,11 @@ _LONGEST_TEMP_DIR = 20
 class ReplicaDeployment:
     """A replica inside a Ray Serve replica actor. Ray carries no payload: it pulls its jobs from Redis."""
 
-    async def __init__(self, config: str, index: int, key: str) -> None:  # type: ignore[misc]
+    async def __init__(self, config: str, index: int, key: str, ahead: str) -> None:  # type: ignore[misc]
         self._config = Config.model_validate_json(config)
         self._index = index
         self._key = ModelKey.parse(key)
+        self._ahead = ahead
         self._stop = asyncio.Event()
         self._serving = asyncio.get_running_loop().create_task(self._serve(), name="replica")
 
@@ -43,7 +44,7 @@ class ReplicaDeployment:
         async with AsyncExitStack() as stack:
             state = await stack.enter_async_context(open_state(self._config))
             tracing = await stack.enter_async_context(Tracing(self._config.telemetry, "interlace-worker", name))
-            replica = await build_replica(self._config, state, tracing, self._index, self._key, name)
+            replica = await build_replica(self._config, state, tracing, self._index, self._key, name, self._ahead)
             await replica.serve(self._stop)
 
     def check_health(self) -> None:
@@ -119,7 +120,7 @@ def _application(config: Config, placement: Placement) -> Any:
         graceful_shutdown_wait_loop_s=0.1,
         graceful_shutdown_timeout_s=config.gateway.drain_seconds + 10,
     )
-    return deployment.bind(config.model_dump_json(), placement.index, placement.key.canonical)
+    return deployment.bind(config.model_dump_json(), placement.index, placement.key.canonical, placement.ahead)
 
 
 def _names(placement: Placement) -> dict[str, Any]:
