@@ -23,6 +23,7 @@ from interlace_workers.placement import Placement, build_replica
 from interlace_workers.runtimes import ray_scaling
 
 _HEALTH_SECONDS = 5.0
+_HARDLY_A_CORE = 0.001
 #: Unix socket paths may have 107 characters; Ray's own part of one takes about 70.
 _LONGEST_TEMP_DIR = 20
 
@@ -114,8 +115,9 @@ def _application(config: Config, placement: Placement) -> Any:
         ReplicaDeployment,
         name="replica",
         **replicas,
-        # Replicas bound their own threads; Ray's logical cores would only keep models from starting.
-        ray_actor_options={"num_cpus": 0},
+        # Replicas bound their own threads; Ray's logical cores would only keep models from starting. But what needs
+        # nothing at all it does not spread over its nodes.
+        ray_actor_options={"num_cpus": _HARDLY_A_CORE},
         health_check_period_s=_HEALTH_SECONDS,
         graceful_shutdown_wait_loop_s=0.1,
         graceful_shutdown_timeout_s=config.gateway.drain_seconds + 10,
