@@ -115,6 +115,7 @@ async def queues(state: State, models: Sequence[HostedModel]) -> list[Metric]:
         labels=("model",),
     )
     replicas = GaugeMetricFamily("interlace_replicas", "Replicas that show life.", labels=("model", "state"))
+    wanted = GaugeMetricFamily("interlace_replicas_wanted", "Replicas that shall run.", labels=("model",))
     failed = GaugeMetricFamily("interlace_model_failed", "1 if the model could not be loaded.", labels=("model",))
     seconds, microseconds = await state.redis.time()
     for hosted in models:
@@ -129,8 +130,10 @@ async def queues(state: State, models: Sequence[HostedModel]) -> list[Metric]:
         age.add_metric((model,), 0.0 if oldest is None else max(0.0, seconds + microseconds / 1e6 - oldest))
         for kind in (ModelState.READY, ModelState.DEPLOYING):
             replicas.add_metric((model, str(kind)), sum(replica.state is kind for replica in hosted.replicas))
+        if hosted.wanted is not None:
+            wanted.add_metric((model,), hosted.wanted)
         failed.add_metric((model,), hosted.state is ModelState.FAILED)
-    return [jobs, age, replicas, failed]
+    return [jobs, age, replicas, wanted, failed]
 
 
 def of_replicas(snapshots: Iterable[Snapshot]) -> list[Metric]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from interlace.protocol.job import Limits
 from interlace.protocol.model import is_repo_id, is_revision, is_task
@@ -57,6 +57,25 @@ def is_loopback(host: str) -> bool:
         return host.lower() == "localhost"
 
 
+class Autoscale(_Section):
+    """How many replicas of a model run, by how many jobs wait for it."""
+
+    least: int = Field(default=0, ge=0)
+    """Replicas that always run; with 0 an idle model takes no memory, and the next job waits while it is loaded."""
+    most: int = Field(default=1, ge=1)
+    """Replicas that run at most."""
+    jobs_per_replica: int = Field(default=4, ge=1)
+    """Jobs, waiting or running, for which one replica is enough; one more job, and another replica starts."""
+    idle_seconds: float = Field(default=300.0, ge=0, le=_DAY)
+    """How long fewer replicas must have been enough before one is stopped."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Autoscale":
+        if self.least > self.most:
+            raise ValueError(f"`least` is {self.least} and `most` is {self.most}: set `most` to {self.least} or more")
+        return self
+
+
 class ModelConfig(_Section):
     """One model to host."""
 
@@ -72,12 +91,25 @@ class ModelConfig(_Section):
     """The type that weights are held in; `auto` takes the checkpoint's own."""
     replicas: int = Field(default=1, ge=1)
     """How many copies of the model run."""
+    autoscale: Autoscale | None = None
+    """Start and stop replicas by need, in place of `replicas`: `{least: 0, most: 2, jobs_per_replica: 4,
+    idle_seconds: 300}`."""
     slots: int = Field(default=1, ge=1)
     """How many jobs a replica runs at the same time, each in a process of its own."""
     threads: int = Field(default=0, ge=0)
     """Processor threads for one job; 0 shares the cores evenly among all slots."""
     trust_remote_code: bool = False
     """Run the Python code that the checkpoint brings. Only for repositories that you have read."""
+
+    @property
+    def first_replicas(self) -> int:
+        """Replicas that start with the service."""
+        return self.replicas if self.autoscale is None else self.autoscale.least
+
+    @property
+    def most_replicas(self) -> int:
+        """Replicas that may run at the same time."""
+        return self.replicas if self.autoscale is None else self.autoscale.most
 
 
 class GatewayConfig(_Section):

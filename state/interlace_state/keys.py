@@ -31,6 +31,7 @@
 | models               | hash   | forever                | models          | slug -> ModelCard as JSON                 |
 | environment          | string | forever                | models          | workers' Python and packages              |
 | replicas:{slug}      | set    | forever                | models          | replica ids                               |
+| wanted:{slug}        | string | forever                | models          | how many replicas shall run               |
 | replica:{slug}:{id}  | string | three heartbeats       | models          | Replica as JSON                           |
 | metrics:{replica}    | string | three heartbeats       | metrics         | what a replica measures                   |
 | secret:results       | string | forever                | results         | key that signs result URLs                |
@@ -102,6 +103,9 @@ class Keys:
 
     def replicas(self, slug: str) -> str:
         return f"{self.prefix}replicas:{slug}"
+
+    def wanted(self, slug: str) -> str:
+        return f"{self.prefix}wanted:{slug}"
 
     def replica(self, slug: str, replica_id: str) -> str:
         return f"{self.prefix}replica:{slug}:{replica_id}"

@@ -219,6 +219,9 @@ async def test_links_follow_the_address_that_the_client_used(gateway: Gateway, t
 
 async def test_status_of_models_in_every_state(gateway: Gateway, state: State) -> None:
     loading, broken = ModelKey(repo_id="lab/slow"), ModelKey(repo_id="lab/broken", trust_remote_code=True)
+    resting = ModelKey(repo_id="lab/resting")
+    await publish(state, gateway.config, resting, ready=False)
+    await state.models.want(resting, 0)
     await publish(state, gateway.config, loading, ready=False)
     await publish(state, gateway.config, broken, ready=False, failure="no weights")
     second = Replica(id="r2", state=ModelState.DEPLOYING, pid=1, node="n2", resident_bytes=7)
@@ -234,9 +237,12 @@ async def test_status_of_models_in_every_state(gateway: Gateway, state: State) -
         f"r1:ModelActor:{canonical}": "RUNNING",
         f"r2:ModelActor:{canonical}": "DEPLOYING",
         f"{loading.slug}:ModelActor:{loading.canonical}": "DEPLOYING",
+        f"{resting.slug}:ModelActor:{resting.canonical}": "NOT_STARTED",
         f"{broken.slug}:ModelActor:{broken.canonical}": "UNHEALTHY",
     }
     assert deployments[f"r2:ModelActor:{canonical}"]["drained"]
+    levels = {one["repo_id"]: one["deployment_level"] for one in deployments.values()}
+    assert levels == {"lab/tiny": "HOT", "lab/slow": "HOT", "lab/broken": "HOT", "lab/resting": "COLD"}
     entry = deployments[f"r1:ModelActor:{canonical}"]
     assert entry | {"config": json.loads(entry["config"])} == {
         "application_state": "RUNNING",
@@ -293,3 +299,6 @@ async def test_readiness_says_why_not(gateway: Gateway, state: State) -> None:
     assert waiting.json()["detail"] == (
         "No model is ready: lab/a (text-generation): is being loaded; lab/b (text-generation): no weights."
     )
+    await state.models.want(ModelKey(repo_id="lab/a"), 0)  # the next job starts it
+    resting = await get(gateway, "/readyz")
+    assert (resting.status_code, resting.json()["detail"]) == (200, "Scaled to zero: lab/a (text-generation).")

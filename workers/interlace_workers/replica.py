@@ -90,6 +90,7 @@ class Replica:
         hosted = await self._state.models.find(self._key)
         if hosted.card.failure is not None:  # of a former try
             await self._state.models.publish(hosted.card.model_copy(update={"failure": None}))
+        describing = asyncio.create_task(asyncio.to_thread(environment.describe), name="environment")
         try:
             loaded = await self._executor.start()
         except LoadFailed as error:
@@ -97,7 +98,7 @@ class Replica:
             raise
         facts = {"n_params": loaded.n_params, "size_bytes": loaded.size_bytes, "failure": None}
         await self._state.models.publish(hosted.card.model_copy(update=facts))
-        await self._state.models.publish_environment(await asyncio.to_thread(environment.describe))
+        await self._state.models.publish_environment(await describing)
         self._telemetry.loaded(loaded)
         self._ready = True
         await self._say_alive()

@@ -58,9 +58,10 @@ _SIGNALS = {
 class ForkExecutor:
     """Runs each job in a child of one zygote, with one child always forked ahead."""
 
-    def __init__(self, load: Load) -> None:
+    def __init__(self, load: Load, zygote: ZygoteProcess | None = None) -> None:
+        """``zygote``: one that loads this already; default: one is started."""
         self._load = load
-        self._zygote: ZygoteProcess | None = None
+        self._zygote = zygote
         self._groups: JobGroups | None = None
         self._spare: asyncio.Task[Child] | None = None
         #: Bytes that a child holds while it waits; all of them do the same until then.
@@ -69,7 +70,8 @@ class ForkExecutor:
     async def start(self) -> Loaded:
         self._groups = JobGroups.open()
         for _ in range(_LOADS):
-            self._zygote = await ZygoteProcess.start(self._load)
+            if self._zygote is None:
+                self._zygote = ZygoteProcess.start(self._load)
             try:
                 loaded = await self._zygote.loaded()
                 self._fork_ahead()
@@ -80,6 +82,7 @@ class ForkExecutor:
             except ExecutorLost as error:
                 log.warning("load_interrupted", error=str(error))
                 await self._zygote.stop()
+                self._zygote = self._spare = None
             else:
                 return loaded
         raise LoadFailed(f"its process ended {_LOADS} times while loading (out of memory?)")
