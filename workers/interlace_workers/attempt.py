@@ -13,7 +13,7 @@ from interlace.protocol.job import Cost, JobState
 from interlace_state import log
 from interlace_state.queue import Lease
 from interlace_state.store import State
-from interlace_workers.executors.base import Done, Executor, ExecutorLost, Failed, Printed, Started
+from interlace_workers.executors.base import Done, ExecutorLost, Failed, Printed, Runner, Started
 from interlace_workers.telemetry import Watch
 
 #: A job whose process has crashed so often is not run again.
@@ -36,7 +36,7 @@ class LeaseLost(Exception):
 class Attempt:
     """A leased job on an executor."""
 
-    def __init__(self, state: State, executor: Executor, lease: Lease, insist: Insist, watch: Watch) -> None:
+    def __init__(self, state: State, executor: Runner, lease: Lease, insist: Insist, watch: Watch) -> None:
         self._state = state
         self._executor = executor
         self._lease = lease

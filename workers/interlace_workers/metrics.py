@@ -70,6 +70,15 @@ SANDBOX_START_SECONDS = Histogram(
     registry=REGISTRY,
 )
 SANDBOX_KILLS = Counter("interlace_sandbox_kills", "Sandboxes that ended.", ("reason",), registry=REGISTRY)
+MERGED = Histogram(
+    "interlace_job_merged",
+    "Jobs in a job's forward, itself included.",
+    buckets=(1, 2, 4, 8, 16, 32, 64),
+    registry=REGISTRY,
+)
+APART = Counter(
+    "interlace_jobs_apart", "Jobs that were to share a forward, and ran alone after all.", registry=REGISTRY
+)
 WEIGHTS_BYTES = Gauge("interlace_weights_loaded_bytes", "Bytes of the weights that are loaded.", registry=REGISTRY)
 PARAMETERS = Gauge("interlace_weights_loaded_parameters", "Parameters that are loaded.", registry=REGISTRY)
 LOAD_SECONDS = Gauge("interlace_weights_load_seconds", "How long loading took.", registry=REGISTRY)

@@ -27,7 +27,7 @@ from interlace_state.store import State
 from interlace_state.tasks import cancelled
 from interlace_workers import environment
 from interlace_workers.attempt import Attempt, LeaseLost
-from interlace_workers.executors.base import Executor, LoadFailed
+from interlace_workers.executors.base import Executor, LoadFailed, Runner
 from interlace_workers.telemetry import Telemetry, Watch
 
 #: A job that this many workers have lost is not given to another.
@@ -124,18 +124,44 @@ class Replica:
     async def _work(self, stopping: "asyncio.Task[Any]") -> None:
         while not stopping.done():
             lease = await self._insist(lambda: self._state.queue.lease(self._key, self._name))
-            if lease is not None:
-                with self._telemetry.job(lease.job, lease.attempt) as watch:
-                    await self._run(lease, watch)
+            if lease is not None and lease.has_company and self._config.batching.most > 1:
+                await self._run_party([lease, *await self._company(lease)])
+            elif lease is not None:
+                await self._follow(lease, self._executor)
 
-    async def _run(self, lease: Lease, watch: Watch) -> None:
+    async def _company(self, lease: Lease) -> list[Lease]:
+        """What may share a forward with a held job: what waits, and what comes in the next few ms if something did."""
+        most = self._config.batching.most - 1
+        found = await self._insist(lambda: self._state.queue.company(lease, self._name, most))
+        if found and len(found) < most and self._config.batching.window:
+            await asyncio.sleep(self._config.batching.window)
+            left = most - len(found)
+            found += await self._insist(lambda: self._state.queue.company(lease, self._name, left))
+        return found
+
+    async def _run_party(self, leases: list[Lease]) -> None:
+        """Run jobs of one tenant side by side in one slot; each has its own end."""
+        runners = self._executor.party(len(leases)) if len(leases) > 1 else [self._executor]
+        running = [self._follow(lease, runner) for lease, runner in zip(leases, runners, strict=True)]
+        for end in await asyncio.gather(*running, return_exceptions=True):
+            if isinstance(end, BaseException):
+                raise end
+
+    async def _follow(self, lease: Lease, runner: Runner) -> None:
+        with self._telemetry.job(lease.job, lease.attempt) as watch:
+            try:
+                await self._run(lease, runner, watch)
+            finally:
+                runner.give_up()
+
+    async def _run(self, lease: Lease, runner: Runner, watch: Watch) -> None:
         """Run one job to its end, or give it back whole."""
         if lease.attempt > _MOST_ATTEMPTS:
             text = f"The job lost its worker {_MOST_ATTEMPTS} times and is not tried again."
             await self._finish(lease, Ended(state=JobState.ERROR, text=text), watch)
             return
         self._stop(lease.job.id)  # what is left of it here has lost its lease
-        attempt = Attempt(self._state, self._executor, lease, self._insist, watch)
+        attempt = Attempt(self._state, runner, lease, self._insist, watch)
         executing = asyncio.create_task(attempt.run(), name=f"job {lease.job.id}")
         self._running[lease.job.id, lease.fence] = (lease, executing)
         try:

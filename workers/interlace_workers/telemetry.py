@@ -87,6 +87,7 @@ class Watch:
             self._step(step.name, step.start, step.end)
         cost = outcome.cost
         metrics.EXECUTE_SECONDS.observe(cost.runtime or 0.0)
+        metrics.MERGED.observe(cost.merged or 1)
         metrics.CPU_SECONDS.inc(cost.cpu_seconds or 0.0)
         metrics.JOB_MEMORY_BYTES.observe(cost.max_memory_usage or 0)
 

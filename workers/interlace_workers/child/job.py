@@ -16,7 +16,7 @@ import torch
 from interlace.protocol import frames
 from interlace.protocol.frames import FrameKind
 from interlace_workers import channel, steps
-from interlace_workers.child import output, trace
+from interlace_workers.child import merged, output, trace
 from interlace_workers.child.model import HostedModel
 from interlace_workers.child.warm import keep_freed_memory, warm_up
 from interlace_workers.order import Order
@@ -31,11 +31,13 @@ def main(end: socket.socket, model: HostedModel, sandbox: Sandbox, slot: int) ->
     keep_freed_memory()
     warm_up(model.model)
     try:
-        message, (payload, result, events, logs) = channel.receive(end)
+        message, fds = channel.receive(end)
     except EOFError:
         os._exit(0)
     end.close()
-    order = Order(**message)
+    if "orders" in message:
+        _share(model, [Order(**order) for order in message["orders"]], fds, space)
+    order, (payload, result, events, logs) = Order(**message), fds
     os.dup2(logs, 1)
     os.dup2(logs, 2)
     os.close(logs)
@@ -61,7 +63,23 @@ def main(end: socket.socket, model: HostedModel, sandbox: Sandbox, slot: int) ->
     else:
         _close_logs()
         _tell(events, FrameKind.DONE, steps.encode(times))
-    # The parent kills this process once it has read the frame: no destructor of user code runs.
+    _wait_for_the_end()
+
+
+def _share(model: HostedModel, orders: list[Order], fds: list[int], space: int) -> NoReturn:
+    """Run several orders of one tenant's, of which each has four descriptors."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    most = {name: max(getattr(order, name) for order in orders) for name in ("memory_bytes", "result_bytes")}
+    limit(space, **most, cpu_seconds=max(order.cpu_seconds for order in orders))
+    _start_afresh()
+    ends = iter(fds)
+    members = [merged.Member(order, next(ends), next(ends), next(ends), next(ends)) for order in orders]
+    merged.run(model, members, _tell)
+    _wait_for_the_end()
+
+
+def _wait_for_the_end() -> NoReturn:
+    """The parent kills this process once it has read how its jobs ended: no destructor of user code runs."""
     while True:
         signal.pause()
 

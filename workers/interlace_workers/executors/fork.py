@@ -5,9 +5,10 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from interlace.protocol import frames
 from interlace.protocol.frames import BrokenFrame, Frame, FrameKind
@@ -21,6 +22,7 @@ from interlace_workers.executors.base import (
     Happening,
     LoadFailed,
     Printed,
+    Runner,
     Started,
     Step,
 )
@@ -61,7 +63,7 @@ class ForkExecutor:
         self._groups = JobGroups.open()
         self._zygote = await ZygoteProcess.start(self._load)
         loaded = await self._zygote.loaded()
-        self._fork_ahead()
+        self.fork_ahead()
         assert self._spare is not None
         try:
             await asyncio.shield(self._spare)
@@ -71,12 +73,12 @@ class ForkExecutor:
 
     async def run(self, job: Job, payload: bytes, result: Path) -> AsyncGenerator[Happening, None]:
         asked = time.time()
-        child = await self._take_spare()
+        child = await self.take_spare()
         fork = Step("fork", asked, time.time())
         reason = "closed"
         try:
             with contextlib.closing(Execution(child, job.limits)) as execution:
-                execution.order(_order(job, self._load.threads), payload, result)
+                execution.order(order_of(job, self.threads), payload, result)
                 async with contextlib.aclosing(execution.happenings()) as happenings:
                     async for happening in happenings:
                         if isinstance(happening, (Done, Failed)):
@@ -86,8 +88,16 @@ class ForkExecutor:
         finally:
             metrics.SANDBOX_KILLS.labels(reason).inc()
             # Not sooner: a child that warms up would take the processor from the job.
-            if self._spare is None:
-                self._fork_ahead()
+            self.fork_ahead()
+
+    def give_up(self) -> None:
+        """Nobody waits."""
+
+    def party(self, seats: int) -> "list[Runner]":
+        # Imported here: it is made of what is below.
+        from interlace_workers.executors.party import Party
+
+        return Party(self, seats).seats()
 
     def resident_bytes(self) -> int:
         return proc.resident_bytes(self._zygote.pid) if self._zygote else 0
@@ -100,8 +110,16 @@ class ForkExecutor:
         if self._groups is not None:
             self._groups.close()
 
-    def _fork_ahead(self) -> None:
+    @property
+    def threads(self) -> int:
+        """Processor threads that a child may use."""
+        return self._load.threads
+
+    def fork_ahead(self) -> None:
+        """Have a child ready for the next job, if there is none."""
         assert self._zygote is not None, "start() comes first"
+        if self._spare is not None:
+            return
         self._spare = asyncio.create_task(self._fork(self._zygote), name="fork ahead")
 
     async def _fork(self, zygote: ZygoteProcess) -> Child:
@@ -113,9 +131,9 @@ class ForkExecutor:
         metrics.SANDBOX_STARTS.inc()
         return child
 
-    async def _take_spare(self) -> Child:
-        if self._spare is None:  # others run, and have not ended
-            self._fork_ahead()
+    async def take_spare(self) -> Child:
+        """A child that waits for its order, the caller's from now on. Raises ExecutorLost."""
+        self.fork_ahead()  # others run, and have not ended
         assert self._spare is not None
         spare, self._spare = self._spare, None
         child = await spare
@@ -127,11 +145,12 @@ class ForkExecutor:
 class Execution:
     """One job in one child: hands the order over, listens, keeps the limits."""
 
-    def __init__(self, child: Child, limits: Limits) -> None:
+    def __init__(self, child: Child, limits: Limits, memory: JobGroup | MemoryWatch | None = None) -> None:
+        """``memory`` is what counts the child's, where others of its jobs have it already."""
         self._child = child
         self._limits = limits
         self._resident_at_start = proc.resident_bytes(child.pid)
-        self._memory = _memory(child, limits.memory_bytes)
+        self._memory = memory or memory_of(child, limits.memory_bytes)
         self._stopped: Failed | None = None
         self._started, self._started_at = time.monotonic(), time.time()
         self._events, self._logs = _Pipe(), _Pipe()
@@ -140,15 +159,17 @@ class Execution:
 
     def order(self, order: Order, payload: bytes, result: Path) -> None:
         """Give the child its job; payload and result travel as descriptors. Raises ExecutorLost."""
+        with self.descriptors(payload, result) as fds:
+            send_order(self._child, order.as_message(), fds)
+
+    @contextlib.contextmanager
+    def descriptors(self, payload: bytes, result: Path) -> Iterator[list[int]]:
+        """What goes to the child beside its order: payload, result, events, logs. Ours are closed afterwards."""
         with open(os.memfd_create("payload", os.MFD_CLOEXEC), "w+b") as source, open(result, "r+b") as target:
             source.write(payload)
             source.flush()
             os.lseek(source.fileno(), 0, os.SEEK_SET)
-            ends = [source.fileno(), target.fileno(), self._events.write_end, self._logs.write_end]
-            try:
-                channel.send(self._child.order, order.as_message(), ends)
-            except OSError as error:
-                raise ExecutorLost(f"the child that was forked ahead does not take its order: {error}") from None
+            yield [source.fileno(), target.fileno(), self._events.write_end, self._logs.write_end]
         self._events.close_write_end()
         self._logs.close_write_end()
 
@@ -219,7 +240,7 @@ class Execution:
                     if started:
                         raise BrokenFrame("a job starts once")
                     started = True
-                    await self._happened.put(Started())
+                    await self._happened.put(self._begun(frame))
         except BrokenFrame:
             return self._failed("The job wrote to the channel that reports its end; it was stopped.", "broken_frame")
         if self._stopped is not None:
@@ -230,6 +251,9 @@ class Execution:
         if self._memory.is_over():
             return Failed(text=self._too_much(), cost=self._cost(exit), reason="memory_bytes")
         return Failed(text=_died(exit.code), cost=self._cost(exit), reason="died", crashed=exit.code < 0)
+
+    def _begun(self, frame: Frame) -> Started:
+        return Started()
 
     def _ended(self, frame: Frame) -> Done | Failed:
         if frame.kind is FrameKind.DONE:
@@ -314,7 +338,16 @@ class _Pipe:
         self._open.clear()
 
 
-def _order(job: Job, threads: int) -> Order:
+def send_order(child: Child, message: dict[str, Any], fds: list[int]) -> None:
+    """Raises ExecutorLost."""
+    try:
+        channel.send(child.order, message, fds)
+    except OSError as error:
+        raise ExecutorLost(f"the child that was forked ahead does not take its order: {error}") from None
+
+
+def order_of(job: Job, threads: int) -> Order:
+    """A job as its child sees it."""
     return Order(
         compress=job.compress,
         env=job.env,
@@ -326,7 +359,7 @@ def _order(job: Job, threads: int) -> Order:
     )
 
 
-def _memory(child: Child, most_bytes: int) -> JobGroup | MemoryWatch:
+def memory_of(child: Child, most_bytes: int) -> JobGroup | MemoryWatch:
     """What says whether the child holds more than it may: the kernel, where it counts, or we look."""
     if child.group is not None:
         with contextlib.suppress(OSError):
