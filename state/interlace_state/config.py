@@ -228,7 +228,7 @@ class LimitChanges(_Section):
     @field_validator("*")
     @classmethod
     def _checked(cls, value: float | None) -> float | None:
-        return None if value is None else _possible(value)
+        return value if value is None or isinstance(value, bool) else _possible(value)
 
 
 class TenantConfig(LimitChanges):
