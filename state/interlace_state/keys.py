@@ -64,6 +64,9 @@ class Keys:
     def job(self, job_id: str) -> str:
         return f"{self.prefix}job:{job_id}"
 
+    def party(self, party_id: str) -> str:
+        return f"{self.prefix}party:{party_id}"
+
     def events(self, job_id: str) -> str:
         return f"{self.prefix}events:{job_id}"
 

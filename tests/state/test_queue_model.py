@@ -67,6 +67,19 @@ class Workers(RuleBasedStateMachine):
     def lease(self, worker: str) -> None:
         taken = self.run(self.state.queue.lease(MODEL, worker))
         assert taken is not None
+        self.takes(worker, taken)
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data(), most=st.integers(1, 4))
+    def company(self, data: st.DataObject, most: int) -> None:
+        worker, lease = data.draw(st.sampled_from(self.leases))
+        found = self.run(self.state.queue.company(lease, worker, most))
+        assert len(found) <= (most if self.holds(lease) else 0)
+        for taken in found:
+            assert taken.job.tenant == lease.job.tenant
+            self.takes(worker, taken)
+
+    def takes(self, worker: str, taken: Lease) -> None:
         assert taken.job.id in self.free()
         self.attempts[taken.job.id] += 1
         assert taken.attempt == self.attempts[taken.job.id]

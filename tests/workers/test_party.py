@@ -1,7 +1,5 @@
 """Jobs that share a child and a forward: each has what it would have had alone, or has run alone."""
 
-import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ import pytest_asyncio
 import tiny
 import torch
 from nnsight.modeling.transformers import TransformersModel
-from parties import Capture, Run, run, together
+from parties import Capture, run, together
 
 from interlace_workers.executors.base import Done, Started
 from interlace_workers.executors.fork import ForkExecutor

@@ -101,8 +101,8 @@ KEYWORDS = frozenset(
     accumulate alpha approximate as_tuple atol axis base beta bias correction decimals default descending device
     diagonal dim dim0 dim1 dims dtype end end_dim eps equal_nan fill_value full_matrices h index indexing indices
     input inputs k keepdim keepdims label_smoothing largest max memory_format min mode n non_blocking norm_type
-    normalized_shape num_classes offset ord other output_size p q reduction repeats return_counts return_inverse
-    rtol right rounding_mode sep shape shifts size sizes sorted source split_size_or_sections src start start_dim step stable strict target
-    tensor unbiased value values w weight x x1 x2 reverse
+    normalized_shape num_classes offset ord other output_size p q reduction repeats return_counts return_inverse rtol
+    right rounding_mode sep shape shifts size sizes sorted source split_size_or_sections src start start_dim step
+    stable strict target tensor unbiased value values w weight x x1 x2 reverse
     """)
 )

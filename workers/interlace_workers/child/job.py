@@ -1,6 +1,7 @@
 """A child's life: seal itself, wait for the order, limit itself, run it, tell how it ended, wait to be killed."""
 
 import contextlib
+import gc
 import json
 import os
 import random
@@ -72,6 +73,7 @@ def _share(model: HostedModel, orders: list[Order], fds: list[int], space: int) 
     most = {name: max(getattr(order, name) for order in orders) for name in ("memory_bytes", "result_bytes")}
     limit(space, **most, cpu_seconds=max(order.cpu_seconds for order in orders))
     _start_afresh()
+    gc.disable()  # each trace brings a tree of modules that refer to each other, and the process ends soon
     ends = iter(fds)
     members = [merged.Member(order, next(ends), next(ends), next(ends), next(ends)) for order in orders]
     merged.run(model, members, _tell)

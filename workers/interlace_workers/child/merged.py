@@ -116,7 +116,7 @@ def _read(model: HostedModel, member: Member, shared: frozenset[int]) -> Part:
     envoy = tracer.envoy
     if tracer.fn.__func__ is not TransformersModel._call or envoy.path != model.model.path:
         raise NotMergeable("it is no plain forward of the model")
-    if any(one._edits for one in envoy.modules()):
+    if envoy._edits:
         raise NotMergeable("the model is edited")
     fields, forward = _inputs(model, tracer)
     frame = tracer.info.frame

@@ -154,6 +154,7 @@ class Party:
             orders = [order_of(guest.job, threads).as_message() for guest in guests]
             send_order(child, {"orders": orders}, fds)
         self._tasks.append(asyncio.create_task(self._guard(child, guests, memory), name="guard"))
+        self._executor.fork_ahead()  # meanwhile: what it takes is little beside a forward of many
 
     async def _guard(self, child: Child, guests: list[_Guest], memory: JobGroup | MemoryWatch) -> None:
         """End the child once it holds more or takes longer than it may; its jobs see its end, and run apart."""
