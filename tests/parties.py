@@ -17,7 +17,7 @@ from nnsight.tracing.backend import Backend
 from interlace.protocol.job import Job, Limits
 from interlace.protocol.model import ModelKey
 from interlace_workers.executors.base import Done, Failed, Happening, Printed, Runner
-from interlace_workers.executors.fork import ForkExecutor
+from interlace_workers.executors.party import MergingExecutor
 
 
 class Capture(Backend):  # type: ignore[misc]
@@ -81,7 +81,7 @@ async def run(runner: Runner, payload: bytes, folder: Path, **limits: Any) -> Ru
         return Run([happening async for happening in happenings], result.read_bytes())
 
 
-async def together(executor: ForkExecutor, payloads: Sequence[bytes], folder: Path, **limits: Any) -> list[Run]:
+async def together(executor: MergingExecutor, payloads: Sequence[bytes], folder: Path, **limits: Any) -> list[Run]:
     """Run them in one party."""
     seats = executor.party(len(payloads))
     running = [run(seat, payload, folder, **limits) for seat, payload in zip(seats, payloads, strict=True)]

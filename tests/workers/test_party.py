@@ -1,5 +1,6 @@
 """Jobs that share a child and a forward: each has what it would have had alone, or has run alone."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from nnsight.modeling.transformers import TransformersModel
 from parties import Capture, run, together
 
 from interlace_workers.executors.base import Done, Started
-from interlace_workers.executors.fork import ForkExecutor
+from interlace_workers.executors.party import MergingExecutor
 from interlace_workers.order import Load
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -26,7 +27,7 @@ ABSOLUTE = 1e-5
 async def hosted(request: pytest.FixtureRequest, tiny_models: Path, home: Path) -> AsyncIterator[tuple[Any, Any]]:
     """An executor of a model with absolute or with rotary positions, and a client of it."""
     (path,) = (home / "hf" / "hub" / f"models--{request.param.replace('/', '--')}" / "snapshots").iterdir()
-    executor = ForkExecutor(
+    executor = MergingExecutor(
         Load(
             path=str(path),
             task="text-generation",
@@ -156,7 +157,6 @@ def same(mine: Any, other: Any) -> bool:
     if type(mine) is not type(other):
         return False
     if isinstance(mine, torch.Tensor):
-        assert mine.untyped_storage().nbytes() == mine.numel() * mine.element_size()
         alike = (mine.shape, mine.dtype, mine.requires_grad) == (other.shape, other.dtype, other.requires_grad)
         return alike and bool(
             torch.allclose(mine, other, rtol=0, atol=ABSOLUTE * max(1.0, float(other.detach().abs().max())))
@@ -175,6 +175,8 @@ async def test_each_has_what_it_would_have_had_alone(hosted: Any, tmp_path: Path
     merged = await together(executor, payloads, tmp_path)
     assert [one.merged for one in merged] == [len(payloads)] * len(payloads)
     for one, other in zip(merged, alone, strict=True):
+        tensors = [value for value in one.saved.values() if isinstance(value, torch.Tensor)]
+        assert all(value.untyped_storage().nbytes() == value.numel() * value.element_size() for value in tensors)
         assert same(one.saved, other.saved)
         assert one.printed == other.printed
         assert sum(isinstance(happening, Started) for happening in one.happenings) == 1
@@ -215,3 +217,92 @@ async def test_a_job_of_several_prompts_keeps_its_rows(hosted: Any, tmp_path: Pa
     assert [one.merged for one in merged] == [3, 3, 3]
     for one, payload in zip(merged, payloads, strict=True):
         assert same(one.saved, (await run(executor, payload, tmp_path)).saved)
+
+
+def endless(client: Any, tokens: Any) -> bytes:
+    """A block that passes every check, and takes minutes."""
+    layers, backend = layers_of(client), Capture()
+    big = torch.rand(600, 600)
+    with client.trace(tokens, backend=backend):
+        hidden = layers[0].output.save()
+        for _ in range(9000):
+            big = torch.matmul(big, big).clamp(0, 1)
+    return backend.payload
+
+
+async def test_one_over_its_time_is_stopped_and_the_others_run_apart(hosted: Any, tmp_path: Path) -> None:
+    executor, client = hosted
+    payloads = [read(client, TEXTS[0]), endless(client, TEXTS[1]), ablate(client, TEXTS[2])]
+    first, slow, last = await together(executor, payloads, tmp_path, wall_seconds=2.0)
+    assert "ran for 2 s, its limit" in slow.error
+    assert same(first.saved, (await run(executor, payloads[0], tmp_path)).saved)
+    assert same(last.saved, (await run(executor, payloads[2], tmp_path)).saved)
+
+
+async def test_one_that_is_cancelled_is_stopped_at_once_and_the_others_run_apart(hosted: Any, tmp_path: Path) -> None:
+    executor, client = hosted
+    payloads = [read(client, TEXTS[0]), endless(client, TEXTS[1]), ablate(client, TEXTS[2])]
+    seats = executor.party(3)
+    running = [asyncio.create_task(run(seat, one, tmp_path)) for seat, one in zip(seats, payloads, strict=True)]
+    await asyncio.sleep(1.0)
+    running[1].cancel()
+    await asyncio.wait({running[1]}, timeout=0.5)
+    assert running[1].cancelled()
+    for number in (0, 2):
+        assert same((await running[number]).saved, (await run(executor, payloads[number], tmp_path)).saved)
+
+
+async def test_nobody_waits_for_a_job_that_does_not_come(hosted: Any, tmp_path: Path) -> None:
+    executor, client = hosted
+    seats = executor.party(3)
+    running = [asyncio.create_task(run(seat, read(client, TEXTS[0]), tmp_path)) for seat in seats[:2]]
+    await asyncio.sleep(0.1)
+    assert not any(one.done() for one in running)
+    seats[2].give_up()
+    seats[2].give_up()
+    assert [(await one).merged for one in running] == [2, 2]
+    (only, *others) = executor.party(3)
+    for seat in others:
+        seat.give_up()
+    assert (await run(only, read(client, TEXTS[0]), tmp_path)).merged == 0
+
+
+async def test_a_result_over_its_limit_names_the_limit(hosted: Any, tmp_path: Path) -> None:
+    executor, client = hosted
+    payloads = [read(client, TEXTS[0]), read(client, TEXTS[1])]
+    for ran in await together(executor, payloads, tmp_path, result_bytes=1000):
+        assert "limits.result_bytes" in ran.error
+
+
+async def test_a_payload_that_is_none_is_refused_alone(hosted: Any, tmp_path: Path) -> None:
+    executor, client = hosted
+    first, odd, last = await together(executor, [read(client, TEXTS[0]), b"nonsense", read(client, TEXTS[1])], tmp_path)
+    assert "zstd" in odd.error
+    assert first.merged == last.merged == 2
+
+
+async def test_its_cost_is_its_part(hosted: Any, tmp_path: Path) -> None:
+    executor, client = hosted
+    runs = await together(executor, [read(client, TEXTS[number % 4]) for number in range(8)], tmp_path)
+    alone = await run(executor, read(client, TEXTS[0]), tmp_path)
+    assert isinstance(alone.end, Done)
+    assert alone.end.cost.merged is None
+    for one in runs:
+        assert isinstance(one.end, Done)
+        assert 0 < one.end.cost.cpu_seconds < alone.end.cost.cpu_seconds
+        assert [step.name for step in one.end.steps] == ["fork", "deserialize", "forward", "serialize"]
+
+
+async def test_alone_it_is_the_same_bit_for_bit(hosted: Any, tmp_path: Path) -> None:
+    executor, client = hosted
+    payload = read(client, TEXTS[2])
+    first, second = [(await run(executor, payload, tmp_path)).saved for _ in range(2)]
+    assert all(torch.equal(first[name], second[name]) for name in ("before", "hidden", "last", "whole"))
+
+
+async def test_the_next_job_sees_the_model_as_it_was(hosted: Any, tmp_path: Path) -> None:
+    executor, client = hosted
+    before = (await run(executor, read(client, TEXTS[0]), tmp_path)).saved
+    await together(executor, [ablate(client, TEXTS[0]), replace(client, TEXTS[0])], tmp_path)
+    after = (await run(executor, read(client, TEXTS[0]), tmp_path)).saved
+    assert all(torch.equal(before[name], after[name]) for name in ("before", "hidden", "last", "whole"))

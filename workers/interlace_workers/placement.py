@@ -14,7 +14,7 @@ from interlace_state.store import State
 from interlace_state.tracing import Tracing
 from interlace_workers import sources
 from interlace_workers.executors.base import LoadFailed
-from interlace_workers.executors.fork import ForkExecutor
+from interlace_workers.executors.party import MergingExecutor
 from interlace_workers.order import Load
 from interlace_workers.replica import Replica, give_up
 from interlace_workers.telemetry import Telemetry
@@ -132,4 +132,4 @@ async def build_replica(
         isolation=config.isolation_level,
     )
     telemetry = Telemetry(state.metrics, tracing, key, name, model.slots)
-    return Replica(config, state, key, ForkExecutor(load), telemetry, name=name, slots=model.slots)
+    return Replica(config, state, key, MergingExecutor(load), telemetry, name=name, slots=model.slots)

@@ -22,7 +22,6 @@ from interlace_workers.executors.base import (
     Happening,
     LoadFailed,
     Printed,
-    Runner,
     Started,
     Step,
 )
@@ -92,12 +91,6 @@ class ForkExecutor:
 
     def give_up(self) -> None:
         """Nobody waits."""
-
-    def party(self, seats: int) -> "list[Runner]":
-        # Imported here: it is made of what is below.
-        from interlace_workers.executors.party import Party
-
-        return Party(self, seats).seats()
 
     def resident_bytes(self) -> int:
         return proc.resident_bytes(self._zygote.pid) if self._zygote else 0

@@ -235,6 +235,13 @@ class Seat:
                     yield happening
 
 
+class MergingExecutor(ForkExecutor):
+    """A fork executor that runs jobs of one tenant together, too."""
+
+    def party(self, seats: int) -> list[Runner]:
+        return Party(self, seats).seats()
+
+
 def _sum(shared: Cost, alone: Cost) -> Cost:
     """What a job used in a shared child and then alone."""
     return alone.model_copy(
