@@ -55,43 +55,49 @@ def together(server: running.Running, repo_id: str, cases: list[Callable[[Any, A
 
 
 def read(model: Any, remote: Any) -> tuple[Any, ...]:
+    blocks = layers(model)
     with model.trace(PROMPT, remote=remote) as tracer:
-        hidden = layers(model)[1].output.save()
+        hidden = blocks[1].output.save()
         logits = model.lm_head.output.save()
     return merged(tracer), hidden, logits
 
 
 def ablate(model: Any, remote: Any) -> tuple[Any, ...]:
+    blocks = layers(model)
     with model.trace(PROMPT, remote=remote) as tracer:
-        layers(model)[0].output[:, -1] = 0
+        blocks[0].output[:, -1] = 0
         logits = model.lm_head.output[:, -1].save()
     return merged(tracer), logits
 
 
 def patch(model: Any, remote: Any) -> tuple[Any, ...]:
+    blocks = layers(model)
     with model.trace(PROMPT, remote=remote) as tracer:
-        layers(model)[1].output = layers(model)[1].output.flip(dims=(1,))
+        blocks[1].output = blocks[1].output.flip(dims=(1,))
         best = model.lm_head.output[0].argmax(dim=-1).tolist().save()
     return merged(tracer), best
 
 
 def gradient(model: Any, remote: Any) -> tuple[Any, ...]:
+    blocks = layers(model)
     with model.trace(PROMPT, remote=remote) as tracer:
-        hidden = layers(model)[1].output
+        hidden = blocks[1].output
         with model.lm_head.output.sum().backward():
             grad = hidden.grad.save()
     return merged(tracer), grad
 
 
 def longer(model: Any, remote: Any) -> tuple[Any, ...]:
+    blocks = layers(model)
     with model.trace(OTHER, remote=remote) as tracer:
-        hidden = layers(model)[1].output.save()
+        hidden = blocks[1].output.save()
     return merged(tracer), hidden
 
 
 def fails(model: Any, remote: Any) -> tuple[Any, ...]:
+    blocks = layers(model)
     with pytest.raises((RemoteError, IndexError), match="out of bounds"), model.trace(PROMPT, remote=remote):
-        layers(model)[1].output[:, 99].save()
+        blocks[1].output[:, 99].save()
     return 0, "failed"
 
 
@@ -118,9 +124,10 @@ def test_each_of_ten_clients_has_what_it_would_have_had_alone(lab: Lab, on_ray: 
 
 def test_in_a_session_a_trace_runs_alone_and_is_the_same_bit_for_bit(lab: Lab, on_ray: running.Running) -> None:
     def alone(model: Any, remote: Any) -> tuple[Any, ...]:
+        blocks = layers(model)
         with model.session(remote=remote) as session:
             with model.trace(PROMPT):
-                hidden = layers(model)[1].output.save()
+                hidden = blocks[1].output.save()
         return merged(session), hidden
 
     found = together(on_ray, tiny.GPT2, [alone] * 4)
