@@ -16,7 +16,7 @@ from nnsight.tracing.backend import Backend
 
 from interlace.protocol.job import Job, Limits
 from interlace.protocol.model import ModelKey
-from interlace_workers.executors.base import Done, Failed, Happening, Printed, Runner
+from interlace_workers.executors.base import Apart, Done, Failed, Happening, Printed, Runner
 from interlace_workers.executors.party import MergingExecutor
 
 
@@ -82,7 +82,21 @@ async def run(runner: Runner, payload: bytes, folder: Path, **limits: Any) -> Ru
 
 
 async def together(executor: MergingExecutor, payloads: Sequence[bytes], folder: Path, **limits: Any) -> list[Run]:
-    """Run them in one party."""
+    """Run them in one party; those that cannot share run alone afterwards, as their replica has them run."""
     seats = executor.party(len(payloads))
     running = [run(seat, payload, folder, **limits) for seat, payload in zip(seats, payloads, strict=True)]
-    return list(await asyncio.gather(*running))
+    found = await asyncio.gather(*running, return_exceptions=True)
+    return [
+        await settled(executor, one, payload, folder, **limits) for one, payload in zip(found, payloads, strict=True)
+    ]
+
+
+async def settled(
+    executor: MergingExecutor, ran: Run | BaseException, payload: bytes, folder: Path, **limits: Any
+) -> Run:
+    """What a job did in a party, or, where that counts for nothing, what it does alone."""
+    if isinstance(ran, Apart):
+        return await run(executor, payload, folder, **limits)
+    if isinstance(ran, BaseException):
+        raise ran
+    return ran

@@ -19,6 +19,8 @@
 | wake:{slug}          | list   | a minute               | queue           | one token for each job that came          |
 | picked:{token}       | hash   | a minute               | queue           | job, fence: what a call to `pick` leased; |
 |                      | / list |                        |                 | of a call to `company`, pairs of them     |
+| apart:{slug}:{tenant}| list   | waiting                | queue           | ids of jobs that were given back to run   |
+|                      |        |                        |                 | alone, before the rest of the queue       |
 | party:{id}           | hash   | waiting                | queue           | jobs that run together: `members`, and    |
 |                      |        |                        |                 | until when their seconds are counted      |
 | idem:{tenant}:{hash} | hash   | as its job             | queue           | job, payload: of an idempotency key       |

@@ -25,7 +25,20 @@ from interlace_state.config import LifetimeConfig
 from interlace_state.keys import Keys
 from interlace_state.scripts import script
 
-_SCRIPTS = "submit", "pick", "company", "renew", "record", "finish", "fail", "cancel", "leave", "requeue", "place"
+_SCRIPTS = (
+    "submit",
+    "pick",
+    "company",
+    "renew",
+    "record",
+    "finish",
+    "fail",
+    "cancel",
+    "leave",
+    "requeue",
+    "part",
+    "place",
+)
 _POLL_SECONDS = 1
 _RETRY_AFTER = 10  # seconds
 _LISTEN_SECONDS = 2.0  # well under `store.ANSWER_SECONDS`, which counts this wait
@@ -186,8 +199,8 @@ class Queue:
     async def company(self, lease: Lease, worker: str, most: int) -> list[Lease]:
         """Lease up to ``most`` more jobs, which wait next in the tenant's queue and may share a forward with its job.
 
-        They are as many as the tenant may run. While other tenants wait, they are no more than what usually takes a
-        second. The seconds of all of them count once against the tenant.
+        They are no more than the tenant may run, and than what usually takes ten seconds, or one while others wait.
+        The seconds of all of them count once against the tenant.
         """
         token = secrets.token_hex(8)
         args = (lease.job.id, lease.fence, most, worker, token, self._lease_ms, self._lifetimes.waiting)
@@ -219,6 +232,11 @@ class Queue:
         """Return a job that this worker will not run to its queue, unless it is another's by now."""
         event = words.encode(StateChanged(state=JobState.QUEUED, text=text))
         await self._run("requeue", lease.job.id, lease.fence, event, self._lifetimes.waiting)
+
+    async def part(self, lease: Lease, text: str) -> None:
+        """Return a job that cannot share a forward to its queue, where it is its tenant's next, to run alone."""
+        event = words.encode(StateChanged(state=JobState.QUEUED, text=text))
+        await self._run("part", lease.job.id, lease.fence, event, self._lifetimes.waiting)
 
     async def cancel(self, job_id: str, text: str) -> bool:
         """End a job, waiting or running; False if it had ended. Its worker is told, and kills it."""

@@ -169,3 +169,48 @@ async def test_while_others_wait_a_party_is_what_usually_takes_a_second(state: S
     await queue_up(state, 1, "other")
     await state.redis.hset(Keys(config.redis.prefix).fair(MODEL.slug), "seconds", "0.2")
     assert len(await company(state, held)) == 4
+
+
+async def test_a_job_that_cannot_share_is_its_tenants_next_and_runs_alone(state: State) -> None:
+    jobs = await queue_up(state, 5)
+    held = await lease(state)
+    party = [held, *await company(state, held, 2)]
+    for one in party[1:]:
+        await state.queue.part(one, "alone")
+        assert not await state.queue.finish(one, DONE)
+    assert await state.queue.finish(held, DONE)
+    for job in jobs[1:3]:
+        alone = await lease(state)
+        assert (alone.job, alone.attempt, alone.has_company) == (job, 1, False)
+        assert await company(state, alone) == []
+        assert await state.queue.finish(alone, DONE)
+    last = await lease(state)
+    assert [last.job, *[one.job for one in await company(state, last)]] == jobs[3:]
+
+
+async def test_a_job_that_cannot_share_waits_for_its_tenants_turn(state: State, config: Config) -> None:
+    await queue_up(state, 3, "mine")
+    held = await lease(state)
+    party = [held, *await company(state, held)]
+    await queue_up(state, 1, "theirs")
+    await state.redis.hincrby(Keys(config.redis.prefix).party(held.job.id), "charged_ms", -5000)
+    for one in party:
+        await state.queue.part(one, "alone")
+    assert [(await lease(state, f"worker {number}")).job.tenant for number in range(4)] == ["theirs", *["mine"] * 3]
+
+
+async def test_a_parted_job_that_is_cancelled_is_not_run(state: State) -> None:
+    jobs = await queue_up(state, 3)
+    held = await lease(state)
+    for one in [held, *await company(state, held)]:
+        await state.queue.part(one, "alone")
+    assert await state.queue.cancel(jobs[0].id, "enough")
+    assert {(await lease(state)).job.id for _ in range(2)} == {jobs[1].id, jobs[2].id}
+    assert await state.queue.length(MODEL) == 2
+
+
+async def test_a_party_is_what_usually_takes_ten_seconds(state: State, config: Config) -> None:
+    await queue_up(state, 20)
+    held = await lease(state)
+    await state.redis.hset(Keys(config.redis.prefix).fair(MODEL.slug), "seconds", "2")
+    assert len(await company(state, held)) == 4

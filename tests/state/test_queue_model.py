@@ -121,10 +121,10 @@ class Workers(RuleBasedStateMachine):
             self.end(lease.job.id, text)
 
     @precondition(lambda self: self.leases)
-    @rule(data=st.data())
-    def give_back(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), apart=st.booleans())
+    def give_back(self, data: st.DataObject, apart: bool) -> None:
         _, lease = data.draw(st.sampled_from(self.leases))
-        self.run(self.state.queue.give_back(lease, "restart"))
+        self.run((self.state.queue.part if apart else self.state.queue.give_back)(lease, "restart"))
         if self.holds(lease):
             self.attempts[lease.job.id] -= 1
             del self.holders[lease.job.id]

@@ -10,7 +10,7 @@ import pytest_asyncio
 import tiny
 import torch
 from nnsight.modeling.transformers import TransformersModel
-from parties import Capture, run, together
+from parties import Capture, run, settled, together
 
 from interlace_workers.executors.base import Done, Started
 from interlace_workers.executors.party import MergingExecutor
@@ -249,7 +249,9 @@ async def test_one_that_is_cancelled_is_stopped_at_once_and_the_others_run_apart
     await asyncio.wait({running[1]}, timeout=0.5)
     assert running[1].cancelled()
     for number in (0, 2):
-        assert same((await running[number]).saved, (await run(executor, payloads[number], tmp_path)).saved)
+        (ended,) = await asyncio.gather(running[number], return_exceptions=True)
+        ran = await settled(executor, ended, payloads[number], tmp_path)
+        assert same(ran.saved, (await run(executor, payloads[number], tmp_path)).saved)
 
 
 async def test_nobody_waits_for_a_job_that_does_not_come(hosted: Any, tmp_path: Path) -> None:

@@ -66,6 +66,7 @@ class Watch:
         self._attempt = attempt
         self._outcome = "refused"
         self._ended = False
+        self._parted = False
         self._error = ""
         self._seconds: dict[str, float] = {}
 
@@ -102,6 +103,10 @@ class Watch:
         metrics.TRANSFER_SECONDS.observe(max(0.0, end - start))
         self._step("transfer", start, end)
 
+    def parted(self) -> None:
+        """It is given back, to run alone."""
+        self._parted = True
+
     def ended(self, state: JobState) -> None:
         """Its last event is written."""
         self._ended = True
@@ -111,7 +116,9 @@ class Watch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._ended:
+        if self._parted:
+            self._outcome = "apart"
+        elif not self._ended:
             self._outcome = self._error = _left(error)
         metrics.JOBS.labels(self._outcome).inc()
         self._span.end(error=self._error, job=self._job.id, request_id=self._job.request_id, outcome=self._outcome)

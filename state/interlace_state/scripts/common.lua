@@ -54,6 +54,16 @@ local function charge(id, slug, tenant)
   redis.call("ZADD", key("turn", slug), "XX", exact(mine), tenant)
 end
 
+-- Put a tenant among those that wait for their turn.
+local function await_turn(slug, tenant)
+  if redis.call("ZSCORE", key("turn", slug), tenant) then return end
+  local clock = number(redis.call("HGET", key("fair", slug), "clock"))
+  local mine = math.max(clock, number(redis.call("HGET", key("fair", slug), "t:" .. tenant)))
+  redis.call("HSET", key("fair", slug), "t:" .. tenant, exact(mine))
+  redis.call("ZADD", key("turn", slug), exact(mine), tenant)
+  redis.call("HSET", key("fair", slug), "since:" .. tenant, redis.call("HINCRBY", key("fair", slug), "turns", 1))
+end
+
 -- Put a job at the end of its tenant's queue, and the tenant among those that wait for their turn.
 local function enqueue(id, slug, tenant)
   local stream = key("queue", slug, tenant)
@@ -62,13 +72,7 @@ local function enqueue(id, slug, tenant)
     redis.call("SADD", key("tenants", slug), tenant)
   end
   redis.call("HSET", key("job", id), "entry", redis.call("XADD", stream, "*", "job", id))
-  if not redis.call("ZSCORE", key("turn", slug), tenant) then
-    local clock = number(redis.call("HGET", key("fair", slug), "clock"))
-    local mine = math.max(clock, number(redis.call("HGET", key("fair", slug), "t:" .. tenant)))
-    redis.call("HSET", key("fair", slug), "t:" .. tenant, exact(mine))
-    redis.call("ZADD", key("turn", slug), exact(mine), tenant)
-    redis.call("HSET", key("fair", slug), "since:" .. tenant, redis.call("HINCRBY", key("fair", slug), "turns", 1))
-  end
+  await_turn(slug, tenant)
   wake(slug)
 end
 

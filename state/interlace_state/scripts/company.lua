@@ -2,11 +2,9 @@
 -- in common with it that must be. The first that differs ends it: a tenant's jobs keep their order.
 -- ARGV  prefix, job id, fence, most, worker, this call's token, length of a lease in ms, lifetime in seconds
 -- Returns for each what `given` says of it; nothing where the job is not the caller's, or the model or the worker is at
--- rest. While other tenants wait, a party is no larger than what usually takes a second.
+-- rest. A party is no larger than what usually takes ten seconds, or one while other tenants wait.
 local id, fence, most, worker, token = ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5], ARGV[6]
 local lease, lifetime = tonumber(ARGV[7]), ARGV[8]
-local TURN = 1  -- seconds
-
 local taken = {}
 -- The connection repeats a call whose answer it lost.
 local told = redis.call("LRANGE", key("picked", token), 0, -1)
@@ -24,14 +22,15 @@ end
 
 local party = job[5] or id
 local members = job[5] and math.max(1, number(redis.call("HGET", key("party", party), "members"))) or 1
-local counts = held(slug)
+local counts, turn = held(slug), 10  -- seconds
 for _, other in ipairs(redis.call("ZRANGE", key("turn", slug), 0, -1)) do
   if other ~= tenant and redis.call("XLEN", key("queue", slug, other)) > (counts[other] or 0) then
-    local usual = math.max(number(redis.call("HGET", key("fair", slug), "seconds")), 0.001)
-    most = math.min(most, math.floor(TURN / usual) - members)
+    turn = 1
     break
   end
 end
+local usual = math.max(number(redis.call("HGET", key("fair", slug), "seconds")), 0.001)
+most = math.min(most, math.floor(turn / usual) - members)
 
 local stream, fences = key("queue", slug, tenant), {}
 while #taken < most and not has_its_share(tenant) do

@@ -25,6 +25,16 @@ local function take(id, tenant)
   return given(id)
 end
 
+-- The tenant's next job that was given back to run alone, if there is one.
+local function next_apart(tenant)
+  while true do
+    local id = redis.call("LPOP", key("apart", slug, tenant))
+    if not id then return nil end
+    local is_held = redis.call("ZSCORE", leases, id)
+    if redis.call("HGET", key("job", id), "state") == "queued" and not is_held then return id end
+  end
+end
+
 local time = now()
 -- The clock went back: no lease is longer than one.
 for _, id in ipairs(redis.call("ZRANGE", leases, "(" .. time + lease, "+inf", "BYSCORE", "LIMIT", 0, 100)) do
@@ -57,6 +67,8 @@ table.sort(waiting, function(a, b) return a.order < b.order or (a.order == b.ord
 for _, one in ipairs(waiting) do
   local stream = key("queue", slug, one.tenant)
   while not is_full(one.tenant) do
+    local alone = next_apart(one.tenant)
+    if alone then return take(alone, one.tenant) end
     local drawn = redis.call("EXISTS", stream) == 1
       and redis.call("XREADGROUP", "GROUP", GROUP, GROUP, "COUNT", 1, "STREAMS", stream, ">")
     if not drawn then

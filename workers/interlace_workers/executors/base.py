@@ -65,7 +65,8 @@ class Runner(Protocol):
     def run(self, job: Job, payload: bytes, result: Path) -> AsyncGenerator[Happening, None]:
         """Run one job; the last thing yielded is Done or Failed. Closing the iterator early ends the job.
 
-        Raises ExecutorLost if the model's process is gone: the job was not at fault and may run again.
+        Raises ExecutorLost if the model's process is gone: the job was not at fault and may run again. Raises Apart
+        if it cannot share.
         """
 
     def give_up(self) -> None:
@@ -86,6 +87,10 @@ class Executor(Runner, Protocol):
 
     async def stop(self) -> None:
         """End every job and let go of the model."""
+
+
+class Apart(Exception):
+    """The job was to share its process with others and cannot; nothing that it did counts, and it can run alone."""
 
 
 class ExecutorLost(Exception):

@@ -2,7 +2,7 @@
 
 Each job has a seat, which is an executor for one run. The seats wait for each other, then share a child; each has its
 own pipes, result and end. The child says DONE of a job or nothing that counts: whatever else becomes of it there, it is
-run alone afterwards, one after the other. So a job that fails, is over a limit or takes the child with it spoils none.
+Apart, and runs alone later. So a job that fails, is over a limit or takes the child with it spoils none.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from pathlib import Path
 from interlace.protocol.frames import Frame
 from interlace.protocol.job import Cost, Job
 from interlace_workers import metrics
-from interlace_workers.executors.base import Done, Failed, Happening, Printed, Runner, Started, Step
+from interlace_workers.executors.base import Apart, Done, Happening, Printed, Runner, Started, Step
 from interlace_workers.executors.cgroup import JobGroup
 from interlace_workers.executors.fork import Execution, ForkExecutor, memory_of, order_of, send_order
 from interlace_workers.executors.memory import MemoryWatch
@@ -75,8 +75,6 @@ class Party:
         self._child: Child | None = None
         self._fork: Step | None = None
         self._reason = "finished"
-        #: Held by the one that runs apart.
-        self.apart = asyncio.Lock()
 
     def seats(self) -> list[Runner]:
         return [Seat(self) for _ in range(self._awaited)]
@@ -176,7 +174,6 @@ class Seat:
     def __init__(self, party: Party) -> None:
         self._party = party
         self._came = False
-        self._started = False
 
     def give_up(self) -> None:
         """The job does not come, or has ended: nobody waits for it. May be called in any case."""
@@ -185,54 +182,34 @@ class Seat:
             self._party.come(None)
 
     async def run(self, job: Job, payload: bytes, result: Path) -> AsyncGenerator[Happening, None]:
-        """As `Executor.run`."""
-        if self._came:  # it runs once more
-            async for happening in self._alone(job, payload, result):
-                yield happening
-            return
-        guest, cost = _Guest(job, payload, result), Cost()
-        self._came = True
-        self._party.come(guest)
+        """As `Runner.run`."""
+        guest = _Guest(job, payload, result)
+        if not self._came:
+            self._came = True
+            self._party.come(guest)
         ended = False
         try:
             await self._party.opened()
-            if guest.share is not None:
-                printed: list[Printed] = []
-                async with contextlib.aclosing(guest.share.happenings()) as happenings:
-                    async for happening in happenings:
-                        if isinstance(happening, Printed):
-                            printed.append(happening)  # told once it is done here, and not twice
-                        elif isinstance(happening, Started):
-                            self._started = True
-                            yield happening
-                        else:
-                            break
-                ended = not isinstance(happening, Failed) or happening.reason == "raised"
-                if isinstance(happening, Done):
-                    self._party.leave(guest, ended=True)
-                    for one in printed:
-                        yield one
-                    yield self._party.with_fork(happening)
-                    return
-                if isinstance(happening, Failed):
-                    cost = happening.cost
+            run = self._party.executor.run(job, payload, result) if guest.share is None else guest.share.happenings()
+            printed: list[Printed] = []
+            async with contextlib.aclosing(run) as happenings:
+                async for happening in happenings:
+                    if guest.share is None or isinstance(happening, Started):
+                        yield happening
+                    elif isinstance(happening, Printed):
+                        printed.append(happening)  # told once it is done here, and not twice
+                    elif isinstance(happening, Done):
+                        ended = True
+                        self._party.leave(guest, ended=True)
+                        for one in printed:
+                            yield one
+                        yield self._party.with_fork(happening)
+                    else:
+                        # It said so itself, and the others go on; or it has broken something.
+                        ended = happening.reason == "raised"
+                        raise Apart
         finally:
             self._party.leave(guest, ended=ended)
-        if guest.share is not None:
-            metrics.APART.inc()
-        result.write_bytes(b"")
-        async with contextlib.aclosing(self._alone(job, payload, result)) as happenings:
-            async for happening in happenings:
-                if isinstance(happening, (Done, Failed)):
-                    happening = replace(happening, cost=_sum(cost, happening.cost))
-                yield happening
-
-    async def _alone(self, job: Job, payload: bytes, result: Path) -> AsyncGenerator[Happening, None]:
-        run = self._party.executor.run(job, payload, result)
-        async with self._party.apart, contextlib.aclosing(run) as happenings:
-            async for happening in happenings:
-                if not (isinstance(happening, Started) and self._started):
-                    yield happening
 
 
 class MergingExecutor(ForkExecutor):
@@ -240,14 +217,3 @@ class MergingExecutor(ForkExecutor):
 
     def party(self, seats: int) -> list[Runner]:
         return Party(self, seats).seats()
-
-
-def _sum(shared: Cost, alone: Cost) -> Cost:
-    """What a job used in a shared child and then alone."""
-    return alone.model_copy(
-        update={
-            "runtime": round((shared.runtime or 0.0) + (alone.runtime or 0.0), 4),
-            "cpu_seconds": round((shared.cpu_seconds or 0.0) + (alone.cpu_seconds or 0.0), 4),
-            "max_memory_usage": max(shared.max_memory_usage or 0, alone.max_memory_usage or 0),
-        }
-    )
