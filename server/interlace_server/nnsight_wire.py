@@ -158,6 +158,7 @@ def _meta(cost: Cost) -> dict[str, Any]:
         "max_mem_pct_by_gpu": {},
         "cpu_seconds": _rounded(cost.cpu_seconds),
         "queued_seconds": _rounded(cost.queued_seconds),
+        **({} if cost.merged is None else {"merged": cost.merged}),
     }
 
 

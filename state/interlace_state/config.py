@@ -184,6 +184,18 @@ class LifetimeConfig(_Section):
     """A job whose client waits for it on a WebSocket and leaves is cancelled after this; a polled job never is."""
 
 
+class BatchingConfig(_Section):
+    """Small traces of one tenant that wait for one model at the same time share a forward; see docs/batching.md."""
+
+    enabled: bool = True
+    """Whether they may. A run alone is the same bit for bit each time; one that shares its forward differs in the last
+    digits, as in a batch that somebody makes by hand."""
+    most: int = Field(default=32, ge=2, le=48)
+    """Jobs that may share a process."""
+    window: float = Field(default=0.003, ge=0, le=0.1)
+    """Seconds for which a job whose tenant has others waiting waits for still more."""
+
+
 class RayConfig(_Section):
     """Ray, where `runtime: ray`."""
 
@@ -251,7 +263,7 @@ class LimitChanges(_Section):
     @field_validator("*")
     @classmethod
     def _checked(cls, value: float | None) -> float | None:
-        return None if value is None else _possible(value)
+        return value if value is None or isinstance(value, bool) else _possible(value)
 
 
 class TenantConfig(LimitChanges):
@@ -259,6 +271,8 @@ class TenantConfig(LimitChanges):
 
     weight: float = Field(default=1.0, gt=0, le=1000)
     """How many times the seconds it gets of a tenant with weight 1, where both have jobs that wait."""
+    batching: bool | None = None
+    """Whether its traces may share a forward; default: `batching.enabled`."""
 
 
 Isolation = Literal["required", "available", "none"]
@@ -275,6 +289,7 @@ class Config(_Section):
     redis: RedisConfig = RedisConfig()
     store: StoreConfig = StoreConfig()
     lifetimes: LifetimeConfig = LifetimeConfig()
+    batching: BatchingConfig = BatchingConfig()
     limits: Admission = Admission()
     roles: dict[str, LimitChanges] = Field(default_factory=dict)
     """Limits of a role (`user`, `admin`), where they differ from `limits`."""
@@ -309,8 +324,14 @@ class Config(_Section):
     def limits_of(self, tenant: str, role: str) -> Admission:
         """A tenant's limits: the general ones, its role's over them, its own over both."""
         changes = [self.roles.get(role), self.tenants.get(tenant)]
-        named = [change.model_dump(exclude={"weight"}, exclude_none=True) for change in changes if change is not None]
+        names = set(LimitChanges.model_fields)
+        named = [change.model_dump(include=names, exclude_none=True) for change in changes if change is not None]
         return self.limits.model_copy(update={name: value for change in named for name, value in change.items()})
+
+    def batches(self, tenant: str) -> bool:
+        """Whether a tenant's traces may share a forward."""
+        own = self.tenants[tenant].batching if tenant in self.tenants else None
+        return self.batching.enabled if own is None else own
 
     @property
     def store_url(self) -> str:

@@ -17,7 +17,12 @@
 | shares, shares:set   | hash   | forever                | queue, control  | tenant -> jobs that may run at a time: as |
 |                      |        |                        |                 | it came, and what an operator has set     |
 | wake:{slug}          | list   | a minute               | queue           | one token for each job that came          |
-| picked:{token}       | hash   | a minute               | queue           | job, fence: what a call to `pick` leased  |
+| picked:{token}       | hash   | a minute               | queue           | job, fence: what a call to `pick` leased; |
+|                      | / list |                        |                 | of a call to `company`, pairs of them     |
+| apart:{slug}:{tenant}| list   | waiting                | queue           | ids of jobs that were given back to run   |
+|                      |        |                        |                 | alone, before the rest of the queue       |
+| party:{id}           | hash   | waiting                | queue           | jobs that run together: `members`, and    |
+|                      |        |                        |                 | until when their seconds are counted      |
 | idem:{tenant}:{hash} | hash   | as its job             | queue           | job, payload: of an idempotency key       |
 | jobs, jobs:{tenant}  | zset   | forever                | queue, jobs     | job ids -> when they came, in ms          |
 | cancelled            | channel|                        | queue           | ids of jobs that were just cancelled      |
@@ -61,6 +66,9 @@ class Keys:
 
     def job(self, job_id: str) -> str:
         return f"{self.prefix}job:{job_id}"
+
+    def party(self, party_id: str) -> str:
+        return f"{self.prefix}party:{party_id}"
 
     def events(self, job_id: str) -> str:
         return f"{self.prefix}events:{job_id}"

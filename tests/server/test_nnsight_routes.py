@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from gateway_process import DEADLINE, KEY, MODEL_KEY, Gateway, Worker, publish, saved
+from gateway_process import DEADLINE, HEADERS, KEY, MODEL_KEY, Gateway, Worker, publish, saved
 
 from interlace.protocol.job import Job, JobState
 from interlace.protocol.model import ModelKey
@@ -54,6 +54,24 @@ async def test_what_a_worker_leases_is_what_was_posted(gateway: Gateway, worker:
     assert before <= job.submitted_at <= time.time()
     assert job.limits.unpacked_bytes == gateway.config.limits.unpacked_bytes
     assert await worker.state.results.payload(job) == b"\x80\x04N."
+
+
+@pytest.mark.parametrize(("said", "shares"), [({}, True), ({"interlace-batching": "off"}, False)])
+async def test_a_request_may_say_that_it_shares_with_none(
+    gateway: Gateway, worker: Worker, said: dict[str, str], shares: bool
+) -> None:
+    for _ in range(2):
+        answer = await asyncio.to_thread(gateway.post, headers=HEADERS | said)
+        assert answer.status_code == 200
+    held = await worker.lease()
+    assert held.has_company is shares
+    assert len(await worker.state.queue.company(held, "one", 9)) == int(shares)
+
+
+async def test_another_word_on_sharing_is_refused(gateway: Gateway) -> None:
+    answer = await asyncio.to_thread(gateway.post, headers=HEADERS | {"interlace-batching": "maybe"})
+    assert answer.status_code == 422
+    assert "interlace-batching" in answer.text
 
 
 async def test_polling_a_job_to_its_end(gateway: Gateway, worker: Worker) -> None:

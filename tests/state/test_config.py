@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from interlace.protocol.model import ModelKey
-from interlace_state.config import Config
+from interlace_state.config import BatchingConfig, Config, TenantConfig
 from interlace_state.config_file import ConfigError, dump, load
 
 Written = Callable[[str], Path]
@@ -343,3 +343,11 @@ def test_a_dumped_configuration_loads_as_it_was(written: Written) -> None:
 def test_a_configuration_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Config().gateway.port = 1
+
+
+def test_a_tenant_may_differ_on_sharing_a_forward() -> None:
+    config = Config(tenants={"alone": TenantConfig(batching=False), "other": TenantConfig(weight=2)})
+    assert [config.batches(tenant) for tenant in ("alone", "other", "unknown")] == [False, True, True]
+    off = Config(batching=BatchingConfig(enabled=False), tenants={"keen": TenantConfig(batching=True)})
+    assert [off.batches(tenant) for tenant in ("keen", "unknown")] == [True, False]
+    assert config.limits_of("alone", "user") == config.limits

@@ -14,7 +14,7 @@ from interlace_state import log
 from interlace_state.queue import Lease
 from interlace_state.store import State
 from interlace_state.values import INLINE_BYTES, INLINE_TOGETHER
-from interlace_workers.executors.base import Done, Executor, ExecutorLost, Failed, Printed, Started
+from interlace_workers.executors.base import Done, ExecutorLost, Failed, Printed, Runner, Started
 from interlace_workers.executors.values import Streamed
 from interlace_workers.journal import Insist, Journal
 from interlace_workers.telemetry import Watch
@@ -27,7 +27,7 @@ _LAST_LINE = 200  # characters
 class Attempt:
     """A leased job on an executor."""
 
-    def __init__(self, state: State, executor: Executor, lease: Lease, insist: Insist, watch: Watch) -> None:
+    def __init__(self, state: State, executor: Runner, lease: Lease, insist: Insist, watch: Watch) -> None:
         self._state = state
         self._executor = executor
         self._lease = lease

@@ -15,7 +15,7 @@ from interlace_state.store import State
 from interlace_state.tracing import Tracing
 from interlace_workers import headstart, sources
 from interlace_workers.executors.base import LoadFailed
-from interlace_workers.executors.fork import ForkExecutor
+from interlace_workers.executors.party import MergingExecutor
 from interlace_workers.executors.zygote_process import ZygoteProcess
 from interlace_workers.order import Load
 from interlace_workers.replica import Replica, give_up
@@ -146,6 +146,6 @@ async def build_replica(
         raise LoadFailed(str(error)) from None
     load = _load(config, model, source)
     taken = headstart.take(Path(ahead), load) if ahead else None
-    executor = ForkExecutor(load, None if taken is None else ZygoteProcess(taken))
+    executor = MergingExecutor(load, None if taken is None else ZygoteProcess(taken))
     telemetry = Telemetry(state.metrics, tracing, key, name, model.slots)
     return Replica(config, state, key, executor, telemetry, name=name, slots=model.slots)

@@ -89,6 +89,8 @@ class Cost(BaseModel):
     cpu_seconds: float | None = None
     #: Peak bytes of memory over what the model itself holds.
     max_memory_usage: int | None = None
+    #: Jobs that shared its forward, itself included; None where none was shared.
+    merged: int | None = None
     #: Seconds between acceptance and start.
     queued_seconds: float | None = None
 

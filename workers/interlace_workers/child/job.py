@@ -1,6 +1,7 @@
 """A child's life: seal itself, wait for the order, limit itself, run it, tell how it ended, wait to be killed."""
 
 import contextlib
+import gc
 import json
 import os
 import random
@@ -17,7 +18,7 @@ from interlace import receiving
 from interlace.protocol import frames
 from interlace.protocol.frames import FrameKind
 from interlace_workers import channel, steps
-from interlace_workers.child import output, packing, trace, warm
+from interlace_workers.child import merged, output, packing, trace, warm
 from interlace_workers.child.model import HostedModel
 from interlace_workers.child.saves import Watch
 from interlace_workers.child.values import Outlet
@@ -35,11 +36,13 @@ def main(end: socket.socket, model: HostedModel, sandbox: Sandbox, slot: int) ->
     _start_afresh()
     _say(end, "warm")
     try:
-        message, (payload, result, values, events, logs) = channel.receive(end)
+        message, fds = channel.receive(end)
     except EOFError:
         os._exit(0)
     end.close()
-    order = Order(**message)
+    if "orders" in message:
+        _share(model, [Order(**order) for order in message["orders"]], fds, space)
+    order, (payload, result, events, logs, values) = Order(**message), fds
     os.dup2(logs, 1)
     os.dup2(logs, 2)
     os.close(logs)
@@ -67,7 +70,24 @@ def main(end: socket.socket, model: HostedModel, sandbox: Sandbox, slot: int) ->
     else:
         _close_logs()
         _tell(events, FrameKind.DONE, steps.encode(times))
-    # The parent kills this process once it has read the frame: no destructor of user code runs.
+    _wait_for_the_end()
+
+
+def _share(model: HostedModel, orders: list[Order], fds: list[int], space: int) -> NoReturn:
+    """Run several orders of one tenant's, of which each has four descriptors."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    most = {name: max(getattr(order, name) for order in orders) for name in ("memory_bytes", "result_bytes")}
+    most["result_bytes"] = packing.most_bytes(most["result_bytes"])
+    limit(space, **most, cpu_seconds=max(order.cpu_seconds for order in orders))
+    gc.disable()  # each trace brings a tree of modules that refer to each other, and the process ends soon
+    ends = iter(fds)
+    members = [merged.Member(order, next(ends), next(ends), next(ends), next(ends)) for order in orders]
+    merged.run(model, members, _tell)
+    _wait_for_the_end()
+
+
+def _wait_for_the_end() -> NoReturn:
+    """The parent kills this process once it has read how its jobs ended: no destructor of user code runs."""
     while True:
         signal.pause()
 

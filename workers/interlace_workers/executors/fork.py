@@ -5,9 +5,10 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from interlace.protocol import frames
 from interlace.protocol.errors import LimitExceeded
@@ -74,7 +75,7 @@ class ForkExecutor:
                 self._zygote = ZygoteProcess.start(self._load)
             try:
                 loaded = await self._zygote.loaded()
-                self._fork_ahead()
+                self.fork_ahead()
                 assert self._spare is not None
                 await asyncio.shield(self._spare)
             except Unsealed as error:
@@ -89,13 +90,13 @@ class ForkExecutor:
 
     async def run(self, job: Job, payload: bytes, result: Path) -> AsyncGenerator[Happening, None]:
         asked = time.time()
-        child = await self._take_spare()
+        child = await self.take_spare()
         fork = Step("fork", asked, time.time())
         reason = "closed"
         try:
             with contextlib.closing(Execution(child, job.limits)) as execution:
-                execution.order(_order(job, self._load.threads), payload, result)
-                self._fork_ahead()
+                execution.order(order_of(job, self.threads), payload, result)
+                self.fork_ahead()
                 async with contextlib.aclosing(execution.happenings()) as happenings:
                     async for happening in happenings:
                         if isinstance(happening, (Done, Failed)):
@@ -104,6 +105,9 @@ class ForkExecutor:
                         yield happening
         finally:
             metrics.SANDBOX_KILLS.labels(reason).inc()
+
+    def give_up(self) -> None:
+        """Nobody waits."""
 
     def resident_bytes(self) -> int:
         return proc.resident_bytes(self._zygote.pid) if self._zygote else 0
@@ -116,7 +120,12 @@ class ForkExecutor:
         if self._groups is not None:
             self._groups.close()
 
-    def _fork_ahead(self) -> None:
+    @property
+    def threads(self) -> int:
+        """Processor threads that a child may use."""
+        return self._load.threads
+
+    def fork_ahead(self) -> None:
         """Have a child forked, unless one is: beside a job, so that the next job finds it sealed and warm."""
         assert self._zygote is not None, "start() comes first"
         if self._spare is None:
@@ -134,8 +143,9 @@ class ForkExecutor:
         metrics.SANDBOX_STARTS.inc()
         return child
 
-    async def _take_spare(self) -> Child:
-        self._fork_ahead()
+    async def take_spare(self) -> Child:
+        """A child that waits for its order, the caller's from now on. Raises ExecutorLost."""
+        self.fork_ahead()
         assert self._spare is not None
         spare, self._spare = self._spare, None
         child = await spare
@@ -147,11 +157,12 @@ class ForkExecutor:
 class Execution:
     """One job in one child: hands the order over, listens, keeps the limits."""
 
-    def __init__(self, child: Child, limits: Limits) -> None:
+    def __init__(self, child: Child, limits: Limits, memory: JobGroup | MemoryWatch | None = None) -> None:
+        """``memory`` is what counts the child's, where others of its jobs have it already."""
         self._child = child
         self._limits = limits
         self._resident_at_start = proc.resident_bytes(child.pid)
-        self._memory = _memory(child, limits.memory_bytes)
+        self._memory = memory or memory_of(child, limits.memory_bytes)
         self._stopped: Failed | None = None
         self._started, self._started_at = time.monotonic(), time.time()
         self._events, self._logs = _Pipe(), _Pipe()
@@ -161,17 +172,18 @@ class Execution:
         self._begun = asyncio.Event()
 
     def order(self, order: Order, payload: bytes, result: Path) -> None:
-        """Give the child its job; payload, result and values travel as descriptors. Raises ExecutorLost."""
+        """Give the child its job; what it reads and writes travels as descriptors. Raises ExecutorLost."""
+        with self.descriptors(payload, result) as fds:
+            send_order(self._child, order.as_message(), [*fds, self._values.open(result.parent)])
+
+    @contextlib.contextmanager
+    def descriptors(self, payload: bytes, result: Path) -> Iterator[list[int]]:
+        """What goes to the child beside its order: payload, result, events, logs. Ours are closed afterwards."""
         with open(os.memfd_create("payload", os.MFD_CLOEXEC), "w+b") as source, open(result, "r+b") as target:
             source.write(payload)
             source.flush()
             os.lseek(source.fileno(), 0, os.SEEK_SET)
-            values = self._values.open(result.parent)
-            ends = [source.fileno(), target.fileno(), values, self._events.write_end, self._logs.write_end]
-            try:
-                channel.send(self._child.order, order.as_message(), ends)
-            except OSError as error:
-                raise ExecutorLost(f"the child that was forked ahead does not take its order: {error}") from None
+            yield [source.fileno(), target.fileno(), self._events.write_end, self._logs.write_end]
         self._events.close_write_end()
         self._logs.close_write_end()
 
@@ -248,7 +260,7 @@ class Execution:
                     if started:
                         raise BrokenFrame("a job starts once")
                     started = True
-                    await self._happened.put(Started())
+                    await self._happened.put(self._started_by(frame))
                     self._begun.set()
         except LimitExceeded as error:  # forged: the child's own code stops before
             return self._failed(str(error), "broken_frame")
@@ -262,6 +274,9 @@ class Execution:
         if self._memory.is_over():
             return Failed(text=self._too_much(), cost=self._cost(exit), reason="memory_bytes")
         return Failed(text=_died(exit.code), cost=self._cost(exit), reason="died", crashed=exit.code < 0)
+
+    def _started_by(self, frame: Frame) -> Started:
+        return Started()
 
     def _ended(self, frame: Frame) -> Done | Failed:
         if frame.kind is FrameKind.DONE:
@@ -350,7 +365,16 @@ class _Pipe:
         self._open.clear()
 
 
-def _order(job: Job, threads: int) -> Order:
+def send_order(child: Child, message: dict[str, Any], fds: list[int]) -> None:
+    """Raises ExecutorLost."""
+    try:
+        channel.send(child.order, message, fds)
+    except OSError as error:
+        raise ExecutorLost(f"the child that was forked ahead does not take its order: {error}") from None
+
+
+def order_of(job: Job, threads: int) -> Order:
+    """A job as its child sees it."""
     return Order(
         compress=job.compress,
         env=job.env,
@@ -371,7 +395,7 @@ def _offered(job: Job) -> int:
     return min(job.limits.unasked_bytes, job.limits.result_bytes - 1) if job.session_id else 0
 
 
-def _memory(child: Child, most_bytes: int) -> JobGroup | MemoryWatch:
+def memory_of(child: Child, most_bytes: int) -> JobGroup | MemoryWatch:
     """What says whether the child holds more than it may: the kernel, where it counts, or we look."""
     if child.group is not None:
         with contextlib.suppress(OSError):

@@ -60,7 +60,8 @@ class Inlet:
 
     def take(self, body: bytes) -> Streamed:
         """Read a frame's body. Raises BrokenFrame, LimitExceeded."""
-        assert self._file is not None, "open() comes first"
+        if self._file is None:
+            raise BrokenFrame("a value of a job that cannot stream any")
         value = Value.decode(body)
         fd = self._file.fileno()
         if value.offset + value.size > os.fstat(fd).st_size:
