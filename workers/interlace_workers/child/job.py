@@ -76,9 +76,8 @@ def main(end: socket.socket, model: HostedModel, sandbox: Sandbox, slot: int) ->
 def _share(model: HostedModel, orders: list[Order], fds: list[int], space: int) -> NoReturn:
     """Run several orders of one tenant's, of which each has four descriptors."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    most = {name: max(getattr(order, name) for order in orders) for name in ("memory_bytes", "result_bytes")}
-    most["result_bytes"] = packing.most_bytes(most["result_bytes"])
-    limit(space, **most, cpu_seconds=max(order.cpu_seconds for order in orders))
+    memory, size = max(order.memory_bytes for order in orders), max(order.result_bytes for order in orders)
+    limit(space, memory, packing.most_bytes(size), max(order.cpu_seconds for order in orders))
     gc.disable()  # each trace brings a tree of modules that refer to each other, and the process ends soon
     ends = iter(fds)
     members = [merged.Member(order, next(ends), next(ends), next(ends), next(ends)) for order in orders]
