@@ -7,6 +7,9 @@ from typing import Any, Protocol
 import numpy as np
 import pytest
 import torch
+from nnsight import CONFIG
+
+import interlace
 
 #: Ordinary nnsight code: gets a model and what to say for ``remote=``, returns what it saved.
 Case = Callable[[Any, Any], Mapping[str, Any]]
@@ -23,7 +26,7 @@ class Lab(Protocol):
 
 
 def parity(*repo_ids: str, **options: Any) -> Callable[[Case], Callable[..., None]]:
-    """Make a case a test that runs it on both sides of each model; ``options`` are nnsight's for the model."""
+    """Make a case a test that runs it on both sides of each model, with both clients; ``options`` are the model's."""
 
     def decorate(case: Case) -> Callable[..., None]:
         @pytest.mark.parametrize("repo_id", repo_ids, ids=[name.partition("/")[2] for name in repo_ids])
@@ -34,6 +37,8 @@ def parity(*repo_ids: str, **options: Any) -> Callable[[Case], Callable[..., Non
             assert not client.dispatched, "the client loaded the weights: nothing ran remotely"
             assert local, "the case saved nothing"
             assert_same(local, remote)
+            with interlace.connect(CONFIG.API.HOST) as own, own.installed():
+                assert_same(local, dict(case(client, True)), "saved through our own client")
 
         test.__name__ = test.__qualname__ = case.__name__
         test.__module__, test.__doc__ = case.__module__, case.__doc__

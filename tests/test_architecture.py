@@ -21,12 +21,12 @@ LONGEST_FUNCTION = 60  # lines
 LONGEST_README = 25  # lines
 #: Where a process begins: elsewhere the environment is passed in.
 READS_ENVIRONMENT = {
-    "interlace/client.py",  # a notebook's: NDIF_HOST and NDIF_API_KEY, as nnsight reads them
+    "interlace/_client.py",  # a notebook's: NDIF_HOST and NDIF_API_KEY, as nnsight reads them
     "interlace_server/__main__.py",
-    "interlace_workers/__main__.py",
+    "interlace_workers/placer.py",
     "interlace_workers/runtimes/replica_process.py",
     "interlace_workers/zygote.py",
-    "interlace_workers/executors/zygote_process.py",  # hands a few names on to the process that it starts
+    "interlace_workers/spawn.py",  # hands a few names on to the process that it starts
     *(
         f"interlace_deploy/{command}.py"
         for command in ("demo", "detach", "doctor", "jobs", "keys", "models", "status", "up")

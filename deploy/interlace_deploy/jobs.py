@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from interlace.client import Client, Unreachable
+from interlace import Client, Unreachable
 from interlace.protocol.errors import InterlaceError, InvalidRequest
 from interlace.protocol.event import Ended, Log
 from interlace.protocol.job import JobState

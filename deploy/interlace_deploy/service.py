@@ -177,7 +177,7 @@ class Service:
             failed = [model for model in models if model.state is ModelState.FAILED]
             if len(failed) == len(models):
                 raise CommandProblem(_failures("No model could be loaded:", failed))
-            details.append(", ".join(model.card.key.repo_id for model in models if model not in failed))
+            details.append(", ".join(_named(model) for model in models if model not in failed))
         if failed:
             self._screen.say(_failures("Not hosted:", failed))
 
@@ -250,6 +250,10 @@ def _described(code: int) -> str:
 
 def _last_words(child: Child, sentence: str) -> str:
     return "\n".join([f"{sentence} The end of {child.log}:", *(f"  {line}" for line in child.last_lines())])
+
+
+def _named(model: HostedModel) -> str:
+    return model.card.key.repo_id + (" (scaled to zero)" if model.state is ModelState.COLD else "")
 
 
 def _failures(heading: str, failed: list[HostedModel]) -> str:

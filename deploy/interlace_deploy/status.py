@@ -21,7 +21,7 @@ from interlace_state.config_file import ConfigError, load
 from interlace_state.store import open_state
 
 _PATIENCE = 10.0  # seconds
-_STATES = {"RUNNING": "ready", "DEPLOYING": "deploying", "UNHEALTHY": "failed"}
+_STATES = {"RUNNING": "ready", "DEPLOYING": "deploying", "UNHEALTHY": "failed", "NOT_STARTED": "scaled to zero"}
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -26,7 +26,7 @@ async def collecting(state: State, lifetimes: LifetimeConfig) -> AsyncIterator[N
 async def _collect_forever(state: State, lifetimes: LifetimeConfig) -> None:
     while True:
         try:
-            files = await state.results.collect()
+            files = await state.results.collect() + await state.values.collect()
             jobs = await state.jobs.prune(time.time() - lifetimes.result)
             if files or jobs:
                 log.info("collected", files=files, jobs=jobs)

@@ -9,6 +9,7 @@ from starlette.responses import Response, StreamingResponse
 
 from interlace_server.errors import Responses, answer
 from interlace_server.gateway import Gateway
+from interlace_state.files import Piece
 
 _RANGE = re.compile(r"bytes=(?:(\d{1,18})-(\d{0,18})|-(\d{1,18}))")
 _BINARY = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
@@ -30,7 +31,7 @@ async def deliver(
     gateway: Gateway,
     request: Request,
     job_id: str,
-    counted: Callable[[AsyncIterator[bytes], int], AsyncIterator[bytes]] = lambda pieces, _: pieces,
+    counted: Callable[[AsyncIterator[Piece], int], AsyncIterator[Piece]] = lambda pieces, _: pieces,
 ) -> Response:
     """Stream a result, or the part of it that the request asks for. Raises UnknownJob."""
     size, stream = await gateway.state.results.open(job_id)

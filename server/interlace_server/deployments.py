@@ -8,7 +8,9 @@ from pydantic import BaseModel
 
 from interlace_state.models import HostedModel, ModelState, Replica
 
-_APPLICATION_STATE: dict[ModelState, Literal["RUNNING", "DEPLOYING", "UNHEALTHY"]] = {
+_ApplicationState = Literal["RUNNING", "DEPLOYING", "UNHEALTHY", "NOT_STARTED"]
+_APPLICATION_STATE: dict[ModelState, _ApplicationState] = {
+    ModelState.COLD: "NOT_STARTED",
     ModelState.READY: "RUNNING",
     ModelState.DEPLOYING: "DEPLOYING",
     ModelState.FAILED: "UNHEALTHY",
@@ -18,8 +20,9 @@ _APPLICATION_STATE: dict[ModelState, Literal["RUNNING", "DEPLOYING", "UNHEALTHY"
 class Deployment(BaseModel):
     """One replica, or a model that has none yet."""
 
-    application_state: Literal["RUNNING", "DEPLOYING", "UNHEALTHY"]
-    deployment_level: Literal["HOT"] = "HOT"
+    application_state: _ApplicationState
+    #: COLD where no replica runs and the next job starts one; `nnsight.status()` leaves these out.
+    deployment_level: Literal["HOT", "COLD"] = "HOT"
     pinned: bool = True
     trusted: bool = False
     trust_remote_code: bool
@@ -81,6 +84,7 @@ def _deployment(model: HostedModel, replica: Replica | None, replica_id: str, wa
     card = model.card
     return Deployment(
         application_state=_APPLICATION_STATE[model.state if replica is None else replica.state],
+        deployment_level="COLD" if model.state is ModelState.COLD else "HOT",
         trust_remote_code=card.key.trust_remote_code,
         dtype=card.dtype,
         execution_timeout_seconds=wall_seconds,

@@ -15,6 +15,7 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from interlace import __version__
+from interlace_state.files import Piece
 from interlace_state.metrics import Snapshot
 from interlace_state.models import HostedModel, ModelState
 from interlace_state.store import State
@@ -79,18 +80,18 @@ def delivering(frame: str | bytes) -> Iterator[None]:
         DELIVERED_BYTES.labels("socket").inc(len(frame))
 
 
-async def delivered_by_link(pieces: AsyncIterator[bytes], size: int) -> AsyncIterator[bytes]:
-    """Count a result's pieces on their way, and the time of one that went whole."""
+async def delivered(way: str, pieces: AsyncIterator[Piece], size: int) -> AsyncIterator[Piece]:
+    """Count a result's pieces on their way, by `socket` or `link`, and the time of one that went whole."""
     began, left = time.perf_counter(), size
     try:
         async for piece in pieces:
-            DELIVERED_BYTES.labels("link").inc(len(piece))
+            DELIVERED_BYTES.labels(way).inc(len(piece))
             left -= len(piece)
             yield piece
     finally:
         # A client that has all of it may hang up before the connection says so.
         if left == 0:
-            DELIVERY_SECONDS.labels("link").observe(time.perf_counter() - began)
+            DELIVERY_SECONDS.labels(way).observe(time.perf_counter() - began)
 
 
 def own() -> Iterable[Metric]:
@@ -114,6 +115,7 @@ async def queues(state: State, models: Sequence[HostedModel]) -> list[Metric]:
         labels=("model",),
     )
     replicas = GaugeMetricFamily("interlace_replicas", "Replicas that show life.", labels=("model", "state"))
+    wanted = GaugeMetricFamily("interlace_replicas_wanted", "Replicas that shall run.", labels=("model",))
     failed = GaugeMetricFamily("interlace_model_failed", "1 if the model could not be loaded.", labels=("model",))
     seconds, microseconds = await state.redis.time()
     for hosted in models:
@@ -128,8 +130,10 @@ async def queues(state: State, models: Sequence[HostedModel]) -> list[Metric]:
         age.add_metric((model,), 0.0 if oldest is None else max(0.0, seconds + microseconds / 1e6 - oldest))
         for kind in (ModelState.READY, ModelState.DEPLOYING):
             replicas.add_metric((model, str(kind)), sum(replica.state is kind for replica in hosted.replicas))
+        if hosted.wanted is not None:
+            wanted.add_metric((model,), hosted.wanted)
         failed.add_metric((model,), hosted.state is ModelState.FAILED)
-    return [jobs, age, replicas, failed]
+    return [jobs, age, replicas, wanted, failed]
 
 
 def of_replicas(snapshots: Iterable[Snapshot]) -> list[Metric]:

@@ -6,12 +6,13 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from interlace.protocol.errors import InvalidRequest
-from interlace.protocol.event import Ended, Event, Log
+from interlace.protocol.event import Ended, Log, Saved, StateChanged
 from interlace.protocol.job import Cost, JobState
 from interlace.protocol.model import ModelKey
 from interlace_server import torch_frame
 from interlace_server.doors.admission import check_env
 from interlace_server.errors import describe
+from interlace_server.torch_frame import Plain
 from interlace_state.queue import Place
 
 #: nnsight's closed enum; any other word breaks the client.
@@ -81,7 +82,7 @@ class Update(BaseModel):
     id: str
     status: Status
     description: str = ""
-    #: A completed job's result: a URL.
+    #: Where a completed job's result is, or a value that is too large for the socket: a URL.
     data: str | None = None
     meta: dict[str, Any] | None = None
 
@@ -89,17 +90,23 @@ class Update(BaseModel):
         """A WebSocket text frame."""
         return self.model_dump_json()
 
-    def binary(self, result: bytes) -> bytes:
-        """A WebSocket binary frame with the result in it."""
-        return torch_frame.encode(
-            {
-                "id": self.id,
-                "status": self.status,
-                "description": self.description,
-                "data": result,
-                "meta": self.meta,
-            }
-        )
+    def binary(self, data: Plain) -> bytes:
+        """A WebSocket binary frame with the result in it, or a value."""
+        return torch_frame.encode(self._with(data))
+
+    def around(self, data: Plain) -> tuple[bytes, bytes]:
+        """What is before and behind the one hole in ``data`` in a binary frame."""
+        before, behind = torch_frame.encode_around(self._with(data))
+        return before, behind
+
+    def _with(self, data: Plain) -> dict[str, Plain]:
+        return {
+            "id": self.id,
+            "status": self.status,
+            "description": self.description,
+            "data": data,
+            "meta": self.meta,
+        }
 
 
 def received(job_id: str) -> Update:
@@ -116,7 +123,18 @@ def waits(job_id: str, place: Place) -> Update:
     return Update(id=job_id, status="QUEUED", description=place.sentence)
 
 
-def render(job_id: str, event: Event) -> Update:
+def saved(job_id: str, event: Saved) -> Update:
+    """A value that left before the job's end; its bytes are for the caller to add, as `data` by its name."""
+    when = "" if event.step is None else f" of step {event.step}"
+    return Update(
+        id=job_id,
+        status="RUNNING",
+        description=f"`{event.name}`{when} has come.",
+        meta={"number": event.number, "step": event.step},
+    )
+
+
+def render(job_id: str, event: StateChanged | Log | Ended) -> Update:
     """An event in nnsight's words; where the result lies is for the caller to add."""
     if isinstance(event, Log):
         return Update(id=job_id, status="LOG", description=event.text)
@@ -140,6 +158,7 @@ def _meta(cost: Cost) -> dict[str, Any]:
         "max_mem_pct_by_gpu": {},
         "cpu_seconds": _rounded(cost.cpu_seconds),
         "queued_seconds": _rounded(cost.queued_seconds),
+        **({} if cost.merged is None else {"merged": cost.merged}),
     }
 
 

@@ -7,9 +7,18 @@ plain values need, so the gateway can hand over a result that it never reads.
 
 import struct
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import TypeAlias
 
-Plain: TypeAlias = "bool | int | float | str | bytes | Mapping[str, Plain] | list[Plain] | None"
+Plain: TypeAlias = "bool | int | float | str | bytes | Saved | Hole | Mapping[str, Plain] | list[Plain] | None"
+
+
+@dataclass(frozen=True)
+class Hole:
+    """Stands for so many bytes that others put there."""
+
+    size: int
+
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _VERSION = 1001
@@ -20,16 +29,36 @@ _WRITER: Plain = {
 }
 
 
+@dataclass(frozen=True)
+class Saved:
+    """What torch.save wrote: whoever loads the stream has the value in its place, which we never look at."""
+
+    data: bytes | Hole
+
+
 def encode(value: Plain) -> bytes:
     """One stream that ``torch.load(..., weights_only=False)`` turns back into ``value``.
 
     Raises TypeError for anything that is not plain.
     """
-    parts: tuple[Plain, ...] = (_MAGIC, _VERSION, _WRITER, value, [])
-    return b"".join(piece for part in parts for piece in (b"\x80\x04", *_opcodes(part), b"."))
+    (whole,) = encode_around(value)
+    return whole
 
 
-def _opcodes(value: Plain) -> Iterator[bytes]:
+def encode_around(value: Plain) -> list[bytes]:
+    """As `encode`, in the parts before, between and behind the holes in ``value``."""
+    parts: list[list[bytes]] = [[]]
+    of_stream: tuple[Plain, ...] = (_MAGIC, _VERSION, _WRITER, value, [])
+    for piece in (piece for one in of_stream for piece in (b"\x80\x04", *_opcodes(one), b".")):
+        if piece is None:
+            parts.append([])
+        else:
+            parts[-1].append(piece)
+    return [b"".join(part) for part in parts]
+
+
+def _opcodes(value: Plain) -> Iterator[bytes | None]:
+    """None where a hole is."""
     if value is None:
         yield b"N"
     elif isinstance(value, bool):
@@ -43,8 +72,16 @@ def _opcodes(value: Plain) -> Iterator[bytes]:
         yield struct.pack("<cI", b"X", len(data))
         yield data
     elif isinstance(value, bytes):
-        yield struct.pack("<cI", b"B", len(value)) if len(value) < 1 << 32 else struct.pack("<cQ", b"\x8e", len(value))
+        yield _begin_bytes(len(value))
         yield value
+    elif isinstance(value, Hole):
+        yield _begin_bytes(value.size)
+        yield None
+    elif isinstance(value, Saved):
+        # A call, made where the stream is loaded: `torch.storage._load_from_bytes`, which torch's own pickles name.
+        yield b"ctorch.storage\n_load_from_bytes\n"
+        yield from _opcodes(value.data)
+        yield b"\x85R"
     elif isinstance(value, Mapping):
         yield b"}("
         for key, item in value.items():
@@ -58,6 +95,10 @@ def _opcodes(value: Plain) -> Iterator[bytes]:
         yield b"e"
     else:
         raise TypeError(f"{type(value).__name__} is not a plain value")
+
+
+def _begin_bytes(size: int) -> bytes:
+    return struct.pack("<cI", b"B", size) if size < 1 << 32 else struct.pack("<cQ", b"\x8e", size)
 
 
 def _integer(value: int) -> bytes:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from interlace.protocol.job import Limits
 from interlace.protocol.model import is_repo_id, is_revision, is_task
@@ -57,6 +57,25 @@ def is_loopback(host: str) -> bool:
         return host.lower() == "localhost"
 
 
+class Autoscale(_Section):
+    """How many replicas of a model run, by how many jobs wait for it."""
+
+    least: int = Field(default=0, ge=0)
+    """Replicas that always run; with 0 an idle model takes no memory, and the next job waits while it is loaded."""
+    most: int = Field(default=1, ge=1)
+    """Replicas that run at most."""
+    jobs_per_replica: int = Field(default=4, ge=1)
+    """Jobs, waiting or running, for which one replica is enough; one more job, and another replica starts."""
+    idle_seconds: float = Field(default=300.0, ge=0, le=_DAY)
+    """How long fewer replicas must have been enough before one is stopped."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Autoscale":
+        if self.least > self.most:
+            raise ValueError(f"`least` is {self.least} and `most` is {self.most}: set `most` to {self.least} or more")
+        return self
+
+
 class ModelConfig(_Section):
     """One model to host."""
 
@@ -72,12 +91,25 @@ class ModelConfig(_Section):
     """The type that weights are held in; `auto` takes the checkpoint's own."""
     replicas: int = Field(default=1, ge=1)
     """How many copies of the model run."""
+    autoscale: Autoscale | None = None
+    """Start and stop replicas by need, in place of `replicas`: `{least: 0, most: 2, jobs_per_replica: 4,
+    idle_seconds: 300}`."""
     slots: int = Field(default=1, ge=1)
     """How many jobs a replica runs at the same time, each in a process of its own."""
     threads: int = Field(default=0, ge=0)
     """Processor threads for one job; 0 shares the cores evenly among all slots."""
     trust_remote_code: bool = False
     """Run the Python code that the checkpoint brings. Only for repositories that you have read."""
+
+    @property
+    def first_replicas(self) -> int:
+        """Replicas that start with the service."""
+        return self.replicas if self.autoscale is None else self.autoscale.least
+
+    @property
+    def most_replicas(self) -> int:
+        """Replicas that may run at the same time."""
+        return self.replicas if self.autoscale is None else self.autoscale.most
 
 
 class GatewayConfig(_Section):
@@ -128,8 +160,9 @@ class StoreConfig(_Section):
 
     url: str | None = None
     """A folder or any fsspec URL that gateways and workers share; default: a folder in `state_dir`."""
-    inline_bytes: int = Field(default=64 << 20, ge=0)
-    """Results up to this many bytes go over the client's WebSocket, larger ones by a signed URL."""
+    inline_bytes: int = Field(default=1 << 30, ge=0)
+    """Results up to this many bytes go over the client's WebSocket, larger ones by a signed URL. Stock nnsight's
+    `AsyncRemoteBackend` cannot fetch from a URL."""
     max_bytes: int | None = Field(default=None, gt=0, le=_MOST_BYTES)
     """Bytes of payloads and results at which new jobs are refused; default: no bound but the disk's."""
     min_free_bytes: int = Field(default=1 << 30, ge=0, le=_MOST_BYTES)
@@ -149,6 +182,18 @@ class LifetimeConfig(_Section):
     """A worker that is silent for this long has lost its job to another."""
     disconnect_grace: float = Field(default=2.0, ge=0, le=_DAY)
     """A job whose client waits for it on a WebSocket and leaves is cancelled after this; a polled job never is."""
+
+
+class BatchingConfig(_Section):
+    """Small traces of one tenant that wait for one model at the same time share a forward; see docs/batching.md."""
+
+    enabled: bool = True
+    """Whether they may. A run alone is the same bit for bit each time; one that shares its forward differs in the last
+    digits, as in a batch that somebody makes by hand."""
+    most: int = Field(default=32, ge=2, le=48)
+    """Jobs that may share a process."""
+    window: float = Field(default=0.003, ge=0, le=0.1)
+    """Seconds for which a job whose tenant has others waiting waits for still more."""
 
 
 class RayConfig(_Section):
@@ -207,6 +252,8 @@ class LimitChanges(_Section):
     unpacked_bytes: int | None = Field(default=None, gt=0)
     result_bytes: int | None = Field(default=None, gt=0)
     log_bytes: int | None = Field(default=None, gt=0)
+    streamed_values: int | None = Field(default=None, gt=0)
+    unasked_bytes: int | None = Field(default=None, gt=0)
     payload_bytes: int | None = Field(default=None, gt=0)
     waiting_jobs: int | None = Field(default=None, gt=0)
     running_jobs: int | None = Field(default=None, gt=0)
@@ -216,7 +263,7 @@ class LimitChanges(_Section):
     @field_validator("*")
     @classmethod
     def _checked(cls, value: float | None) -> float | None:
-        return None if value is None else _possible(value)
+        return value if value is None or isinstance(value, bool) else _possible(value)
 
 
 class TenantConfig(LimitChanges):
@@ -224,6 +271,8 @@ class TenantConfig(LimitChanges):
 
     weight: float = Field(default=1.0, gt=0, le=1000)
     """How many times the seconds it gets of a tenant with weight 1, where both have jobs that wait."""
+    batching: bool | None = None
+    """Whether its traces may share a forward; default: `batching.enabled`."""
 
 
 Isolation = Literal["required", "available", "none"]
@@ -240,6 +289,7 @@ class Config(_Section):
     redis: RedisConfig = RedisConfig()
     store: StoreConfig = StoreConfig()
     lifetimes: LifetimeConfig = LifetimeConfig()
+    batching: BatchingConfig = BatchingConfig()
     limits: Admission = Admission()
     roles: dict[str, LimitChanges] = Field(default_factory=dict)
     """Limits of a role (`user`, `admin`), where they differ from `limits`."""
@@ -274,8 +324,14 @@ class Config(_Section):
     def limits_of(self, tenant: str, role: str) -> Admission:
         """A tenant's limits: the general ones, its role's over them, its own over both."""
         changes = [self.roles.get(role), self.tenants.get(tenant)]
-        named = [change.model_dump(exclude={"weight"}, exclude_none=True) for change in changes if change is not None]
+        names = set(LimitChanges.model_fields)
+        named = [change.model_dump(include=names, exclude_none=True) for change in changes if change is not None]
         return self.limits.model_copy(update={name: value for change in named for name, value in change.items()})
+
+    def batches(self, tenant: str) -> bool:
+        """Whether a tenant's traces may share a forward."""
+        own = self.tenants[tenant].batching if tenant in self.tenants else None
+        return self.batching.enabled if own is None else own
 
     @property
     def store_url(self) -> str:

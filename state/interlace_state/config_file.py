@@ -8,7 +8,7 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -77,6 +77,12 @@ def _contradictions(config: Config) -> Iterator[tuple[_Loc, str]]:
         )
     first: dict[tuple[object, ...], int] = {}
     for index, model in enumerate(config.models):
+        if model.autoscale is not None and model.replicas != 1:
+            yield (
+                ("models", index, "replicas"),
+                f"`models[{index}]` has both `replicas` and `autoscale`: leave `replicas` out, and say in `autoscale` "
+                "how many run at least and at most.",
+            )
         other = first.setdefault(
             (model.source, model.repo_id, model.revision, model.task, model.trust_remote_code), index
         )
@@ -205,8 +211,14 @@ def _section(loc: _Loc) -> type[BaseModel]:
         if part in _ITEMS:
             section = _ITEMS[part]
         elif part in section.model_fields:
-            section = section.model_fields[part].annotation  # type: ignore[assignment]
+            section = _in_section(section.model_fields[part].annotation)
     return section
+
+
+def _in_section(annotation: Any) -> type[BaseModel]:
+    """The section that a key holds, or may hold."""
+    kinds = (annotation, *get_args(annotation))
+    return next(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel))
 
 
 def _suggest(loc: _Loc, allowed: list[str]) -> str:

@@ -6,7 +6,7 @@ from redis.asyncio import Redis
 
 from interlace.protocol import event as words
 from interlace.protocol.errors import UnknownJob
-from interlace.protocol.event import Ended, Event
+from interlace.protocol.event import Ended, Event, Saved, StateChanged
 from interlace_state.keys import Keys
 
 _BLOCK_MS = 2_000  # well under `store.ANSWER_SECONDS`, which counts this wait
@@ -20,12 +20,26 @@ class Events:
         self._redis = redis
         self._keys = keys
 
-    async def last(self, job_id: str, tenant: str) -> Event:
-        """The newest event that is not a log, of a tenant's job. Raises UnknownJob, for another's as for none."""
+    async def last(self, job_id: str, tenant: str) -> StateChanged | Ended:
+        """The newest event of a job's state, if it is the tenant's. Raises UnknownJob, for another's as for none."""
         data, owner = await self._redis.hmget(self._keys.job(job_id), "last", "tenant")
         if data is None or owner != tenant.encode():
             raise UnknownJob(f"There is no job {job_id}: it never was, or its lifetime is over.")
-        return words.decode(data)
+        event = words.decode(data)
+        assert isinstance(event, StateChanged | Ended), "the queue keeps no other"
+        return event
+
+    async def value(self, job_id: str, number: int) -> bytes | None:
+        """The bytes of a streamed value that travelled in its event, in the last of that number; None for another."""
+        stream, first, found = self._keys.events(job_id), "-", None
+        sign = f'"number":{number},'.encode()
+        while entries := await self._redis.xrange(stream, min=first, count=_BATCH):
+            for _, fields in entries:
+                event = words.decode(fields[b"e"]) if sign in fields[b"e"] else None
+                if isinstance(event, Saved) and event.number == number:
+                    found = event.data
+            first = f"({entries[-1][0].decode()}"
+        return found
 
     async def follow(self, job_id: str, after: str = "0") -> AsyncIterator[tuple[str, Event]]:
         """Yield (event id, event) after the event ``after``, then live, and stop behind the last one."""

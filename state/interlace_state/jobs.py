@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 
 from interlace.protocol import event as words
 from interlace.protocol.errors import InvalidRequest, UnknownJob
-from interlace.protocol.event import Ended, Log
+from interlace.protocol.event import Ended, StateChanged
 from interlace.protocol.job import Job, JobState
 from interlace.protocol.jobs import JobPage, JobView, Standing
 from interlace_state.keys import Keys
@@ -162,7 +162,7 @@ def _view(
         model=job.model.repo_id,
         slug=job.model.slug,
         state=JobState(state.decode()),
-        text="" if isinstance(event, Log) else event.text,
+        text=event.text if isinstance(event, StateChanged | Ended) else "",
         submitted=_seconds(submitted) or job.submitted_at,
         started=_seconds(started),
         ended=_seconds(ended),

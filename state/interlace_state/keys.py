@@ -17,7 +17,12 @@
 | shares, shares:set   | hash   | forever                | queue, control  | tenant -> jobs that may run at a time: as |
 |                      |        |                        |                 | it came, and what an operator has set     |
 | wake:{slug}          | list   | a minute               | queue           | one token for each job that came          |
-| picked:{token}       | hash   | a minute               | queue           | job, fence: what a call to `pick` leased  |
+| picked:{token}       | hash   | a minute               | queue           | job, fence: what a call to `pick` leased; |
+|                      | / list |                        |                 | of a call to `company`, pairs of them     |
+| apart:{slug}:{tenant}| list   | waiting                | queue           | ids of jobs that were given back to run   |
+|                      |        |                        |                 | alone, before the rest of the queue       |
+| party:{id}           | hash   | waiting                | queue           | jobs that run together: `members`, and    |
+|                      |        |                        |                 | until when their seconds are counted      |
 | idem:{tenant}:{hash} | hash   | as its job             | queue           | job, payload: of an idempotency key       |
 | jobs, jobs:{tenant}  | zset   | forever                | queue, jobs     | job ids -> when they came, in ms          |
 | cancelled            | channel|                        | queue           | ids of jobs that were just cancelled      |
@@ -31,6 +36,7 @@
 | models               | hash   | forever                | models          | slug -> ModelCard as JSON                 |
 | environment          | string | forever                | models          | workers' Python and packages              |
 | replicas:{slug}      | set    | forever                | models          | replica ids                               |
+| wanted:{slug}        | string | forever                | models          | how many replicas shall run               |
 | replica:{slug}:{id}  | string | three heartbeats       | models          | Replica as JSON                           |
 | metrics:{replica}    | string | three heartbeats       | metrics         | what a replica measures                   |
 | secret:results       | string | forever                | results         | key that signs result URLs                |
@@ -60,6 +66,9 @@ class Keys:
 
     def job(self, job_id: str) -> str:
         return f"{self.prefix}job:{job_id}"
+
+    def party(self, party_id: str) -> str:
+        return f"{self.prefix}party:{party_id}"
 
     def events(self, job_id: str) -> str:
         return f"{self.prefix}events:{job_id}"
@@ -102,6 +111,9 @@ class Keys:
 
     def replicas(self, slug: str) -> str:
         return f"{self.prefix}replicas:{slug}"
+
+    def wanted(self, slug: str) -> str:
+        return f"{self.prefix}wanted:{slug}"
 
     def replica(self, slug: str, replica_id: str) -> str:
         return f"{self.prefix}replica:{slug}:{replica_id}"

@@ -18,6 +18,8 @@ HEARTBEAT = 5.0  # seconds between two signs of life of a replica
 
 
 class ModelState(StrEnum):
+    #: No replica runs, and none shall until a job comes.
+    COLD = "cold"
     DEPLOYING = "deploying"
     READY = "ready"
     FAILED = "failed"
@@ -64,6 +66,8 @@ class HostedModel(BaseModel):
     card: ModelCard
     state: ModelState
     replicas: tuple[Replica, ...]
+    #: How many replicas shall run; None where nobody has said.
+    wanted: int | None = None
     #: Whether an operator lets its jobs wait.
     paused: bool = False
 
@@ -84,12 +88,17 @@ class Models:
         """Take a model and its hub files out of the catalogue."""
         await self.forget_replicas(key)
         await self._redis.hdel(self._keys.models, key.slug)
+        await self._redis.delete(self._keys.wanted(key.slug))
         await self._files.delete_folder(f"hub/{key.slug}")
 
     async def forget_replicas(self, key: ModelKey) -> None:
         """Drop the signs of life of a former run; a replica that lives gives its next one soon."""
         for replica_id in await self._redis.smembers(self._keys.replicas(key.slug)):
             await self.leave(key, replica_id.decode())
+
+    async def want(self, key: ModelKey, replicas: int) -> None:
+        """Say how many replicas of a model shall run."""
+        await self._redis.set(self._keys.wanted(key.slug), replicas)
 
     async def beat(self, key: ModelKey, replica: Replica) -> None:
         """A replica's sign of life; it counts for three heartbeats."""
@@ -156,16 +165,23 @@ class Models:
             await self._redis.srem(self._keys.replicas(slug), *silent)
         replicas = tuple(Replica.model_validate_json(data) for data in found if data is not None)
         async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.get(self._keys.wanted(slug))
             pipe.sismember(self._keys.paused, slug)
             for replica in replicas:
                 pipe.sismember(self._keys.drained, replica.id)
-            paused, *drained = map(bool, await pipe.execute())
+            said, *switches = await pipe.execute()
+            paused, *drained = map(bool, switches)
+        wanted = None if said is None else int(said)
         told = zip(replicas, drained, strict=True)
         replicas = tuple(replica.model_copy(update={"drained": rests}) for replica, rests in told)
-        return HostedModel(card=card, state=_state(card, replicas), replicas=replicas, paused=paused)
+        return HostedModel(
+            card=card, state=_state(card, replicas, wanted), replicas=replicas, wanted=wanted, paused=paused
+        )
 
 
-def _state(card: ModelCard, replicas: tuple[Replica, ...]) -> ModelState:
+def _state(card: ModelCard, replicas: tuple[Replica, ...], wanted: int | None) -> ModelState:
     if any(replica.state is ModelState.READY for replica in replicas):
         return ModelState.READY
-    return ModelState.FAILED if card.failure is not None else ModelState.DEPLOYING
+    if card.failure is not None:
+        return ModelState.FAILED
+    return ModelState.COLD if wanted == 0 and not replicas else ModelState.DEPLOYING

@@ -5,6 +5,8 @@ One stream for each model and tenant; `scripts/` has what must happen whole, `sc
 
 import asyncio
 import contextlib
+import hashlib
+import json
 import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -23,6 +25,20 @@ from interlace_state.config import LifetimeConfig
 from interlace_state.keys import Keys
 from interlace_state.scripts import script
 
+_SCRIPTS = (
+    "submit",
+    "pick",
+    "company",
+    "renew",
+    "record",
+    "finish",
+    "fail",
+    "cancel",
+    "leave",
+    "requeue",
+    "part",
+    "place",
+)
 _POLL_SECONDS = 1
 _RETRY_AFTER = 10  # seconds
 _LISTEN_SECONDS = 2.0  # well under `store.ANSWER_SECONDS`, which counts this wait
@@ -50,6 +66,8 @@ class Lease:
     attempt: int
     #: Which lease of the job this is: what is said under an older one is not heard.
     fence: int
+    #: Whether another job of its tenant waits that it may share a forward with.
+    has_company: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,10 +100,7 @@ class Queue:
         self._audit = audit
         self._lease_ms = int(lifetimes.lease * 1000)
         common = script("common")
-        self._scripts = {
-            name: redis.register_script(common + script(name))
-            for name in ("submit", "pick", "renew", "record", "finish", "fail", "cancel", "leave", "requeue", "place")
-        }
+        self._scripts = {name: redis.register_script(common + script(name)) for name in _SCRIPTS}
 
     async def _run(self, name: str, *args: str | bytes | int) -> Any:
         return await self._scripts[name](keys=[], args=[self._keys.prefix, *args])
@@ -99,13 +114,14 @@ class Queue:
         kept_jobs: int,
         model_ready: bool,
         idempotency: tuple[str, str] | None = None,
+        batching: bool = True,
     ) -> Submitted:
         """Make a job durable and wake a worker.
 
-         At most ``running_jobs`` of the tenant run at a time; over ``kept_jobs``, the oldest that have ended are
-        forgotten. ``idempotency`` is a digest of the client's key and one of
-         the payload. Raises SessionRefused, IdempotencyConflict, or TooMany when ``waiting_jobs`` of the tenant's jobs
-         wait or run already.
+        At most ``running_jobs`` of the tenant run at a time; over ``kept_jobs``, the oldest that have ended are
+        forgotten. ``idempotency`` is a digest of the client's key and one of the payload. Without ``batching`` the job
+        shares its forward with none. Raises SessionRefused, IdempotencyConflict, or TooMany when ``waiting_jobs`` of
+        the tenant's jobs wait or run already.
         """
         text = "Added to Queue at position {place}."
         first = StateChanged(state=JobState.QUEUED, text=text, model_ready=model_ready)
@@ -122,6 +138,7 @@ class Queue:
             job.model.slug,
             *(idempotency or ("", "")),
             kept_jobs,
+            kin_of(job) if batching else "",
         )
         if answer == _NO_SESSION:
             raise SessionRefused("This session id is not open here. Connect to /subscribe first; it gives the id.")
@@ -177,8 +194,17 @@ class Queue:
             picked = await self._pick(*args)
         if not picked or picked == _AT_REST:
             return None
-        record, attempt, fence = picked
-        return Lease(job=Job.model_validate_json(record), attempt=attempt, fence=fence)
+        return _lease(picked)
+
+    async def company(self, lease: Lease, worker: str, most: int) -> list[Lease]:
+        """Lease up to ``most`` more jobs, which wait next in the tenant's queue and may share a forward with its job.
+
+        They are no more than the tenant may run, and than what usually takes ten seconds, or one while others wait.
+        The seconds of all of them count once against the tenant.
+        """
+        token = secrets.token_hex(8)
+        args = (lease.job.id, lease.fence, most, worker, token, self._lease_ms, self._lifetimes.waiting)
+        return [_lease(picked) for picked in await self._run("company", *args)]
 
     async def _pick(self, slug: str, worker: str) -> Any:
         return await self._run("pick", slug, worker, secrets.token_hex(8), self._lease_ms, self._lifetimes.waiting)
@@ -206,6 +232,11 @@ class Queue:
         """Return a job that this worker will not run to its queue, unless it is another's by now."""
         event = words.encode(StateChanged(state=JobState.QUEUED, text=text))
         await self._run("requeue", lease.job.id, lease.fence, event, self._lifetimes.waiting)
+
+    async def part(self, lease: Lease, text: str) -> None:
+        """Return a job that cannot share a forward to its queue, where it is its tenant's next, to run alone."""
+        event = words.encode(StateChanged(state=JobState.QUEUED, text=text))
+        await self._run("part", lease.job.id, lease.fence, event, self._lifetimes.waiting)
 
     async def cancel(self, job_id: str, text: str) -> bool:
         """End a job, waiting or running; False if it had ended. Its worker is told, and kills it."""
@@ -255,6 +286,17 @@ class Queue:
     async def _streams(self, model: ModelKey) -> list[str]:
         tenants = await self._redis.smembers(self._keys.tenants(model.slug))
         return [self._keys.queue(model.slug, tenant.decode()) for tenant in sorted(tenants)]
+
+
+def _lease(picked: Any) -> Lease:
+    record, attempt, fence, company = picked
+    return Lease(job=Job.model_validate_json(record), attempt=attempt, fence=fence, has_company=bool(company))
+
+
+def kin_of(job: Job) -> str:
+    """Equal for jobs of one model and tenant that may share a process, as far as can be told from outside."""
+    facts = json.dumps([job.kind, job.compress, job.env], sort_keys=True)
+    return hashlib.sha256(facts.encode()).hexdigest()[:16]
 
 
 def _rough(seconds: float) -> str:

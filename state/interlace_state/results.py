@@ -16,8 +16,9 @@ from redis.asyncio import Redis
 from interlace.protocol.errors import StoreFull, UnknownJob
 from interlace.protocol.job import Job, JobState, ResultRef
 from interlace_state.config import LifetimeConfig, StoreConfig
-from interlace_state.files import Files
+from interlace_state.files import Files, Piece
 from interlace_state.keys import Keys
+from interlace_state.values import FOLDER as VALUES
 
 _COUNT_SECONDS = 5.0
 _YOUNG_SECONDS = 60.0  # a payload is there before its job
@@ -57,7 +58,7 @@ class Results:
             return
         if time.monotonic() - self._counted_at > _COUNT_SECONDS:
             self._put.clear()
-            self._used, self._counted_at = await self._files.used("payloads", "results"), time.monotonic()
+            self._used, self._counted_at = await self._files.used("payloads", "results", VALUES), time.monotonic()
         if self._used + more > most:
             raise StoreFull(f"The server holds {self._used:,} of {most:,} bytes (`store.max_bytes`).")
         self._used += more
@@ -78,6 +79,7 @@ class Results:
         """Remove all bytes of a job."""
         await self.delete_payload(job_id)
         await self._files.delete(f"results/{job_id}")
+        await self._files.delete_folder(f"{VALUES}/{job_id}")
 
     def stage(self) -> Path:
         """An empty private file for a sandbox to write its result into."""
@@ -96,7 +98,7 @@ class Results:
         except FileNotFoundError:
             raise UnknownJob(f"The result of job {job_id} is gone: its lifetime is over.") from None
 
-    async def open(self, job_id: str) -> tuple[int, Callable[[int, int], AsyncIterator[bytes]]]:
+    async def open(self, job_id: str) -> tuple[int, Callable[[int, int], AsyncIterator[Piece]]]:
         """A result's size in bytes, and what gives its bytes from one position up to another. Raises UnknownJob."""
         name = f"results/{job_id}"
         try:

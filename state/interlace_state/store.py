@@ -26,6 +26,7 @@ from interlace_state.queue import Queue
 from interlace_state.results import Results
 from interlace_state.sessions import Sessions
 from interlace_state.tenants import Tenants
+from interlace_state.values import Values
 
 #: A command that has no answer for this long has failed: the server hangs, or the network has dropped the connection.
 ANSWER_SECONDS = 10.0
@@ -40,6 +41,7 @@ class State:
     queue: Queue
     events: Events
     results: Results
+    values: Values
     sessions: Sessions
     models: Models
     tenants: Tenants
@@ -73,6 +75,7 @@ async def open_state(config: Config) -> AsyncIterator[State]:
             queue=queue,
             events=Events(redis, keys),
             results=Results(redis, keys, files, config.store, config.lifetimes),
+            values=Values(redis, keys, files),
             sessions=Sessions(redis, keys),
             models=Models(redis, keys, files),
             tenants=Tenants(redis, keys),

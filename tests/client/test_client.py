@@ -6,15 +6,15 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import suppress
 from typing import Any
 
 import gateway_process
 import pytest
 from gateway_process import DEADLINE, KEY, Gateway, Worker, mint, saved, until
+from wire import Wire, cut
 
 import interlace
-from interlace.client import Refused, Unreachable
+from interlace import Refused, Unreachable
 from interlace.protocol.event import Ended, Event, Log
 from interlace.protocol.job import JobState
 from interlace_state.store import open_state
@@ -43,50 +43,6 @@ def client(gateway: Gateway) -> Iterator[interlace.Client]:
 
 def post(gateway: Gateway) -> str:
     return str(gateway.post().json()["id"])
-
-
-class Wire:
-    """A way to the gateway that can be cut."""
-
-    def __init__(self, gateway: Gateway) -> None:
-        self._to = ("127.0.0.1", int(gateway.url.rpartition(":")[2]))
-        self._server = socket.create_server(("127.0.0.1", 0))
-        self._open: list[socket.socket] = []
-        self.url = f"http://127.0.0.1:{self._server.getsockname()[1]}"
-        self.connections = 0
-        self.broken = False
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def cut(self) -> None:
-        for one in self._open:
-            with suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-        self._open.clear()
-
-    def close(self) -> None:
-        self._server.close()
-        self.cut()
-
-    def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                near, _ = self._server.accept()
-                if self.broken:
-                    near.close()
-                    self.connections += 1
-                    continue
-                far = socket.create_connection(self._to)
-                self._open += [near, far]
-                self.connections += 1
-                for pair in ((near, far), (far, near)):
-                    threading.Thread(target=self._copy, args=pair, daemon=True).start()
-
-    def _copy(self, source: socket.socket, target: socket.socket) -> None:
-        with suppress(OSError):
-            while piece := source.recv(37):  # so few bytes that cuts fall into events
-                target.sendall(piece)
-        with suppress(OSError):
-            target.shutdown(socket.SHUT_RDWR)
 
 
 @pytest.fixture
@@ -123,20 +79,13 @@ class Reader:
         return self.seen
 
 
-async def cut(wire: Wire, more: int) -> None:
-    """Cut all connections and wait for so many new ones."""
-    enough = wire.connections + more
-    wire.cut()
-    await asyncio.to_thread(until, lambda: wire.connections >= enough, "new connections")
-
-
 def test_it_is_loaded_on_first_use() -> None:
     code = (
         "import sys, interlace; light = 'httpx' not in sys.modules;"
         "print(light, interlace.Client.__module__, 'httpx' in sys.modules, hasattr(interlace, 'nothing'))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout.split() == ["True", "interlace.client", "True", "False"]
+    assert done.stdout.split() == ["True", "interlace._client", "True", "False"]
 
 
 def test_it_reads_what_nnsight_reads(

@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from interlace.protocol import event as words
-from interlace.protocol.event import Ended, Event, Log, StateChanged
+from interlace.protocol.event import Ended, Event, Log, Saved, StateChanged
 from interlace.protocol.job import Cost, JobState, ResultRef
 
 
@@ -13,6 +13,8 @@ from interlace.protocol.job import Cost, JobState, ResultRef
     [
         StateChanged(state=JobState.QUEUED, text="Added to the queue.", model_ready=False),
         Log(text="layer 3 \N{SNOWMAN}\x00"),
+        Saved(number=1, name="x", size=256, data=bytes(range(256))),
+        Saved(number=2, name="layer 3 \N{SNOWMAN}", step=0, size=1 << 40),
         Ended(state=JobState.COMPLETED, result=ResultRef(size=3), cost=Cost(runtime=0.5)),
         Ended(state=JobState.ERROR, text="ValueError: boom"),
     ],

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from interlace.protocol import frames
-from interlace.protocol.frames import LONGEST_BODY, BrokenFrame, Frame, FrameKind, FrameReader
+from interlace.protocol.frames import LONGEST_BODY, LONGEST_NAME, BrokenFrame, Frame, FrameKind, FrameReader, Value
 
 FRAMES = st.lists(st.builds(Frame, st.sampled_from(FrameKind), st.binary(max_size=300)), max_size=6)
 
@@ -37,3 +37,31 @@ def test_a_body_over_the_bound_is_cut() -> None:
 def test_unknown_kinds_and_lengths_are_refused(data: bytes) -> None:
     with pytest.raises(BrokenFrame):
         list(FrameReader().feed(data))
+
+
+NAMES = st.text(min_size=1, max_size=64).filter(lambda name: not any("\ud800" <= one <= "\udfff" for one in name))
+SIZES = st.integers(0, 2**64 - 1)
+
+
+@given(NAMES, st.none() | st.integers(0, 2**31 - 1), SIZES, SIZES)
+def test_a_value_survives(name: str, step: int | None, offset: int, size: int) -> None:
+    value = Value(name, step, offset, size)
+    assert Value.decode(value.encode()) == value
+
+
+@given(st.binary(max_size=400))
+def test_any_bytes_are_a_bounded_value_or_refused(body: bytes) -> None:
+    try:
+        value = Value.decode(body)
+    except BrokenFrame:
+        return
+    assert 0 < len(value.name.encode()) <= LONGEST_NAME
+    assert value.step is None or value.step >= 0
+    assert value.offset >= 0
+    assert value.size >= 0
+
+
+@pytest.mark.parametrize("name", ["", "x" * (LONGEST_NAME + 1), "ü" * LONGEST_NAME, "\ud800"])
+def test_a_name_that_is_none(name: str) -> None:
+    with pytest.raises(ValueError, match=r"256 bytes|surrogates"):
+        Value(name, None, 0, 0).encode()

@@ -20,7 +20,7 @@ _MATCHERS = re.compile(r"(\w+)\{([^{}]*)\}")
 _MATCHER = re.compile(r'(\w+)\s*(=~|!=|!~|=)\s*"((?:[^"\\]|\\.)*)"')
 _GROUPING = re.compile(r"\b(?:by|without|on|ignoring|group_left|group_right)\s*\(([^()]*)\)")
 _RANGE = re.compile(r"\[[^\]]*\]")
-_FUNCTIONS = {"sum", "max", "min", "avg", "rate", "increase", "histogram_quantile", "label_values"}
+_FUNCTIONS = {"and", "sum", "max", "min", "avg", "rate", "increase", "histogram_quantile", "label_values"}
 #: What Prometheus adds: whether a target answered, and which it was.
 _ITS_METRICS, _ITS_LABELS = {"up"}, {"job", "instance"}
 #: Of these labels each value is known in advance and shown from the start.

@@ -26,6 +26,7 @@ _LIMITS = {
     "result_bytes": 8 << 20,
     "payload_bytes": 4 << 20,
     "log_bytes": 64 << 10,
+    "streamed_values": 200,
 }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from gateway_process import DEADLINE, KEY, MODEL_KEY, Gateway, Worker, publish, saved
+from gateway_process import DEADLINE, HEADERS, KEY, MODEL_KEY, Gateway, Worker, publish, saved
 
 from interlace.protocol.job import Job, JobState
 from interlace.protocol.model import ModelKey
@@ -54,6 +54,24 @@ async def test_what_a_worker_leases_is_what_was_posted(gateway: Gateway, worker:
     assert before <= job.submitted_at <= time.time()
     assert job.limits.unpacked_bytes == gateway.config.limits.unpacked_bytes
     assert await worker.state.results.payload(job) == b"\x80\x04N."
+
+
+@pytest.mark.parametrize(("said", "shares"), [({}, True), ({"interlace-batching": "off"}, False)])
+async def test_a_request_may_say_that_it_shares_with_none(
+    gateway: Gateway, worker: Worker, said: dict[str, str], shares: bool
+) -> None:
+    for _ in range(2):
+        answer = await asyncio.to_thread(gateway.post, headers=HEADERS | said)
+        assert answer.status_code == 200
+    held = await worker.lease()
+    assert held.has_company is shares
+    assert len(await worker.state.queue.company(held, "one", 9)) == int(shares)
+
+
+async def test_another_word_on_sharing_is_refused(gateway: Gateway) -> None:
+    answer = await asyncio.to_thread(gateway.post, headers=HEADERS | {"interlace-batching": "maybe"})
+    assert answer.status_code == 422
+    assert "interlace-batching" in answer.text
 
 
 async def test_polling_a_job_to_its_end(gateway: Gateway, worker: Worker) -> None:
@@ -219,6 +237,9 @@ async def test_links_follow_the_address_that_the_client_used(gateway: Gateway, t
 
 async def test_status_of_models_in_every_state(gateway: Gateway, state: State) -> None:
     loading, broken = ModelKey(repo_id="lab/slow"), ModelKey(repo_id="lab/broken", trust_remote_code=True)
+    resting = ModelKey(repo_id="lab/resting")
+    await publish(state, gateway.config, resting, ready=False)
+    await state.models.want(resting, 0)
     await publish(state, gateway.config, loading, ready=False)
     await publish(state, gateway.config, broken, ready=False, failure="no weights")
     second = Replica(id="r2", state=ModelState.DEPLOYING, pid=1, node="n2", resident_bytes=7)
@@ -234,9 +255,12 @@ async def test_status_of_models_in_every_state(gateway: Gateway, state: State) -
         f"r1:ModelActor:{canonical}": "RUNNING",
         f"r2:ModelActor:{canonical}": "DEPLOYING",
         f"{loading.slug}:ModelActor:{loading.canonical}": "DEPLOYING",
+        f"{resting.slug}:ModelActor:{resting.canonical}": "NOT_STARTED",
         f"{broken.slug}:ModelActor:{broken.canonical}": "UNHEALTHY",
     }
     assert deployments[f"r2:ModelActor:{canonical}"]["drained"]
+    levels = {one["repo_id"]: one["deployment_level"] for one in deployments.values()}
+    assert levels == {"lab/tiny": "HOT", "lab/slow": "HOT", "lab/broken": "HOT", "lab/resting": "COLD"}
     entry = deployments[f"r1:ModelActor:{canonical}"]
     assert entry | {"config": json.loads(entry["config"])} == {
         "application_state": "RUNNING",
@@ -293,3 +317,6 @@ async def test_readiness_says_why_not(gateway: Gateway, state: State) -> None:
     assert waiting.json()["detail"] == (
         "No model is ready: lab/a (text-generation): is being loaded; lab/b (text-generation): no weights."
     )
+    await state.models.want(ModelKey(repo_id="lab/a"), 0)  # the next job starts it
+    resting = await get(gateway, "/readyz")
+    assert (resting.status_code, resting.json()["detail"]) == (200, "Scaled to zero: lab/a (text-generation).")

@@ -9,6 +9,7 @@ import pytest
 import schemathesis
 from gateway_process import COMMIT, HEADERS, KEY, Gateway, Worker, envelope, saved
 
+from interlace.protocol.event import Saved
 from interlace_state.store import State
 
 
@@ -36,7 +37,9 @@ async def facts(gateway: Gateway, worker: Worker) -> dict[str, Any]:
     await worker.state.models.put_file(KEY, "config.json", b"{}")
     await worker.state.models.publish_environment({"python_version": "3.11.7", "packages": {"torch": "2.13.0"}})
     job_id = (await asyncio.to_thread(gateway.post)).json()["id"]
-    await worker.complete(await worker.start(), saved())
+    lease = await worker.start()
+    assert await worker.state.queue.record(lease, Saved(number=1, name="x", size=3, data=b"abc"))
+    await worker.complete(lease, saved())
     url = (await asyncio.to_thread(gateway.get, f"/response/{job_id}")).json()["data"]
     return {"job_id": job_id, "token": url.rpartition("/")[2]}
 
@@ -63,6 +66,7 @@ SUCCESSES: list[tuple[str, str, dict[str, str]]] = [
     ("/v1/jobs/{job_id}", "GET", {"job_id": "job_id"}),
     ("/v1/jobs/{job_id}/events", "GET", {"job_id": "job_id"}),
     ("/v1/jobs/{job_id}/result", "GET", {"job_id": "job_id"}),
+    ("/v1/jobs/{job_id}/values/{number}", "GET", {"job_id": "job_id", "number": "1"}),
     ("/v1/jobs/{job_id}", "DELETE", {"job_id": "job_id"}),
     ("/v1/models/{model}/pause", "POST", {"model": KEY.repo_id}),
     ("/v1/models/{model}/resume", "POST", {"model": KEY.slug}),
@@ -94,4 +98,4 @@ async def test_the_envelope_is_in_the_schema(gateway: Gateway) -> None:
     described = fields["data"]["contentSchema"]["properties"]
     assert described.keys() == envelope().keys()
     headers = {parameter["name"] for parameter in document["paths"]["/request"]["post"]["parameters"]}
-    assert headers == {*HEADERS, "idempotency-key"}
+    assert headers == {*HEADERS, "idempotency-key", "interlace-stream", "interlace-batching"}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from interlace.protocol.model import ModelKey
-from interlace_state.config import Config
+from interlace_state.config import BatchingConfig, Config, TenantConfig
 from interlace_state.config_file import ConfigError, dump, load
 
 Written = Callable[[str], Path]
@@ -183,6 +183,28 @@ def test_a_job_is_not_forgotten_while_it_runs(written: Written, text: str, line:
     assert "should be longer than `limits.wall_seconds` (" in said
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("autoscale: {least: 3, most: 2}", "`models[0].autoscale`: `least` is 3 and `most` is 2: set `most` to 3 or"),
+        ("autoscale: {most: 0}", "`models[0].autoscale.most`: Input should be greater than or equal to 1"),
+        ("autoscale: {max: 2}", "unknown key `models[0].autoscale.max`. Allowed here: least, most, jobs_per_replica"),
+        ("autoscale: {idle_second: 2}", "Did you mean `idle_seconds`?"),
+        ("replicas: 2, autoscale: {most: 4}", "`models[0]` has both `replicas` and `autoscale`: leave `replicas` out"),
+    ],
+)
+def test_an_autoscale_that_cannot_be(written: Written, text: str, said: str) -> None:
+    path = written(f"models: [{{source: org/a, {text}}}]")
+    assert said in mistake(path)
+
+
+def test_autoscale_survives_its_way_to_a_process(written: Written) -> None:
+    config = load(written("models: [{source: org/a, autoscale: {most: 2}}]"), {})
+    again = load(written(dump(config)), {})
+    assert again == config
+    assert (again.models[0].first_replicas, again.models[0].most_replicas) == (0, 2)
+
+
 def test_a_model_that_is_listed_twice(written: Written) -> None:
     path = written("models:\n  - source: org/a\n  - source: org/b\n  - source: org/a\n    dtype: bfloat16\n")
     assert (
@@ -321,3 +343,11 @@ def test_a_dumped_configuration_loads_as_it_was(written: Written) -> None:
 def test_a_configuration_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Config().gateway.port = 1
+
+
+def test_a_tenant_may_differ_on_sharing_a_forward() -> None:
+    config = Config(tenants={"alone": TenantConfig(batching=False), "other": TenantConfig(weight=2)})
+    assert [config.batches(tenant) for tenant in ("alone", "other", "unknown")] == [False, True, True]
+    off = Config(batching=BatchingConfig(enabled=False), tenants={"keen": TenantConfig(batching=True)})
+    assert [off.batches(tenant) for tenant in ("keen", "unknown")] == [True, False]
+    assert config.limits_of("alone", "user") == config.limits

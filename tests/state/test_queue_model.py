@@ -67,6 +67,19 @@ class Workers(RuleBasedStateMachine):
     def lease(self, worker: str) -> None:
         taken = self.run(self.state.queue.lease(MODEL, worker))
         assert taken is not None
+        self.takes(worker, taken)
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data(), most=st.integers(1, 4))
+    def company(self, data: st.DataObject, most: int) -> None:
+        worker, lease = data.draw(st.sampled_from(self.leases))
+        found = self.run(self.state.queue.company(lease, worker, most))
+        assert len(found) <= (most if self.holds(lease) else 0)
+        for taken in found:
+            assert taken.job.tenant == lease.job.tenant
+            self.takes(worker, taken)
+
+    def takes(self, worker: str, taken: Lease) -> None:
         assert taken.job.id in self.free()
         self.attempts[taken.job.id] += 1
         assert taken.attempt == self.attempts[taken.job.id]
@@ -108,10 +121,10 @@ class Workers(RuleBasedStateMachine):
             self.end(lease.job.id, text)
 
     @precondition(lambda self: self.leases)
-    @rule(data=st.data())
-    def give_back(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), apart=st.booleans())
+    def give_back(self, data: st.DataObject, apart: bool) -> None:
         _, lease = data.draw(st.sampled_from(self.leases))
-        self.run(self.state.queue.give_back(lease, "restart"))
+        self.run((self.state.queue.part if apart else self.state.queue.give_back)(lease, "restart"))
         if self.holds(lease):
             self.attempts[lease.job.id] -= 1
             del self.holders[lease.job.id]

@@ -1,17 +1,21 @@
 """One attempt at a job: payload in, run it, record what happens on the way, result out."""
 
+import asyncio
 import contextlib
 import time
 from dataclasses import replace
 from pathlib import Path
 
 from interlace.protocol.errors import UnknownJob
-from interlace.protocol.event import Ended, Event, Log, StateChanged
+from interlace.protocol.event import Ended, Event, Log, Saved, StateChanged
+from interlace.protocol.frames import BrokenFrame
 from interlace.protocol.job import Cost, JobState
 from interlace_state import log
 from interlace_state.queue import Lease
 from interlace_state.store import State
-from interlace_workers.executors.base import Done, Executor, ExecutorLost, Failed, Printed, Started
+from interlace_state.values import INLINE_BYTES, INLINE_TOGETHER
+from interlace_workers.executors.base import Done, ExecutorLost, Failed, Printed, Runner, Started
+from interlace_workers.executors.values import Streamed
 from interlace_workers.journal import Insist, Journal
 from interlace_workers.telemetry import Watch
 
@@ -23,13 +27,14 @@ _LAST_LINE = 200  # characters
 class Attempt:
     """A leased job on an executor."""
 
-    def __init__(self, state: State, executor: Executor, lease: Lease, insist: Insist, watch: Watch) -> None:
+    def __init__(self, state: State, executor: Runner, lease: Lease, insist: Insist, watch: Watch) -> None:
         self._state = state
         self._executor = executor
         self._lease = lease
         self._journal = Journal(state.queue, lease, insist)
         self._watch = watch
         self._last_line = ""
+        self._inline_left = INLINE_TOGETHER
 
     async def run(self) -> Ended:
         """The job's last event, not yet written; all others are. Raises LeaseLost, ExecutorLost, RedisError."""
@@ -97,10 +102,37 @@ class Attempt:
                 if isinstance(happening, (Done, Failed)):
                     self._watch.ran(happening)
                     return happening
+                if isinstance(happening, Streamed):
+                    event = await self._saved(happening)
+                    if isinstance(event, Failed):
+                        return event
+                    await self._journal.note(event)
+                    continue
                 if isinstance(happening, Printed):
                     self._last_line = happening.lines[-1]
                 await self._journal.note(*_events(happening))
         raise ExecutorLost("the executor said nothing of how the job ended")
+
+    async def _saved(self, value: Streamed) -> Saved | Failed:
+        """Put a value where its clients find it."""
+        event = Saved(number=value.number, name=value.name, step=value.step, size=value.size)
+        try:
+            if value.size <= min(INLINE_BYTES, self._inline_left):
+                self._inline_left -= value.size
+                return event.model_copy(update={"data": value.read()})
+            staged = self._state.values.stage()
+            copying = asyncio.ensure_future(asyncio.to_thread(value.copy, staged))
+            try:
+                await asyncio.shield(copying)
+                await self._state.values.put(self._lease.job.id, value.number, staged)
+            finally:
+                await asyncio.wait({copying})  # its descriptor is closed after this
+                staged.unlink(missing_ok=True)
+        except BrokenFrame:
+            return Failed("The job changed what it had streamed; it was stopped.", Cost(), reason="broken_frame")
+        except Exception as error:  # noqa: BLE001 - the edge of the store, as above
+            return Failed(_not_stored("store a value that your job streamed", error), Cost(), reason="raised")
+        return event
 
 
 def _sum(first: Cost, second: Cost) -> Cost:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 _LONGEST = 64 << 10  # bytes of one message
-_MOST_FDS = 8
+_MOST_FDS = 253  # the kernel's SCM_MAX_FD
 
 
 def pair() -> tuple[socket.socket, socket.socket]:

@@ -14,8 +14,9 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 FAILURES = ("raised", "wall_seconds", "memory_bytes", "broken_frame", "died")
 #: How a job left this replica: `refused` before it reached a sandbox; `not_stored` where the store did not take its
 #: result; `taken_away` when it was cancelled or had become another replica's; `given_back` when this one stopped;
+#: `apart` when it could not share a forward and went back to run alone;
 #: `lost` with the process that held the model.
-OUTCOMES = ("completed", *FAILURES, "refused", "not_stored", "taken_away", "given_back", "lost")
+OUTCOMES = ("completed", *FAILURES, "refused", "not_stored", "taken_away", "given_back", "apart", "lost")
 #: Why a sandbox was ended: it had said `finished` or that its job `raised`, was over a limit, spoke nonsense, had ended
 #: by itself, or nobody wanted its job any more (`closed`).
 KILLS = ("finished", *FAILURES, "closed")
@@ -70,6 +71,12 @@ SANDBOX_START_SECONDS = Histogram(
     registry=REGISTRY,
 )
 SANDBOX_KILLS = Counter("interlace_sandbox_kills", "Sandboxes that ended.", ("reason",), registry=REGISTRY)
+MERGED = Histogram(
+    "interlace_job_merged",
+    "Jobs in a job's forward, itself included.",
+    buckets=(1, 2, 4, 8, 16, 32, 64),
+    registry=REGISTRY,
+)
 WEIGHTS_BYTES = Gauge("interlace_weights_loaded_bytes", "Bytes of the weights that are loaded.", registry=REGISTRY)
 PARAMETERS = Gauge("interlace_weights_loaded_parameters", "Parameters that are loaded.", registry=REGISTRY)
 LOAD_SECONDS = Gauge("interlace_weights_load_seconds", "How long loading took.", registry=REGISTRY)

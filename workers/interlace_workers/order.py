@@ -34,13 +34,16 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Order:
-    """One job, as its child sees it. The payload, result, events and logs come as descriptors beside it."""
+    """One job, as its child sees it. Beside it come descriptors of payload, result, values, events and logs."""
 
     compress: bool
     env: dict[str, Any] = field(default_factory=dict)
     memory_bytes: int = 0
     unpacked_bytes: int = 0
     result_bytes: int = 0
+    #: Values that may stream; bytes of what is saved that stream unless user code sends them itself.
+    streamed_values: int = 0
+    offered_bytes: int = 0
     cpu_seconds: float = 0.0
 
     def as_message(self) -> dict[str, Any]:

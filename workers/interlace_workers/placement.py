@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from interlace.protocol.errors import ModelFailed
 from interlace.protocol.model import ModelKey
@@ -12,9 +13,10 @@ from interlace_state.config_file import ConfigError
 from interlace_state.models import ModelCard
 from interlace_state.store import State
 from interlace_state.tracing import Tracing
-from interlace_workers import sources
+from interlace_workers import headstart, sources
 from interlace_workers.executors.base import LoadFailed
-from interlace_workers.executors.fork import ForkExecutor
+from interlace_workers.executors.party import MergingExecutor
+from interlace_workers.executors.zygote_process import ZygoteProcess
 from interlace_workers.order import Load
 from interlace_workers.replica import Replica, give_up
 from interlace_workers.telemetry import Telemetry
@@ -28,6 +30,10 @@ class Placement:
     index: int
     model: ModelConfig
     key: ModelKey
+    #: What each replica loads.
+    load: Load
+    #: Where the first replica finds a process that loads it already; "" if there is none.
+    ahead: str = ""
 
 
 def key_of(model: ModelConfig, repo_id: str) -> ModelKey:
@@ -81,7 +87,7 @@ async def _place(
 ) -> tuple[ModelKey, Placement | None]:
     model = config.models[index]
     try:
-        card, files = await asyncio.to_thread(_resolve_blocking, config, model, say)
+        load, card, files = await asyncio.to_thread(_resolve_blocking, config, model, say)
     except sources.SourceError as error:
         key = key_of(model, sources.name_of(model))
         await state.models.forget_replicas(key)
@@ -93,37 +99,23 @@ async def _place(
         return key, None
     await state.models.forget_replicas(card.key)
     await state.models.replace_files(card.key, files)
+    await state.models.want(card.key, model.first_replicas)
     await state.models.publish(card)
-    return card.key, Placement(index=index, model=model, key=card.key)
+    return card.key, Placement(index=index, model=model, key=card.key, load=load)
 
 
 def _resolve_blocking(
     config: Config, model: ModelConfig, say: Callable[[str], None]
-) -> tuple[ModelCard, dict[str, bytes]]:
-    """A model's card and its hub files, its weights on this machine. Raises SourceError."""
+) -> tuple[Load, ModelCard, dict[str, bytes]]:
+    """What to load, a model's card and its hub files, its weights on this machine. Raises SourceError."""
     source = sources.resolve(model, config.cache_dir, say)
     with sources.reading(source.path):
         files = {name: path.read_bytes() for name, path in source.hub_files().items()}
-    return sources.card(source, key_of(model, source.repo_id), model), files
+    return _load(config, model, source), sources.card(source, key_of(model, source.repo_id), model), files
 
 
-def threads_of(config: Config, model: ModelConfig) -> int:
-    """Processor threads for one job: as configured, or the cores shared evenly among all slots."""
-    slots = sum(other.replicas * other.slots for other in config.models)
-    return model.threads or max(1, (os.cpu_count() or 1) // max(1, slots))
-
-
-async def build_replica(
-    config: Config, state: State, tracing: Tracing, index: int, key: ModelKey, name: str
-) -> Replica:
-    """A replica of the model at ``index``, not started. Raises LoadFailed if this machine has no weights for it."""
-    model = config.models[index]
-    try:
-        source = await asyncio.to_thread(sources.resolve, model, config.cache_dir, lambda _: None)
-    except sources.SourceError as error:
-        await give_up(state, key, str(error))
-        raise LoadFailed(str(error)) from None
-    load = Load(
+def _load(config: Config, model: ModelConfig, source: sources.Source) -> Load:
+    return Load(
         path=str(source.path),
         task=model.task,
         dtype=model.dtype,
@@ -131,5 +123,29 @@ async def build_replica(
         threads=threads_of(config, model),
         isolation=config.isolation_level,
     )
+
+
+def threads_of(config: Config, model: ModelConfig) -> int:
+    """Processor threads for one job: as configured, or the cores shared evenly among all slots."""
+    slots = sum(other.most_replicas * other.slots for other in config.models)
+    return model.threads or max(1, (os.cpu_count() or 1) // max(1, slots))
+
+
+async def build_replica(
+    config: Config, state: State, tracing: Tracing, index: int, key: ModelKey, name: str, ahead: str = ""
+) -> Replica:
+    """A replica of the model at ``index``, not started; ``ahead``: where a process may be that loads it already.
+
+    Raises LoadFailed if this machine has no weights for it.
+    """
+    model = config.models[index]
+    try:
+        source = await asyncio.to_thread(sources.resolve, model, config.cache_dir, lambda _: None)
+    except sources.SourceError as error:
+        await give_up(state, key, str(error))
+        raise LoadFailed(str(error)) from None
+    load = _load(config, model, source)
+    taken = headstart.take(Path(ahead), load) if ahead else None
+    executor = MergingExecutor(load, None if taken is None else ZygoteProcess(taken))
     telemetry = Telemetry(state.metrics, tracing, key, name, model.slots)
-    return Replica(config, state, key, ForkExecutor(load), telemetry, name=name, slots=model.slots)
+    return Replica(config, state, key, executor, telemetry, name=name, slots=model.slots)

@@ -27,7 +27,7 @@ from interlace_state.store import State
 from interlace_state.tasks import cancelled
 from interlace_workers import environment
 from interlace_workers.attempt import Attempt
-from interlace_workers.executors.base import Executor, LoadFailed
+from interlace_workers.executors.base import Apart, Executor, LoadFailed, Runner
 from interlace_workers.journal import LeaseLost
 from interlace_workers.telemetry import Telemetry, Watch
 
@@ -35,6 +35,8 @@ from interlace_workers.telemetry import Telemetry, Watch
 _MOST_ATTEMPTS = 3
 _PATIENCE_LEASES = 4  # lengths of a lease that Redis may be away
 _PAUSE = 0.2  # seconds
+#: Jobs that a tenant, none of whose jobs could share a forward, runs alone before the next try.
+_UNLIKE = 32
 
 T = TypeVar("T")
 
@@ -61,6 +63,8 @@ class Replica:
         self._name = name
         self._slots = slots
         self._ready = False
+        #: By tenant: jobs to run alone before the next try, where none could share.
+        self._unlike: dict[str, int] = {}
         #: By job and fence: after a silence, a job may be given to the replica that still runs it.
         self._running: dict[tuple[str, int], tuple[Lease, asyncio.Task[Ended]]] = {}
 
@@ -90,6 +94,7 @@ class Replica:
         hosted = await self._state.models.find(self._key)
         if hosted.card.failure is not None:  # of a former try
             await self._state.models.publish(hosted.card.model_copy(update={"failure": None}))
+        describing = asyncio.create_task(asyncio.to_thread(environment.describe), name="environment")
         try:
             loaded = await self._executor.start()
         except LoadFailed as error:
@@ -97,7 +102,7 @@ class Replica:
             raise
         facts = {"n_params": loaded.n_params, "size_bytes": loaded.size_bytes, "failure": None}
         await self._state.models.publish(hosted.card.model_copy(update=facts))
-        await self._state.models.publish_environment(await asyncio.to_thread(environment.describe))
+        await self._state.models.publish_environment(await describing)
         self._telemetry.loaded(loaded)
         self._ready = True
         await self._say_alive()
@@ -125,18 +130,60 @@ class Replica:
     async def _work(self, stopping: "asyncio.Task[Any]") -> None:
         while not stopping.done():
             lease = await self._insist(lambda: self._state.queue.lease(self._key, self._name))
-            if lease is not None:
-                with self._telemetry.job(lease.job, lease.attempt) as watch:
-                    await self._run(lease, watch)
+            if lease is not None and self._may_share(lease):
+                await self._run_party([lease, *await self._company(lease)])
+            elif lease is not None:
+                await self._follow(lease, self._executor)
 
-    async def _run(self, lease: Lease, watch: Watch) -> None:
-        """Run one job to its end, or give it back whole."""
+    def _may_share(self, lease: Lease) -> bool:
+        """Whether to look for company; not again at once where none of a tenant's jobs could share."""
+        left = self._unlike.get(lease.job.tenant, 0)
+        if left:
+            self._unlike[lease.job.tenant] = left - 1
+        return lease.has_company and not left
+
+    async def _company(self, lease: Lease) -> list[Lease]:
+        """What may share a forward with a held job: what waits, and what comes in the next few ms if something did."""
+        most = self._config.batching.most - 1
+        found = await self._insist(lambda: self._state.queue.company(lease, self._name, most))
+        if found and len(found) < most and self._config.batching.window:
+            await asyncio.sleep(self._config.batching.window)
+            left = most - len(found)
+            found += await self._insist(lambda: self._state.queue.company(lease, self._name, left))
+        return found
+
+    async def _run_party(self, leases: list[Lease]) -> None:
+        """Run jobs of one tenant side by side in one slot; each has its own end."""
+        runners = self._executor.party(len(leases)) if len(leases) > 1 else [self._executor]
+        running = [self._follow(lease, runner) for lease, runner in zip(leases, runners, strict=True)]
+        ends = await asyncio.gather(*running, return_exceptions=True)
+        for end in ends:
+            if isinstance(end, BaseException):
+                raise end
+        self._unlike[leases[0].job.tenant] = len(leases) + _UNLIKE if not any(ends) else 0
+
+    async def _follow(self, lease: Lease, runner: Runner) -> bool:
+        """Run one job; False if it cannot share, and went back."""
+        with self._telemetry.job(lease.job, lease.attempt) as watch:
+            try:
+                await self._run(lease, runner, watch)
+            except Apart:
+                text = "Your job cannot share a forward with your others; it is your next, and runs alone."
+                await asyncio.shield(self._insist(lambda: self._state.queue.part(lease, text)))
+                watch.parted()
+                return False
+            finally:
+                runner.give_up()
+        return True
+
+    async def _run(self, lease: Lease, runner: Runner, watch: Watch) -> None:
+        """Run one job to its end, or give it back whole. Raises Apart."""
         if lease.attempt > _MOST_ATTEMPTS:
             text = f"The job lost its worker {_MOST_ATTEMPTS} times and is not tried again."
             await self._finish(lease, Ended(state=JobState.ERROR, text=text), watch)
             return
         self._stop(lease.job.id)  # what is left of it here has lost its lease
-        attempt = Attempt(self._state, self._executor, lease, self._insist, watch)
+        attempt = Attempt(self._state, runner, lease, self._insist, watch)
         executing = asyncio.create_task(attempt.run(), name=f"job {lease.job.id}")
         self._running[lease.job.id, lease.fence] = (lease, executing)
         try:

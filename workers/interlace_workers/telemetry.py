@@ -66,6 +66,7 @@ class Watch:
         self._attempt = attempt
         self._outcome = "refused"
         self._ended = False
+        self._parted = False
         self._error = ""
         self._seconds: dict[str, float] = {}
 
@@ -87,6 +88,7 @@ class Watch:
             self._step(step.name, step.start, step.end)
         cost = outcome.cost
         metrics.EXECUTE_SECONDS.observe(cost.runtime or 0.0)
+        metrics.MERGED.observe(cost.merged or 1)
         metrics.CPU_SECONDS.inc(cost.cpu_seconds or 0.0)
         metrics.JOB_MEMORY_BYTES.observe(cost.max_memory_usage or 0)
 
@@ -101,6 +103,10 @@ class Watch:
         metrics.TRANSFER_SECONDS.observe(max(0.0, end - start))
         self._step("transfer", start, end)
 
+    def parted(self) -> None:
+        """It is given back, to run alone."""
+        self._parted = True
+
     def ended(self, state: JobState) -> None:
         """Its last event is written."""
         self._ended = True
@@ -110,7 +116,9 @@ class Watch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._ended:
+        if self._parted:
+            self._outcome = "apart"
+        elif not self._ended:
             self._outcome = self._error = _left(error)
         metrics.JOBS.labels(self._outcome).inc()
         self._span.end(error=self._error, job=self._job.id, request_id=self._job.request_id, outcome=self._outcome)

@@ -1,13 +1,12 @@
 """The process that holds one model's weights and forks a child for each job.
 
-It has one thread, no secret and no network peer: children inherit its memory. Started as
-``python -m interlace_workers.zygote CHANNEL_FD LOAD_JSON``; it ends when the channel does.
+It has one thread, no secret and no network peer: children inherit its memory. Started by `spawn`; it ends when the
+channel does.
 """
 
 import contextlib
 import gc
 import itertools
-import json
 import os
 import re
 import select
@@ -100,7 +99,10 @@ def _reason(error: Exception) -> str:
 def main() -> None:
     parent = socket.socket(fileno=int(sys.argv[1]))
     process.adopt_orphans()
-    order = Load(**json.loads(sys.argv[2]))
+    try:
+        order = Load(**channel.receive(parent)[0]["load"])
+    except EOFError:  # no model needs us
+        return
     try:
         model = load(order)
         into_huge_pages(model.model._module)
@@ -113,8 +115,10 @@ def main() -> None:
         sys.exit(1)
     gc.collect()
     gc.freeze()
+    gc.enable()
     loaded = Loaded(model.n_params, model.size_bytes, layers=sandbox.layers, missing=sandbox.missing)
-    channel.send(parent, {"loaded": asdict(loaded)})
+    with contextlib.suppress(BrokenPipeError):  # a parent that is gone shows at the first poll
+        channel.send(parent, {"loaded": asdict(loaded)})
     Zygote(parent, model, sandbox, family).serve()
 
 

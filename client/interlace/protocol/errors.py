@@ -8,6 +8,7 @@
     - ClientTooOld          400
   x UnknownModel            404
   x UnknownJob              404
+  x UnknownValue            404
   x UnknownReplica          404
   x ModelFailed             503  the model could not be loaded
   x SessionRefused          409
@@ -96,6 +97,16 @@ class UnknownJob(InterlaceError):
 
     code = "unknown_job"
     http_status = 404
+
+
+class UnknownValue(InterlaceError):
+    """The job has no such value: it never left, or its lifetime is over."""
+
+    code = "unknown_value"
+    http_status = 404
+
+    def __init__(self, job_id: str, number: int) -> None:
+        super().__init__(f"Job {job_id} has no streamed value {number}: it never left, or its lifetime is over.")
 
 
 class UnknownReplica(InterlaceError):

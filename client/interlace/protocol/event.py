@@ -28,6 +28,31 @@ class Log(_Event):
     text: str
 
 
+class Saved(_Event):
+    """A value that left before its job's end. Its bytes are what torch.save wrote of it, uncompressed.
+
+    A job that is run again starts over: a number that a client has already is the same value once more.
+    """
+
+    model_config = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
+
+    type: Literal["saved"] = "saved"
+    #: From 1, in the order in which they left.
+    number: int
+    name: str
+    #: The step of a generation, from 0; None outside of steps.
+    step: int | None = None
+    #: Bytes.
+    size: int
+    #: Small values only; others lie at `/v1/jobs/{id}/values/{number}`.
+    data: bytes | None = None
+
+    @property
+    def bare(self) -> "Saved":
+        """The event without the value's bytes."""
+        return self.model_copy(update={"data": None})
+
+
 class Ended(_Event):
     """The job's last event."""
 
@@ -38,7 +63,7 @@ class Ended(_Event):
     cost: Cost = Cost()
 
 
-Event = Annotated[StateChanged | Log | Ended, Field(discriminator="type")]
+Event = Annotated[StateChanged | Log | Saved | Ended, Field(discriminator="type")]
 _ADAPTER: TypeAdapter[Event] = TypeAdapter(Event)
 
 

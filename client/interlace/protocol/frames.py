@@ -11,6 +11,9 @@ from typing import NamedTuple
 
 HEADER = struct.Struct("!BI")
 LONGEST_BODY = 256 << 10  # bytes
+LONGEST_NAME = 256  # bytes of a value's name in UTF-8
+_VALUE = struct.Struct("!iQQ")
+_NO_STEP = -1
 
 
 class FrameKind(IntEnum):
@@ -20,6 +23,8 @@ class FrameKind(IntEnum):
     DONE = 2
     #: User code, or reading the payload, raised. Body: UTF-8 text for the user.
     FAILED = 3
+    #: A value lies in the file of values. Body: a `Value`.
+    VALUE = 4
 
 
 class Frame(NamedTuple):
@@ -29,6 +34,40 @@ class Frame(NamedTuple):
 
 class BrokenFrame(ValueError):
     """The bytes are not frames of ours."""
+
+
+class Value(NamedTuple):
+    """Where a value that streams lies, and what it is called."""
+
+    #: 1 to 256 bytes of UTF-8.
+    name: str
+    #: The step of a generation, from 0; None outside of steps.
+    step: int | None
+    #: In the file of values, in bytes.
+    offset: int
+    #: Bytes.
+    size: int
+
+    def encode(self) -> bytes:
+        """The body of a frame. Raises ValueError for a name that is empty or too long."""
+        name = self.name.encode()
+        if not 0 < len(name) <= LONGEST_NAME:
+            raise ValueError(f"a value's name has 1 to {LONGEST_NAME} bytes, and {self.name[:40]!r} has {len(name)}")
+        return _VALUE.pack(_NO_STEP if self.step is None else self.step, self.offset, self.size) + name
+
+    @classmethod
+    def decode(cls, body: bytes) -> "Value":
+        """Raises BrokenFrame."""
+        if not _VALUE.size < len(body) <= _VALUE.size + LONGEST_NAME:
+            raise BrokenFrame(f"a value's frame of {len(body)} bytes")
+        step, offset, size = _VALUE.unpack_from(body)
+        try:
+            name = body[_VALUE.size :].decode()
+        except UnicodeDecodeError:
+            raise BrokenFrame("a value's name is no UTF-8") from None
+        if step < _NO_STEP:
+            raise BrokenFrame(f"step {step}")
+        return cls(name, None if step == _NO_STEP else step, offset, size)
 
 
 def encode(kind: FrameKind, body: bytes = b"") -> bytes:

@@ -44,6 +44,10 @@ class Limits(BaseModel):
     result_bytes: int = 2 << 30
     #: Bytes of printed output.
     log_bytes: int = 1 << 20
+    #: Values that may stream before the job's end; their bytes count against `result_bytes`, apart from the result's.
+    streamed_values: int = 10_000
+    #: Bytes of saved values that stream to a client that has not asked for them, as stock nnsight cannot.
+    unasked_bytes: int = 1 << 20
 
 
 class Job(BaseModel):
@@ -62,6 +66,8 @@ class Job(BaseModel):
     limits: Limits
     #: The WebSocket session that waits for this job; empty when it is polled.
     session_id: str = ""
+    #: Whether its client wants what traces and steps save as soon as they are over.
+    stream_saves: bool = False
     #: Bytes of the payload as received.
     payload_bytes: int
     #: Unix time.
@@ -83,6 +89,8 @@ class Cost(BaseModel):
     cpu_seconds: float | None = None
     #: Peak bytes of memory over what the model itself holds.
     max_memory_usage: int | None = None
+    #: Jobs that shared its forward, itself included; None where none was shared.
+    merged: int | None = None
     #: Seconds between acceptance and start.
     queued_seconds: float | None = None
 

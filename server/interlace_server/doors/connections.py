@@ -8,21 +8,25 @@ import http
 import ipaddress
 import json
 from collections import Counter
+from collections.abc import AsyncIterator
 from typing import Any
 
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 
 from interlace_state import log
 from interlace_state.audit import Audit
 from interlace_state.config import GatewayConfig, is_loopback
+from interlace_state.files import Piece
 
 SLOWEST = 1 << 10  # bytes a second that a body has to come with, on average
 _MOST_HEADERS = 64 << 10  # bytes of a request's line, headers and trailers
 _MOST_PIPELINED = 16  # requests that wait for the answer to another on the same connection
-_MOST_SAID = 64 << 10  # bytes of all WebSocket frames of a client, which has nothing to say
+_MOST_SAID = 64 << 10  # bytes of WebSocket frames of a client, which has little to say
+_SAID_A_SECOND = 16 << 10  # bytes: what of it is forgotten
 _MOST_OF_ADDRESS = 256  # connections
 _COME_AGAIN = 5  # seconds
 
@@ -200,6 +204,11 @@ class HttpConnection(HttpToolsProtocol):
             self.transport.close()
 
 
+def long_frame(size: int, pieces: AsyncIterator[Piece]) -> dict[str, Any]:
+    """The ASGI message by which a WebSocket's application has ``size`` bytes sent in one binary frame, as they come."""
+    return {"type": "websocket.send", "size": size, "pieces": pieces}
+
+
 class WebSocketConnection(WebSocketsSansIOProtocol):
     """A client that listens. What it is told waits until it has read; a flood of frames ends it."""
 
@@ -213,7 +222,44 @@ class WebSocketConnection(WebSocketsSansIOProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._bounds = bounds
-        self._said = 0
+        self._said = 0.0
+        self._said_at = self.loop.time()
+        #: One frame at a time: a long one is written in pieces.
+        self._frame = asyncio.Lock()
+        #: What came in the midst of a long frame, where nothing can be answered.
+        self._unheard: bytearray | None = None
+
+    async def send(self, message: Any) -> None:
+        """Also takes the message of `long_frame`."""
+        async with self._frame:
+            if "pieces" in message:
+                await self._send_long(message["size"], message["pieces"])
+            else:
+                await super().send(message)
+
+    async def _send_long(self, size: int, pieces: AsyncIterator[Piece]) -> None:
+        """Write a binary frame; a client that reads slowly has no more than a piece of it waiting for it."""
+        self._unheard = bytearray()
+        try:
+            await self._write(b"\x82\x7f" + size.to_bytes(8, "big"))
+            async for piece in pieces:
+                await self._write(piece)
+                size -= len(piece)
+            if size:
+                raise RuntimeError(f"the last {size:,} bytes of a frame are gone")
+        except BaseException:
+            self.transport.abort()  # what follows would be taken for the rest of the frame
+            raise
+        finally:
+            heard, self._unheard = bytes(self._unheard), None
+        if heard:
+            super().data_received(heard)
+
+    async def _write(self, data: Piece) -> None:
+        await self.writable.wait()
+        if self.disconnected or self.transport.is_closing():
+            raise ClientDisconnected
+        self.transport.write(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._bounds.leave(self.client[0] if self.client else "")
@@ -221,10 +267,15 @@ class WebSocketConnection(WebSocketsSansIOProtocol):
 
     def data_received(self, data: bytes) -> None:
         if self.handshake_initiated:
-            self._said += len(data)
+            now = self.loop.time()
+            self._said = max(0.0, self._said - _SAID_A_SECOND * (now - self._said_at)) + len(data)
+            self._said_at = now
         if self._said > _MOST_SAID:
             log.warning("flood", address=self.client[0] if self.client else None)
             self.transport.abort()
+            return
+        if self._unheard is not None:
+            self._unheard += data
             return
         super().data_received(data)
         if not self.handshake_initiated:  # it came whole: the library has refused it, and says so to nobody

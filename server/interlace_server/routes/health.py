@@ -32,7 +32,7 @@ async def healthz() -> Health:
 
 @router.get("/readyz", responses={503: {"model": Readiness}})
 async def readyz(request: Request, response: Response, gateway: TheGateway) -> Readiness:
-    """Redis answers, and at least one model takes jobs."""
+    """Redis answers, and at least one model takes jobs, or is started by the next one."""
     readiness = await _readiness(request, gateway)
     response.status_code = 200 if readiness.ready else 503
     return readiness
@@ -46,8 +46,10 @@ async def _readiness(request: Request, gateway: Gateway) -> Readiness:
     except RedisError:
         return Readiness(ready=False, detail=REDIS_DOWN)
     ready = [str(model.card.key) for model in models if model.state is ModelState.READY]
-    if ready:
-        return Readiness(ready=True, detail=f"Ready: {', '.join(ready)}.")
+    cold = [str(model.card.key) for model in models if model.state is ModelState.COLD]
+    told = [f"{what}: {', '.join(keys)}." for what, keys in (("Ready", ready), ("Scaled to zero", cold)) if keys]
+    if told:
+        return Readiness(ready=True, detail=" ".join(told))
     if not models:
         return Readiness(ready=False, detail="No model is hosted yet.")
     return Readiness(ready=False, detail=f"No model is ready: {'; '.join(map(_why, models))}.")

@@ -11,7 +11,7 @@ from starlette.responses import Response, StreamingResponse
 
 from interlace.protocol import event as words
 from interlace.protocol.errors import Forbidden, InterlaceError, NotCompleted
-from interlace.protocol.event import Event
+from interlace.protocol.event import Event, Saved
 from interlace.protocol.job import JobState
 from interlace.protocol.jobs import JobPage, JobView
 from interlace_server.allow import SharedPath
@@ -34,7 +34,7 @@ _EVENT = {
     "required": ["id", "event", "data"],
     "properties": {
         "id": {"type": "string"},
-        "event": {"type": "string", "enum": ["state", "log", "ended"]},
+        "event": {"type": "string", "enum": ["state", "log", "saved", "ended"]},
         "data": {"type": "string", "contentMediaType": "application/json"},
     },
 }
@@ -44,6 +44,14 @@ _STREAM: Responses = {
         "content": {"text/event-stream": {"itemSchema": _EVENT}},
     }
 }
+_OCTETS = "application/octet-stream"
+_VALUE: Responses = {
+    200: {
+        "description": "What torch.save wrote.",
+        "content": {_OCTETS: {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+_MOST_VALUES = 1 << 40
 _GONE: Responses = {204: {"description": "The job had ended; now its record, events and result are gone."}}
 
 _JobId = Annotated[str, Path(pattern=r"^[0-9a-f]{32}$", description="A job's id: 32 hex digits.")]
@@ -125,6 +133,25 @@ async def job_result(job_id: _JobId, caller: TheCaller, request: Request, gatewa
     return await deliver(gateway, request, job_id)
 
 
+@router.get(
+    "/{job_id}/values/{number}", response_class=StreamingResponse, responses=_VALUE | refusals(401, 404, 422, 429, 503)
+)
+async def job_value(
+    job_id: _JobId,
+    number: Annotated[int, Path(ge=1, le=_MOST_VALUES, description="As the event `saved` has it.")],
+    caller: TheCaller,
+    gateway: TheGateway,
+) -> Response:
+    """A value that left before its job's end: bytes that torch.save wrote. It is not for other tenants."""
+    await gateway.state.jobs.show(job_id, caller.tenant)
+    headers = {"Cache-Control": "private, no-store"}
+    inline = await gateway.state.events.value(job_id, number)
+    if inline is not None:
+        return Response(inline, headers=headers, media_type=_OCTETS)
+    size, stream = await gateway.state.values.open(job_id, number)
+    return StreamingResponse(stream(0, size), headers=headers | {"Content-Length": str(size)}, media_type=_OCTETS)
+
+
 @router.get("/{job_id}/events", response_class=StreamingResponse, responses=_STREAM | refusals(401, 404, 422, 429, 503))
 async def job_events(
     job_id: _JobId,
@@ -181,7 +208,8 @@ async def _stream(gateway: Gateway, job_id: str, after: str, until: str | None) 
 
 
 def _sent(event_id: str, event: Event) -> bytes:
-    """An event in the form of server-sent events; JSON has no line ends of its own."""
+    """An event in the form of server-sent events, without a value's bytes; JSON has no line ends of its own."""
+    event = event.bare if isinstance(event, Saved) else event
     return b"id: %s\nevent: %s\ndata: %s\n\n" % (event_id.encode(), event.type.encode(), words.encode(event))
 
 

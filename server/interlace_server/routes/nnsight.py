@@ -48,6 +48,20 @@ _IdempotencyKey = Annotated[
         description="Any text of the client's own: visible ASCII characters, without spaces.",
     ),
 ]
+_Stream = Annotated[
+    Literal["saves"] | None,
+    Header(
+        alias="interlace-stream",
+        description="`saves`: what a trace of a session or a step of a generation saves shall leave when it is over.",
+    ),
+]
+_Batching = Annotated[
+    Literal["on", "off"],
+    Header(
+        alias="interlace-batching",
+        description="`off`: the job shares its forward with no other, and is the same bit for bit each time.",
+    ),
+]
 _REPLAYED: Responses = {
     200: {
         "headers": {
@@ -84,6 +98,8 @@ async def submit(
     response: Response,
     gateway: TheGateway,
     idempotency_key: _IdempotencyKey = None,
+    stream: _Stream = None,
+    batching: _Batching = "on",
 ) -> Update:
     """Take a job in; it is durable when this answers.
 
@@ -94,9 +110,12 @@ async def submit(
     limits = caller.limits
     payload = await blob.read()
     check_payload(payload, compress=envelope.compress, limits=limits)
-    job = _job(envelope, caller.tenant, limits, len(payload)).model_copy(update=origin_of(request))
+    more = {"stream_saves": stream is not None} | origin_of(request)
+    job = _job(envelope, caller.tenant, limits, len(payload)).model_copy(update=more)
     again = await asyncio.to_thread(_idempotency, idempotency_key, job, payload) if idempotency_key else None
-    submitted = await _accept(gateway, job, payload, limits, again, model_ready=model.state is ModelState.READY)
+    ready = model.state is ModelState.READY
+    may_share = batching == "on" and gateway.config.batches(caller.tenant)
+    submitted = await _accept(gateway, job, payload, limits, again, model_ready=ready, batching=may_share)
     if submitted.replayed:
         response.headers["Idempotent-Replayed"] = "true"
         return nnsight_wire.received(submitted.job_id)
@@ -161,6 +180,7 @@ async def _accept(
     idempotency: tuple[str, str] | None,
     *,
     model_ready: bool,
+    batching: bool,
 ) -> Submitted:
     state = gateway.state
     await state.results.put_payload(job.id, payload)
@@ -172,6 +192,7 @@ async def _accept(
             kept_jobs=limits.kept_jobs,
             model_ready=model_ready,
             idempotency=idempotency,
+            batching=batching,
         )
     except InterlaceError:
         await state.results.delete_payload(job.id)

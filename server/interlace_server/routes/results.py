@@ -1,5 +1,7 @@
 """`GET /results/{token}`: a result's bytes for whoever holds the signed link; stock nnsight sends no key here."""
 
+from functools import partial
+
 from fastapi import APIRouter
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response, StreamingResponse
@@ -21,4 +23,4 @@ async def result_url(gateway: Gateway, connection: HTTPConnection, job_id: str) 
 async def result(token: str, request: Request, gateway: TheGateway) -> Response:
     """Stream a result; `Range` fetches the rest of one that broke off."""
     job_id = await gateway.state.results.verify(token)
-    return await deliver(gateway, request, job_id, metrics.delivered_by_link)
+    return await deliver(gateway, request, job_id, partial(metrics.delivered, "link"))

@@ -13,14 +13,17 @@ from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from redis.exceptions import RedisError
 
 from interlace.protocol.errors import InterlaceError, ShuttingDown
-from interlace.protocol.event import Ended, Event, Log, StateChanged
+from interlace.protocol.event import Ended, Event, Log, Saved, StateChanged
 from interlace.protocol.job import JobState
-from interlace_server import metrics, nnsight_wire
+from interlace_server import metrics, nnsight_wire, torch_frame
 from interlace_server.doors.auth import caller_of
+from interlace_server.doors.connections import long_frame
 from interlace_server.errors import REDIS_DOWN, unexpected
 from interlace_server.gateway import Gateway, gateway_of
+from interlace_server.nnsight_wire import Update
 from interlace_server.routes.results import result_url
 from interlace_state import log
+from interlace_state.files import Piece
 from interlace_state.tasks import cancelled
 
 router = APIRouter()
@@ -28,6 +31,7 @@ router = APIRouter()
 _LINGER = 5.0  # seconds that a client has to close the socket itself after the last frame
 _PATIENCE = 10.0  # seconds that a stream waits for Redis to come back
 _RETRY = 0.2  # seconds
+_WHOLE = 256 << 10  # bytes of a result up to which it is read at once: what a piece of a larger one takes
 _PLACE_PERIOD = 2.0  # seconds between two looks at where a waiting job stands
 
 
@@ -147,20 +151,53 @@ class Stream:
                     await self._send(nnsight_wire.waits(self._job_id, place).text())
 
     async def _tell(self, event: Event) -> None:
+        if isinstance(event, Saved):
+            await self._tell_value(event)
+            return
         if not isinstance(event, Log):
             self._waiting = isinstance(event, StateChanged) and event.state is JobState.QUEUED and event.model_ready
         update = nnsight_wire.render(self._job_id, event)
         result = event.result if isinstance(event, Ended) else None
         if result is None:
             frame: str | bytes = update.text()
-        elif result.size <= self._gateway.config.store.inline_bytes:
+        elif result.size <= min(_WHOLE, self._gateway.config.store.inline_bytes):
             frame = update.binary(await self._gateway.state.results.read(self._job_id))
+        elif result.size <= self._gateway.config.store.inline_bytes:
+            size, stream = await self._gateway.state.results.open(self._job_id)
+            self._ended = True
+            pieces = metrics.delivered("socket", stream(0, size), size)
+            await self._send_in_pieces(update, torch_frame.Hole(size), size, pieces)
+            return
         else:
             url = await result_url(self._gateway, self._websocket, self._job_id)
             frame = update.model_copy(update={"data": url}).text()
         self._ended = isinstance(event, Ended)
         with metrics.delivering(frame):
             await self._send(frame)
+
+    async def _tell_value(self, event: Saved) -> None:
+        """Give the client a value, which stock nnsight hands to whoever iterates over an `AsyncRemoteBackend`."""
+        update = nnsight_wire.saved(self._job_id, event)
+        if event.size > self._gateway.config.store.inline_bytes:
+            url = f"{self._gateway.public_url(self._websocket)}/v1/jobs/{self._job_id}/values/{event.number}"
+            await self._send(update.model_copy(update={"data": url}).text())
+            return
+        data = event.data
+        if data is None and event.size <= _WHOLE:
+            data = await self._gateway.state.values.read(self._job_id, event.number)
+        if data is not None:
+            await self._send(update.binary({event.name: torch_frame.Saved(data)}))
+            return
+        size, stream = await self._gateway.state.values.open(self._job_id, event.number)
+        around = {event.name: torch_frame.Saved(torch_frame.Hole(size))}
+        await self._send_in_pieces(update, around, size, stream(0, size))
+
+    async def _send_in_pieces(
+        self, update: Update, data: torch_frame.Plain, size: int, pieces: AsyncIterator[Piece]
+    ) -> None:
+        """Send a binary frame whose hole ``pieces`` fill, of ``size`` bytes; only one of them is held at a time."""
+        before, behind = update.around(data)
+        await self._websocket.send(long_frame(len(before) + size + len(behind), _between(before, pieces, behind)))
 
     async def _fail(self, sentence: str) -> None:
         if not self._ended:
@@ -200,3 +237,10 @@ class Stream:
             await asyncio.wait_for(self._gateway.drain.closing.wait(), grace)
         if await self._gateway.state.queue.leave(job_id, "The client left before the job had ended."):
             await self._gateway.state.results.delete_payload(job_id)
+
+
+async def _between(before: bytes, pieces: AsyncIterator[Piece], behind: bytes) -> AsyncIterator[Piece]:
+    yield before
+    async for piece in pieces:
+        yield piece
+    yield behind

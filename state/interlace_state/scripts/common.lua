@@ -33,17 +33,35 @@ local function wake(slug)
 end
 
 -- Count what a job that is held has used since it was last counted: never less than nothing and never more than its
--- worker may be silent, whatever the clock does.
+-- worker may be silent, whatever the clock does. Jobs of a party run together: each has used its part, and the tenant
+-- what has passed since any of them was counted.
 local function charge(id, slug, tenant)
-  local job = redis.call("HMGET", key("job", id), "charged_ms", "lease_ms")
+  local job = redis.call("HMGET", key("job", id), "charged_ms", "lease_ms", "party")
   if not job[1] then return end
   local time = now()
   local used = math.max(1, math.min(time - number(job[1]), number(job[2])))
+  local own = used
+  local party = job[3] and redis.call("HMGET", key("party", job[3]), "charged_ms", "members")
+  if party and party[1] then
+    own = math.ceil(used / math.max(1, number(party[2])))
+    used = math.max(0, math.min(time - number(party[1]), number(job[2])))
+    redis.call("HSET", key("party", job[3]), "charged_ms", time)
+  end
   redis.call("HSET", key("job", id), "charged_ms", time)
-  redis.call("HINCRBY", key("job", id), "used_ms", used)
+  redis.call("HINCRBY", key("job", id), "used_ms", own)
   local mine = number(redis.call("HGET", key("fair", slug), "t:" .. tenant)) + used / 1000 / weight_of(tenant)
   redis.call("HSET", key("fair", slug), "t:" .. tenant, exact(mine))
   redis.call("ZADD", key("turn", slug), "XX", exact(mine), tenant)
+end
+
+-- Put a tenant among those that wait for their turn.
+local function await_turn(slug, tenant)
+  if redis.call("ZSCORE", key("turn", slug), tenant) then return end
+  local clock = number(redis.call("HGET", key("fair", slug), "clock"))
+  local mine = math.max(clock, number(redis.call("HGET", key("fair", slug), "t:" .. tenant)))
+  redis.call("HSET", key("fair", slug), "t:" .. tenant, exact(mine))
+  redis.call("ZADD", key("turn", slug), exact(mine), tenant)
+  redis.call("HSET", key("fair", slug), "since:" .. tenant, redis.call("HINCRBY", key("fair", slug), "turns", 1))
 end
 
 -- Put a job at the end of its tenant's queue, and the tenant among those that wait for their turn.
@@ -54,13 +72,7 @@ local function enqueue(id, slug, tenant)
     redis.call("SADD", key("tenants", slug), tenant)
   end
   redis.call("HSET", key("job", id), "entry", redis.call("XADD", stream, "*", "job", id))
-  if not redis.call("ZSCORE", key("turn", slug), tenant) then
-    local clock = number(redis.call("HGET", key("fair", slug), "clock"))
-    local mine = math.max(clock, number(redis.call("HGET", key("fair", slug), "t:" .. tenant)))
-    redis.call("HSET", key("fair", slug), "t:" .. tenant, exact(mine))
-    redis.call("ZADD", key("turn", slug), exact(mine), tenant)
-    redis.call("HSET", key("fair", slug), "since:" .. tenant, redis.call("HINCRBY", key("fair", slug), "turns", 1))
-  end
+  await_turn(slug, tenant)
   wake(slug)
 end
 
@@ -113,4 +125,50 @@ local function held(slug)
     end
   end
   return counts, all
+end
+
+-- The tenant's job that nobody has had and that comes next, if there is one.
+local function next_of(slug, tenant)
+  local stream = key("queue", slug, tenant)
+  if redis.call("EXISTS", stream) == 0 then return nil end
+  for _, group in ipairs(redis.call("XINFO", "GROUPS", stream)) do
+    for i = 1, #group, 2 do
+      if group[i] == "last-delivered-id" then
+        local entry = redis.call("XRANGE", stream, "(" .. group[i + 1], "+", "COUNT", 1)[1]
+        return entry and entry[2][2]
+      end
+    end
+  end
+end
+
+-- Whether a tenant runs as many jobs as it may.
+local function has_its_share(tenant)
+  local running, most = key("running", tenant), share_of(tenant)
+  if redis.call("SCARD", running) >= most then
+    -- A job whose lifetime was over before its end is counted no more.
+    for _, id in ipairs(redis.call("SMEMBERS", running)) do
+      if redis.call("EXISTS", key("job", id)) == 0 then redis.call("SREM", running, id) end
+    end
+  end
+  return redis.call("SCARD", running) >= most
+end
+
+-- Give a job to a worker, for a lease of so many ms.
+local function give(id, slug, tenant, worker, lease, lifetime)
+  local time, name = now(), key("job", id)
+  redis.call("ZADD", key("leases", slug), time + lease, id)
+  redis.call("SADD", key("running", tenant), id)
+  redis.call("HINCRBY", name, "attempts", 1)
+  redis.call("HINCRBY", name, "fence", 1)
+  redis.call("HSET", name, "worker", worker, "charged_ms", time, "taken_ms", time, "lease_ms", lease)
+  redis.call("HDEL", name, "party")
+  keep(id, slug, tenant, lifetime)
+end
+
+-- What a worker gets told of a job that it was given: {record, attempts, fence, 1 if one waits next that may join it}.
+local function given(id)
+  local job = redis.call("HMGET", key("job", id), "record", "attempts", "fence", "kin", "slug", "tenant")
+  local next = job[4] and job[4] ~= "" and next_of(job[5], job[6])
+  local joins = next and redis.call("HGET", key("job", next), "kin") == job[4]
+  return {job[1], tonumber(job[2]), tonumber(job[3]), joins and 1 or 0}
 end

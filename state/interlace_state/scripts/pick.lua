@@ -1,48 +1,38 @@
 -- Lease the next job of a model to a worker: one whose worker has gone silent, else the first of the tenant that has
 -- used least and may run one more.
 -- ARGV  prefix, slug, worker, this call's token, length of a lease in ms, lifetime in seconds
--- Returns {record, attempts, fence}, nil if there is none that may run, -1 if the model or the worker is at rest.
+-- Returns what `given` says of it, nil if there is none that may run, -1 if the model or the worker is at rest.
 local slug, worker, token, lease, lifetime = ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5]), ARGV[6]
 local leases, turn, fair = key("leases", slug), key("turn", slug), key("fair", slug)
 
-local function answer(id)
-  local job = redis.call("HMGET", key("job", id), "record", "attempts", "fence")
-  return {job[1], tonumber(job[2]), tonumber(job[3])}
-end
-
 -- The connection repeats a call whose answer it lost.
 local picked = redis.call("HMGET", key("picked", token), "job", "fence")
-if picked[1] and redis.call("HGET", key("job", picked[1]), "fence") == picked[2] then return answer(picked[1]) end
+if picked[1] and redis.call("HGET", key("job", picked[1]), "fence") == picked[2] then return given(picked[1]) end
 if redis.call("SISMEMBER", key("paused"), slug) == 1 or redis.call("SISMEMBER", key("drained"), worker) == 1 then
   return -1
 end
 
 local full = {}
-local function has_its_share(tenant)
-  if full[tenant] == nil then
-    local running, most = key("running", tenant), share_of(tenant)
-    if redis.call("SCARD", running) >= most then
-      -- A job whose lifetime was over before its end is counted no more.
-      for _, id in ipairs(redis.call("SMEMBERS", running)) do
-        if redis.call("EXISTS", key("job", id)) == 0 then redis.call("SREM", running, id) end
-      end
-    end
-    full[tenant] = redis.call("SCARD", running) >= most
-  end
+local function is_full(tenant)
+  if full[tenant] == nil then full[tenant] = has_its_share(tenant) end
   return full[tenant]
 end
 
 local function take(id, tenant)
-  local time, name = now(), key("job", id)
-  redis.call("ZADD", leases, time + lease, id)
-  redis.call("SADD", key("running", tenant), id)
-  redis.call("HINCRBY", name, "attempts", 1)
-  redis.call("HINCRBY", name, "fence", 1)
-  redis.call("HSET", name, "worker", worker, "charged_ms", time, "taken_ms", time, "lease_ms", lease)
-  redis.call("HSET", key("picked", token), "job", id, "fence", redis.call("HGET", name, "fence"))
+  give(id, slug, tenant, worker, lease, lifetime)
+  redis.call("HSET", key("picked", token), "job", id, "fence", redis.call("HGET", key("job", id), "fence"))
   redis.call("EXPIRE", key("picked", token), 60)
-  keep(id, slug, tenant, lifetime)
-  return answer(id)
+  return given(id)
+end
+
+-- The tenant's next job that was given back to run alone, if there is one.
+local function next_apart(tenant)
+  while true do
+    local id = redis.call("LPOP", key("apart", slug, tenant))
+    if not id then return nil end
+    local is_held = redis.call("ZSCORE", leases, id)
+    if redis.call("HGET", key("job", id), "state") == "queued" and not is_held then return id end
+  end
 end
 
 local time = now()
@@ -57,7 +47,7 @@ for _, id in ipairs(redis.call("ZRANGE", leases, "-inf", time, "BYSCORE", "LIMIT
   elseif redis.call("SISMEMBER", key("running", job[1]), id) == 1 then
     charge(id, slug, job[1])
     return take(id, job[1])
-  elseif not has_its_share(job[1]) then
+  elseif not is_full(job[1]) then
     return take(id, job[1])
   end
 end
@@ -76,7 +66,9 @@ end
 table.sort(waiting, function(a, b) return a.order < b.order or (a.order == b.order and a.since < b.since) end)
 for _, one in ipairs(waiting) do
   local stream = key("queue", slug, one.tenant)
-  while not has_its_share(one.tenant) do
+  while not is_full(one.tenant) do
+    local alone = next_apart(one.tenant)
+    if alone then return take(alone, one.tenant) end
     local drawn = redis.call("EXISTS", stream) == 1
       and redis.call("XREADGROUP", "GROUP", GROUP, GROUP, "COUNT", 1, "STREAMS", stream, ">")
     if not drawn then

@@ -1,7 +1,7 @@
 -- Accept a job: all of it or nothing.
 -- ARGV  prefix, job id, record, first event with "{place}" in its text, lifetime in seconds, most waiting,
 --       session id or "", tenant, most running, slug, digest of the idempotency key or "", digest of the payload,
---       most kept
+--       most kept, what jobs that may share a forward have in common or ""
 -- Returns {place, job id}; or -1: no such session, -2: the session has a job, -3: the queue is full,
 -- -4: another payload was sent under this idempotency key.
 local id, lifetime, session, tenant, slug, again = ARGV[2], ARGV[5], ARGV[7], ARGV[8], ARGV[10], ARGV[11]
@@ -43,7 +43,7 @@ local time = now()
 local counts = held(slug)
 local first = string.gsub(ARGV[4], "{place}", redis.call("ZCARD", live) - (counts[tenant] or 0) + 1)
 redis.call("HSET", key("job", id), "record", ARGV[3], "state", "queued", "last", first, "attempts", 0, "fence", 0,
-  "id", id, "tenant", tenant, "slug", slug, "submitted_ms", time)
+  "id", id, "tenant", tenant, "slug", slug, "submitted_ms", time, "kin", ARGV[14])
 redis.call("HSET", key("shares"), tenant, ARGV[9])
 redis.call("ZADD", live, redis.call("HINCRBY", key("fair", slug), "submitted", 1), id)
 redis.call("XADD", key("events", id), "*", "e", first)

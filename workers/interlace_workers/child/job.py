@@ -1,6 +1,7 @@
 """A child's life: seal itself, wait for the order, limit itself, run it, tell how it ended, wait to be killed."""
 
 import contextlib
+import gc
 import json
 import os
 import random
@@ -13,11 +14,14 @@ from typing import NoReturn, TextIO
 import numpy
 import torch
 
+from interlace import receiving
 from interlace.protocol import frames
 from interlace.protocol.frames import FrameKind
 from interlace_workers import channel, steps
-from interlace_workers.child import output, trace, warm
+from interlace_workers.child import merged, output, packing, trace, warm
 from interlace_workers.child.model import HostedModel
+from interlace_workers.child.saves import Watch
+from interlace_workers.child.values import Outlet
 from interlace_workers.order import Order
 from interlace_workers.sandbox import Sandbox, limit
 
@@ -32,11 +36,13 @@ def main(end: socket.socket, model: HostedModel, sandbox: Sandbox, slot: int) ->
     _start_afresh()
     _say(end, "warm")
     try:
-        message, (payload, result, events, logs) = channel.receive(end)
+        message, fds = channel.receive(end)
     except EOFError:
         os._exit(0)
     end.close()
-    order = Order(**message)
+    if "orders" in message:
+        _share(model, [Order(**order) for order in message["orders"]], fds, space)
+    order, (payload, result, events, logs, values) = Order(**message), fds
     os.dup2(logs, 1)
     os.dup2(logs, 2)
     os.close(logs)
@@ -44,13 +50,16 @@ def main(end: socket.socket, model: HostedModel, sandbox: Sandbox, slot: int) ->
     # A write over the limit shall be an OSError that names itself, not the end of the process.
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    limit(space, order.memory_bytes, order.result_bytes, order.cpu_seconds)
+    limit(space, order.memory_bytes, packing.most_bytes(order.result_bytes), order.cpu_seconds)
+    outlet = Outlet(values, events, order)
+    Watch(outlet).start()
     times = [time.perf_counter()]
     try:
         tracer = trace.read(model, order, payload)
         times.append(time.perf_counter())
         _tell(events, FrameKind.RUNNING)
-        saved = trace.run(model, tracer)
+        with receiving(outlet.stream):
+            saved = trace.run(model, tracer)
         times.append(time.perf_counter())
         output.write(saved, result, order)
         times.append(time.perf_counter())
@@ -61,7 +70,23 @@ def main(end: socket.socket, model: HostedModel, sandbox: Sandbox, slot: int) ->
     else:
         _close_logs()
         _tell(events, FrameKind.DONE, steps.encode(times))
-    # The parent kills this process once it has read the frame: no destructor of user code runs.
+    _wait_for_the_end()
+
+
+def _share(model: HostedModel, orders: list[Order], fds: list[int], space: int) -> NoReturn:
+    """Run several orders of one tenant's, of which each has four descriptors."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    memory, size = max(order.memory_bytes for order in orders), max(order.result_bytes for order in orders)
+    limit(space, memory, packing.most_bytes(size), max(order.cpu_seconds for order in orders))
+    gc.disable()  # each trace brings a tree of modules that refer to each other, and the process ends soon
+    ends = iter(fds)
+    members = [merged.Member(order, next(ends), next(ends), next(ends), next(ends)) for order in orders]
+    merged.run(model, members, _tell)
+    _wait_for_the_end()
+
+
+def _wait_for_the_end() -> NoReturn:
+    """The parent kills this process once it has read how its jobs ended: no destructor of user code runs."""
     while True:
         signal.pause()
 

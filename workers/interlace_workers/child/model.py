@@ -37,7 +37,8 @@ def load(order: Load) -> HostedModel:
     tensors = [*model._module.parameters(), *model._module.buffers()]
     return HostedModel(
         model=model,
-        persistent=model._remoteable_persistent_objects(),
+        # Envoys, too: our own client sends those that nobody has touched by their path.
+        persistent=model._remoteable_persistent_objects() | {f"Envoy:{envoy.path}": envoy for envoy in model.modules()},
         threads=order.threads,
         n_params=sum(parameter.numel() for parameter in model._module.parameters()),
         size_bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors),

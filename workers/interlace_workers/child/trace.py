@@ -59,7 +59,7 @@ def read(model: HostedModel, order: Order, payload: int) -> Any:
     """
     Remotable._remote_backend = RemoteBackend.__init__ = _no_remote_inside
     model.model._remoteable_set_env(order.env)
-    blob = _unpacked(payload, order)
+    blob = unpacked(payload, order)
     try:
         tracer = RequestModel.deserialize(blob, model.persistent, compress=False)
         tracer.info.code, tracer.info.frame  # noqa: B018
@@ -125,7 +125,8 @@ def _raised_by_user(error: BaseException) -> bool:
     return stack is not None and not stack.tb_frame.f_code.co_filename.startswith((_OURS, _NNSIGHT, _CLOUDPICKLE))
 
 
-def _unpacked(payload: int, order: Order) -> bytes:
+def unpacked(payload: int, order: Order) -> bytes:
+    """The payload behind a descriptor, which is closed. Raises InvalidPayload, LimitExceeded."""
     with open(payload, "rb") as file:
         data = _decompressed(file, order.unpacked_bytes) if order.compress else file.read()
     if not data:

@@ -6,7 +6,6 @@ behind that the job could use.
 """
 
 import ctypes
-import io
 import linecache
 import sys
 from collections.abc import Iterator
@@ -14,7 +13,6 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-import zstandard
 from nnsight.intervention.backends.remote import RemoteBackend
 from nnsight.schema.request import RequestModel
 from nnsight.tracing.globals import BLOCKS, SOURCES
@@ -63,9 +61,7 @@ def rehearse(model: HostedModel, payload: bytes, *, dry: bool = False) -> None:
         tracer = RequestModel.deserialize(payload, model.persistent, compress=False)
         with _dry() if dry else nullcontext():
             saved = trace.run(model, tracer)
-        buffer = io.BytesIO()
-        torch.save(saved, buffer, pickle_module=results._PickleModule, pickle_protocol=4)
-        zstandard.ZstdCompressor().compress(buffer.getvalue())
+        results.rehearse(saved)
 
 
 class _Serialize(RemoteBackend):  # type: ignore[misc]

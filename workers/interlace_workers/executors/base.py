@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from interlace.protocol.job import Cost, Job
+from interlace_workers.executors.values import Streamed
 from interlace_workers.order import Loaded
 
 
@@ -56,26 +57,41 @@ class Failed:
     crashed: bool = False
 
 
-Happening = Started | Printed | Done | Failed
+Happening = Started | Printed | Streamed | Done | Failed
 
 
-class Executor(Protocol):
+class Runner(Protocol):
+    """Runs jobs, or one."""
+
+    def run(self, job: Job, payload: bytes, result: Path) -> AsyncGenerator[Happening, None]:
+        """Run one job; the last thing yielded is Done or Failed. Closing the iterator early ends the job.
+
+        Raises ExecutorLost if the model's process is gone: the job was not at fault and may run again. Raises Apart
+        if it cannot share.
+        """
+
+    def give_up(self) -> None:
+        """The job does not run, or has ended: nobody waits for it. May be called in any case."""
+
+
+class Executor(Runner, Protocol):
     """Runs jobs of one model."""
 
     async def start(self) -> Loaded:
         """Load the model. Raises LoadFailed."""
 
-    def run(self, job: Job, payload: bytes, result: Path) -> AsyncGenerator[Happening, None]:
-        """Run one job; the last thing yielded is Done or Failed. Closing the iterator early ends the job.
-
-        Raises ExecutorLost if the model's process is gone: the job was not at fault and may run again.
-        """
+    def party(self, seats: int) -> list[Runner]:
+        """Runners of so many jobs of one tenant, one each, which may share a process: each waits for the others."""
 
     def resident_bytes(self) -> int:
         """Resident bytes of the process that holds the weights."""
 
     async def stop(self) -> None:
         """End every job and let go of the model."""
+
+
+class Apart(Exception):
+    """The job was to share its process with others and cannot; nothing that it did counts, and it can run alone."""
 
 
 class ExecutorLost(Exception):

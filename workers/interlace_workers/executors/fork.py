@@ -5,11 +5,13 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from interlace.protocol import frames
+from interlace.protocol.errors import LimitExceeded
 from interlace.protocol.frames import BrokenFrame, Frame, FrameKind
 from interlace.protocol.job import Cost, Job, Limits
 from interlace_state import log
@@ -28,6 +30,7 @@ from interlace_workers.executors.base import (
 )
 from interlace_workers.executors.cgroup import JobGroup, JobGroups
 from interlace_workers.executors.memory import MemoryWatch
+from interlace_workers.executors.values import Inlet
 from interlace_workers.executors.zygote_process import Child, Exit, Unsealed, ZygoteProcess
 from interlace_workers.order import Load, Loaded, Order
 
@@ -56,9 +59,10 @@ _SIGNALS = {
 class ForkExecutor:
     """Runs each job in a child of one zygote, with one child always forked ahead."""
 
-    def __init__(self, load: Load) -> None:
+    def __init__(self, load: Load, zygote: ZygoteProcess | None = None) -> None:
+        """``zygote``: one that loads this already; default: one is started."""
         self._load = load
-        self._zygote: ZygoteProcess | None = None
+        self._zygote = zygote
         self._groups: JobGroups | None = None
         self._spare: asyncio.Task[Child] | None = None
         #: Bytes that a child holds while it waits; all of them do the same until then.
@@ -67,10 +71,11 @@ class ForkExecutor:
     async def start(self) -> Loaded:
         self._groups = JobGroups.open()
         for _ in range(_LOADS):
-            self._zygote = await ZygoteProcess.start(self._load)
+            if self._zygote is None:
+                self._zygote = ZygoteProcess.start(self._load)
             try:
                 loaded = await self._zygote.loaded()
-                self._fork_ahead()
+                self.fork_ahead()
                 assert self._spare is not None
                 await asyncio.shield(self._spare)
             except Unsealed as error:
@@ -78,19 +83,20 @@ class ForkExecutor:
             except ExecutorLost as error:
                 log.warning("load_interrupted", error=str(error))
                 await self._zygote.stop()
+                self._zygote = self._spare = None
             else:
                 return loaded
         raise LoadFailed(f"its process ended {_LOADS} times while loading (out of memory?)")
 
     async def run(self, job: Job, payload: bytes, result: Path) -> AsyncGenerator[Happening, None]:
         asked = time.time()
-        child = await self._take_spare()
+        child = await self.take_spare()
         fork = Step("fork", asked, time.time())
         reason = "closed"
         try:
             with contextlib.closing(Execution(child, job.limits)) as execution:
-                execution.order(_order(job, self._load.threads), payload, result)
-                self._fork_ahead()
+                execution.order(order_of(job, self.threads), payload, result)
+                self.fork_ahead()
                 async with contextlib.aclosing(execution.happenings()) as happenings:
                     async for happening in happenings:
                         if isinstance(happening, (Done, Failed)):
@@ -99,6 +105,9 @@ class ForkExecutor:
                         yield happening
         finally:
             metrics.SANDBOX_KILLS.labels(reason).inc()
+
+    def give_up(self) -> None:
+        """Nobody waits."""
 
     def resident_bytes(self) -> int:
         return proc.resident_bytes(self._zygote.pid) if self._zygote else 0
@@ -111,7 +120,12 @@ class ForkExecutor:
         if self._groups is not None:
             self._groups.close()
 
-    def _fork_ahead(self) -> None:
+    @property
+    def threads(self) -> int:
+        """Processor threads that a child may use."""
+        return self._load.threads
+
+    def fork_ahead(self) -> None:
         """Have a child forked, unless one is: beside a job, so that the next job finds it sealed and warm."""
         assert self._zygote is not None, "start() comes first"
         if self._spare is None:
@@ -129,8 +143,9 @@ class ForkExecutor:
         metrics.SANDBOX_STARTS.inc()
         return child
 
-    async def _take_spare(self) -> Child:
-        self._fork_ahead()
+    async def take_spare(self) -> Child:
+        """A child that waits for its order, the caller's from now on. Raises ExecutorLost."""
+        self.fork_ahead()
         assert self._spare is not None
         spare, self._spare = self._spare, None
         child = await spare
@@ -142,29 +157,33 @@ class ForkExecutor:
 class Execution:
     """One job in one child: hands the order over, listens, keeps the limits."""
 
-    def __init__(self, child: Child, limits: Limits) -> None:
+    def __init__(self, child: Child, limits: Limits, memory: JobGroup | MemoryWatch | None = None) -> None:
+        """``memory`` is what counts the child's, where others of its jobs have it already."""
         self._child = child
         self._limits = limits
         self._resident_at_start = proc.resident_bytes(child.pid)
-        self._memory = _memory(child, limits.memory_bytes)
+        self._memory = memory or memory_of(child, limits.memory_bytes)
         self._stopped: Failed | None = None
         self._started, self._started_at = time.monotonic(), time.time()
         self._events, self._logs = _Pipe(), _Pipe()
+        self._values = Inlet(limits)
         self._happened: asyncio.Queue[Happening] = asyncio.Queue(_AHEAD)
         self._log_bytes_left = limits.log_bytes
         self._begun = asyncio.Event()
 
     def order(self, order: Order, payload: bytes, result: Path) -> None:
-        """Give the child its job; payload and result travel as descriptors. Raises ExecutorLost."""
+        """Give the child its job; what it reads and writes travels as descriptors. Raises ExecutorLost."""
+        with self.descriptors(payload, result) as fds:
+            send_order(self._child, order.as_message(), [*fds, self._values.open(result.parent)])
+
+    @contextlib.contextmanager
+    def descriptors(self, payload: bytes, result: Path) -> Iterator[list[int]]:
+        """What goes to the child beside its order: payload, result, events, logs. Ours are closed afterwards."""
         with open(os.memfd_create("payload", os.MFD_CLOEXEC), "w+b") as source, open(result, "r+b") as target:
             source.write(payload)
             source.flush()
             os.lseek(source.fileno(), 0, os.SEEK_SET)
-            ends = [source.fileno(), target.fileno(), self._events.write_end, self._logs.write_end]
-            try:
-                channel.send(self._child.order, order.as_message(), ends)
-            except OSError as error:
-                raise ExecutorLost(f"the child that was forked ahead does not take its order: {error}") from None
+            yield [source.fileno(), target.fileno(), self._events.write_end, self._logs.write_end]
         self._events.close_write_end()
         self._logs.close_write_end()
 
@@ -220,6 +239,7 @@ class Execution:
         self._child.kill()
         self._events.close()
         self._logs.close()
+        self._values.close()
         self._child.close()
 
     async def _read_events(self, logs: "asyncio.Task[None]") -> Done | Failed:
@@ -229,14 +249,21 @@ class Execution:
         try:
             async for data in self._events.chunks():
                 for frame in reader.feed(data):
+                    if frame.kind is FrameKind.VALUE:
+                        if not started:
+                            raise BrokenFrame("a value of a job that has not started")
+                        await self._happened.put(self._values.take(frame.body))
+                        continue
                     if frame.kind is not FrameKind.RUNNING:
                         await asyncio.wait({logs}, timeout=_LAST_WORDS_SECONDS)
                         return self._ended(frame)
                     if started:
                         raise BrokenFrame("a job starts once")
                     started = True
-                    await self._happened.put(Started())
+                    await self._happened.put(self._started_by(frame))
                     self._begun.set()
+        except LimitExceeded as error:  # forged: the child's own code stops before
+            return self._failed(str(error), "broken_frame")
         except BrokenFrame:
             return self._failed("The job wrote to the channel that reports its end; it was stopped.", "broken_frame")
         if self._stopped is not None:
@@ -247,6 +274,9 @@ class Execution:
         if self._memory.is_over():
             return Failed(text=self._too_much(), cost=self._cost(exit), reason="memory_bytes")
         return Failed(text=_died(exit.code), cost=self._cost(exit), reason="died", crashed=exit.code < 0)
+
+    def _started_by(self, frame: Frame) -> Started:
+        return Started()
 
     def _ended(self, frame: Frame) -> Done | Failed:
         if frame.kind is FrameKind.DONE:
@@ -335,19 +365,37 @@ class _Pipe:
         self._open.clear()
 
 
-def _order(job: Job, threads: int) -> Order:
+def send_order(child: Child, message: dict[str, Any], fds: list[int]) -> None:
+    """Raises ExecutorLost."""
+    try:
+        channel.send(child.order, message, fds)
+    except OSError as error:
+        raise ExecutorLost(f"the child that was forked ahead does not take its order: {error}") from None
+
+
+def order_of(job: Job, threads: int) -> Order:
+    """A job as its child sees it."""
     return Order(
         compress=job.compress,
         env=job.env,
         memory_bytes=job.limits.memory_bytes,
         unpacked_bytes=job.limits.unpacked_bytes,
         result_bytes=job.limits.result_bytes,
+        streamed_values=job.limits.streamed_values,
+        offered_bytes=_offered(job),
         # The parent keeps the wall time; this is for the case that it cannot.
         cpu_seconds=1 + job.limits.wall_seconds * (1 + threads),
     )
 
 
-def _memory(child: Child, most_bytes: int) -> JobGroup | MemoryWatch:
+def _offered(job: Job) -> int:
+    """Bytes of what is saved that may stream: all if its client has asked, little if one waits that cannot ask."""
+    if job.stream_saves:
+        return job.limits.result_bytes
+    return min(job.limits.unasked_bytes, job.limits.result_bytes - 1) if job.session_id else 0
+
+
+def memory_of(child: Child, most_bytes: int) -> JobGroup | MemoryWatch:
     """What says whether the child holds more than it may: the kernel, where it counts, or we look."""
     if child.group is not None:
         with contextlib.suppress(OSError):

@@ -2,11 +2,9 @@
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
 import socket
-import sys
 from collections import deque
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,23 +14,8 @@ from interlace_workers.executors.base import ExecutorLost, LoadFailed
 from interlace_workers.executors.cgroup import JobGroup
 from interlace_workers.executors.memory import MemoryWatch
 from interlace_workers.order import Load, Loaded
+from interlace_workers.spawn import Spawned, spawn
 
-#: All that a zygote, and so user code, sees of our environment.
-_PASSED = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
-_FIXED = {
-    # A fork needs one thread, and a thread that spins for another's core costs 20 times the forward.
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "OMP_WAIT_POLICY": "passive",
-    "TOKENIZERS_PARALLELISM": "false",
-    "HF_HUB_OFFLINE": "1",
-    "HF_DEACTIVATE_ASYNC_LOAD": "1",
-    "NNSIGHT_CONFIG": os.devnull,
-    "NDIF_HOST": "http://remote-inside-a-job.invalid",
-    "PYTHONUNBUFFERED": "1",
-    "PYTHONHASHSEED": "0",
-}
 _STOP_SECONDS = 5.0
 
 
@@ -109,35 +92,23 @@ class Child:
 class ZygoteProcess:
     """A running zygote."""
 
-    def __init__(self, process: asyncio.subprocess.Process, end: socket.socket) -> None:
+    def __init__(self, process: Spawned) -> None:
+        """One that loads its model, or has loaded it; `loaded` tells when it is ready."""
         self._process = process
-        self._end = end
+        self._end = process.end
         self._forks: deque[asyncio.Future[Child]] = deque()
         self._children: dict[int, asyncio.Future[Exit]] = {}
         self._loaded: asyncio.Future[Loaded] = asyncio.get_running_loop().create_future()
         self._lost: ExecutorLost | None = None
+        self._end.setblocking(False)
+        asyncio.get_running_loop().add_reader(self._end, self._read)
 
     @classmethod
-    async def start(cls, load: Load) -> "ZygoteProcess":
-        """Start the process; `loaded` tells when it is ready."""
-        ours, theirs = channel.pair()
-        environment = {name: os.environ[name] for name in _PASSED if name in os.environ} | _FIXED
-        command = [
-            sys.executable,
-            "-P",
-            "-m",
-            "interlace_workers.zygote",
-            str(theirs.fileno()),
-            json.dumps(asdict(load)),
-        ]
-        process = await asyncio.create_subprocess_exec(
-            *command, env=environment, pass_fds=[theirs.fileno()], stdin=asyncio.subprocess.DEVNULL, close_fds=True
-        )
-        theirs.close()
-        ours.setblocking(False)
-        zygote = cls(process, ours)
-        asyncio.get_running_loop().add_reader(ours, zygote._read)
-        return zygote
+    def start(cls, load: Load) -> "ZygoteProcess":
+        """Start a process and have it load its model."""
+        process = spawn()
+        channel.send(process.end, {"load": asdict(load)})
+        return cls(process)
 
     @property
     def pid(self) -> int:

@@ -6,10 +6,11 @@ from importlib import import_module
 from pathlib import Path
 
 from interlace_state.config import Config
+from interlace_state.store import State
 from interlace_workers.placement import Placement
 
 #: Hosts the placements until the event is set, then lets running jobs end. ``Path`` is the configuration's file.
-Runtime = Callable[[Config, Path, Sequence[Placement], asyncio.Event], Awaitable[None]]
+Runtime = Callable[[Config, Path, State, Sequence[Placement], asyncio.Event], Awaitable[None]]
 
 _RUNTIMES = {
     "ray": "interlace_workers.runtimes.ray_serve:host",

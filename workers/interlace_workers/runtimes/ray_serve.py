@@ -16,12 +16,14 @@ from ray import serve
 from interlace.protocol.model import ModelKey
 from interlace_state import log
 from interlace_state.config import Config
-from interlace_state.store import open_state
+from interlace_state.store import State, open_state
 from interlace_state.tracing import Tracing
 from interlace_workers.executors.base import LoadFailed
 from interlace_workers.placement import Placement, build_replica
+from interlace_workers.runtimes import ray_scaling
 
 _HEALTH_SECONDS = 5.0
+_HARDLY_A_CORE = 0.001
 #: Unix socket paths may have 107 characters; Ray's own part of one takes about 70.
 _LONGEST_TEMP_DIR = 20
 
@@ -29,10 +31,11 @@ _LONGEST_TEMP_DIR = 20
 class ReplicaDeployment:
     """A replica inside a Ray Serve replica actor. Ray carries no payload: it pulls its jobs from Redis."""
 
-    async def __init__(self, config: str, index: int, key: str) -> None:  # type: ignore[misc]
+    async def __init__(self, config: str, index: int, key: str, ahead: str) -> None:  # type: ignore[misc]
         self._config = Config.model_validate_json(config)
         self._index = index
         self._key = ModelKey.parse(key)
+        self._ahead = ahead
         self._stop = asyncio.Event()
         self._serving = asyncio.get_running_loop().create_task(self._serve(), name="replica")
 
@@ -42,7 +45,7 @@ class ReplicaDeployment:
         async with AsyncExitStack() as stack:
             state = await stack.enter_async_context(open_state(self._config))
             tracing = await stack.enter_async_context(Tracing(self._config.telemetry, "interlace-worker", name))
-            replica = await build_replica(self._config, state, tracing, self._index, self._key, name)
+            replica = await build_replica(self._config, state, tracing, self._index, self._key, name, self._ahead)
             await replica.serve(self._stop)
 
     def check_health(self) -> None:
@@ -57,20 +60,22 @@ class ReplicaDeployment:
         await asyncio.wait({self._serving})
 
 
-async def host(config: Config, file: Path, placements: Sequence[Placement], stop: asyncio.Event) -> None:
-    """Run every model's application until ``stop``. ``file`` is not used: Ray carries the configuration."""
+async def host(config: Config, file: Path, state: State, placements: Sequence[Placement], stop: asyncio.Event) -> None:
+    """Run every model's application until ``stop``. Ray carries the configuration, not ``file``."""
     with _temp_dir(config) as folder:
-        await asyncio.to_thread(_start_blocking, config, placements, folder)
+        scaler = await asyncio.to_thread(_start_blocking, config, placements, folder)
         # ray.init has put a handler of its own in place, which ends the process after it has written a stack trace.
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         try:
             await stop.wait()
         finally:
+            del scaler
             await asyncio.to_thread(_stop_blocking, placements)
 
 
-def _start_blocking(config: Config, placements: Sequence[Placement], folder: str) -> None:
+def _start_blocking(config: Config, placements: Sequence[Placement], folder: str) -> Any:
+    """Start Ray, or join it, and have it host the placements; the handle of what scales them, None if nothing does."""
     if config.ray.address is None:
         ray.init(
             address="local",
@@ -86,9 +91,12 @@ def _start_blocking(config: Config, placements: Sequence[Placement], folder: str
         )
     else:
         ray.init(address=config.ray.address, log_to_driver=False)
+    scaled = {one.key.canonical: one.index for one in placements if one.model.autoscale is not None}
+    scaler = ray_scaling.start(config, scaled) if scaled else None
     serve.start(proxy_location="Disabled")
     targets = [serve.RunTarget(target=_application(config, placement), **_names(placement)) for placement in placements]
     serve.run_many(targets, wait_for_applications_running=False)
+    return scaler
 
 
 def _stop_blocking(placements: Sequence[Placement]) -> None:
@@ -98,17 +106,23 @@ def _stop_blocking(placements: Sequence[Placement]) -> None:
 
 
 def _application(config: Config, placement: Placement) -> Any:
+    model, key = placement.model, placement.key
+    if model.autoscale is None:
+        replicas: dict[str, Any] = {"num_replicas": model.replicas}
+    else:
+        replicas = {"autoscaling_config": ray_scaling.autoscaling(config.redis.prefix, key.slug, model.autoscale)}
     deployment = serve.deployment(
         ReplicaDeployment,
         name="replica",
-        num_replicas=placement.model.replicas,
-        # Replicas bound their own threads; Ray's logical cores would only keep models from starting.
-        ray_actor_options={"num_cpus": 0},
+        **replicas,
+        # Replicas bound their own threads; Ray's logical cores would only keep models from starting. But what needs
+        # nothing at all it does not spread over its nodes.
+        ray_actor_options={"num_cpus": _HARDLY_A_CORE},
         health_check_period_s=_HEALTH_SECONDS,
         graceful_shutdown_wait_loop_s=0.1,
         graceful_shutdown_timeout_s=config.gateway.drain_seconds + 10,
     )
-    return deployment.bind(config.model_dump_json(), placement.index, placement.key.canonical)
+    return deployment.bind(config.model_dump_json(), placement.index, placement.key.canonical, placement.ahead)
 
 
 def _names(placement: Placement) -> dict[str, Any]:

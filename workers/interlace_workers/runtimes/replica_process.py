@@ -22,7 +22,7 @@ from interlace_workers.placement import build_replica
 from interlace_workers.runtimes.process import LOAD_FAILED
 
 
-async def _serve(config_file: Path, index: int, key: ModelKey, name: str) -> int:
+async def _serve(config_file: Path, index: int, key: ModelKey, name: str, ahead: str) -> int:
     config = load(config_file, os.environ)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -36,7 +36,7 @@ async def _serve(config_file: Path, index: int, key: ModelKey, name: str) -> int
     loop.add_reader(sys.stdin.fileno(), parent_gone)
     async with open_state(config) as state, Tracing(config.telemetry, "interlace-worker", name) as tracing:
         try:
-            replica = await build_replica(config, state, tracing, index, key, name)
+            replica = await build_replica(config, state, tracing, index, key, name, ahead)
             await replica.serve(stop)
         except LoadFailed as error:
             log.warning("load_failed", error=str(error))
@@ -52,11 +52,12 @@ def main() -> None:
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--index", type=int, required=True, help="position of the model in the configuration")
     parser.add_argument("--key", required=True, help="the model's key")
+    parser.add_argument("--ahead", default="", help="where a process may be that loads the model already")
     parser.add_argument("--name", required=True, help="the replica's name")
     arguments = parser.parse_args()
     key = ModelKey.parse(arguments.key)
     log.configure(model=str(key), replica=arguments.name)
-    sys.exit(asyncio.run(_serve(arguments.config, arguments.index, key, arguments.name)))
+    sys.exit(asyncio.run(_serve(arguments.config, arguments.index, key, arguments.name, arguments.ahead)))
 
 
 if __name__ == "__main__":

@@ -176,10 +176,10 @@ class Sandbox:
             self.missing[name] = reason
 
 
-def limit(space: int, memory_bytes: int, result_bytes: int, cpu_seconds: float) -> None:
+def limit(space: int, memory_bytes: int, file_bytes: int, cpu_seconds: float) -> None:
     """Bound what the kernel can bound of one job. Raises OSError if it refuses: then nothing may run."""
     rlimits.memory(space, memory_bytes)
-    rlimits.file_size(result_bytes)
+    rlimits.file_size(file_bytes)
     rlimits.cpu(cpu_seconds)
 
 

@@ -1,0 +1,218 @@
+"""A client for what stock nnsight has no word for: kept connections, streamed values, jobs, an operator's switches."""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from interlace._errors import JobFailed, Refused
+from interlace._http import Http, path, read
+from interlace._jobs import RunningJob, Value
+from interlace._stream import Socket
+from interlace.protocol.event import Ended, Event, Log
+from interlace.protocol.jobs import JobPage, JobView
+
+if TYPE_CHECKING:
+    from interlace._backend import Backend
+
+_PATIENCE = 120.0  # seconds that a stream may be gone before it is given up
+_LONGEST_PAUSE = 5.0  # seconds between two tries
+_BUSY = frozenset({429, 502, 503, 504})
+
+
+def connect(url: str | None = None, api_key: str | None = None) -> "Client":
+    """A client of a server: `with interlace.connect("http://HOST:8000", KEY) as client: ...`."""
+    return Client(url, api_key)
+
+
+class Client:
+    """One server, as the holder of one key sees it. Blocking; use it as a context manager, or `close` it.
+
+    ``url`` and ``api_key`` default to the variables that stock nnsight reads, NDIF_HOST and NDIF_API_KEY. Every method
+    raises Refused, or Unreachable.
+    """
+
+    def __init__(self, url: str | None = None, api_key: str | None = None) -> None:
+        url = url or os.environ.get("NDIF_HOST")
+        api_key = api_key or os.environ.get("NDIF_API_KEY")
+        parts = urlsplit(url or "")
+        if url is None or parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"The server's URL is {url!r}; expected Client('http://HOST:8000') or that in NDIF_HOST.")
+        self.url = url.rstrip("/")
+        self._http = Http(self.url, api_key)
+        self._socket = Socket(self.url, self._http.headers)
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of all connections. Jobs go on."""
+        self._socket.close()
+        self._http.close()
+
+    def on(
+        self,
+        model: Any,
+        *,
+        blocking: bool = True,
+        on_value: Callable[[Value], object] | None = None,
+        stream: bool | None = None,
+        verbose: bool = False,
+    ) -> "Backend":
+        """A backend for `model.trace(..., backend=client.on(model))`, `model.session(...)` and `model.generate(...)`.
+
+        Blocking, it waits as `remote=True` does, and calls ``on_value`` with each value that comes meanwhile. Otherwise
+        its `job` is the `RunningJob`, once the block is over. ``stream``: whether what inner traces and steps save
+        shall come as soon as they are over; by default if it is not blocking or there is a callback. What
+        `interlace.stream` hands over always comes. Errors are nnsight's `RemoteError`.
+        """
+        # nnsight, and with it torch, is for those who trace.
+        backend: Backend = import_module("interlace._backend").Backend(
+            self, model, blocking=blocking, on_value=on_value, stream=stream, verbose=verbose
+        )
+        return backend
+
+    def installed(self) -> AbstractContextManager[None]:
+        """Have `remote=True` of every model go through this client while the block runs."""
+        context: AbstractContextManager[None] = import_module("interlace._backend").installed(self)
+        return context
+
+    def open(self) -> None:
+        """Begin to connect, where nothing is connected yet; the first job does so otherwise."""
+        self._socket.open()
+
+    def submit(
+        self, envelope: str, blob: bytes, headers: Mapping[str, str], failure: type[JobFailed] = JobFailed
+    ) -> RunningJob:
+        """Post a request as nnsight writes it, and follow the job. Sent again where a connection breaks, it is one."""
+        return self.follow(self._http.submit(envelope, blob, headers), failure)
+
+    def follow(self, job_id: str, failure: type[JobFailed] = JobFailed) -> RunningJob:
+        """A job of one's own, however it was posted, from its first event on."""
+        job = RunningJob(self, job_id, failure)
+        self._socket.follow(job_id, job)
+        return job
+
+    def leave(self, job_id: str) -> None:
+        """Follow a job no more. It goes on."""
+        self._socket.leave(job_id)
+
+    def fetch(self, job_id: str, what: str) -> bytes:
+        """The bytes of a job's `result`, or of one of its `values/NUMBER`."""
+        return self._http.fetch(f"{path('/v1/jobs', job_id)}/{what}")
+
+    def jobs(
+        self, *, state: str | None = None, model: str | None = None, tenant: str | None = None
+    ) -> Iterator[JobView]:
+        """Own jobs, the newest first, page by page as they are asked for; with an admin's key, those of all tenants.
+
+        ``model`` is a repo id or a slug; ``tenant`` is for admins.
+        """
+        asked = {"state": state, "model": model, "tenant": tenant}
+        given = {name: value for name, value in asked.items() if value is not None}
+        cursor: str | None = None
+        while True:
+            page = read(JobPage, self._http.ask("GET", "/v1/jobs", {**given, **({"cursor": cursor} if cursor else {})}))
+            yield from page.jobs
+            if (cursor := page.next) is None:
+                return
+
+    def job(self, job_id: str) -> JobView:
+        """One job as it is now."""
+        return read(JobView, self._http.ask("GET", path("/v1/jobs", job_id)))
+
+    def cancel(self, job_id: str) -> JobView:
+        """Stop a job that waits or runs, and show it; one that has ended stays as it is, and is shown."""
+        return read(JobView, self._http.ask("DELETE", path("/v1/jobs", job_id), {"forget": "false"}))
+
+    def delete(self, job_id: str) -> JobView | None:
+        """Stop a job that waits or runs, and show it; of one that has ended, remove result, events and record: None."""
+        answer = self._http.ask("DELETE", path("/v1/jobs", job_id))
+        return None if answer.status_code == 204 else read(JobView, answer)
+
+    def events(self, job_id: str, after: str | None = None, follow: bool = True) -> Iterator[tuple[str, Event]]:
+        """(event id, event) from behind ``after``, each once, until the job's last, or until now without ``follow``.
+
+        A connection that breaks is made again, and goes on behind the last event that came.
+        """
+        tries = 0
+        broken: float | None = None
+        while True:
+            pause = min(0.1 * 2**tries, _LONGEST_PAUSE)
+            tries = min(tries + 1, 10)
+            try:
+                with self._http.events(job_id, after, follow) as events:
+                    broken = None
+                    for event_id, event in events:
+                        after, tries = event_id, 0
+                        yield event_id, event
+                        if isinstance(event, Ended):
+                            return
+                if not follow:
+                    return
+            except (httpx.HTTPError, Refused) as error:
+                if isinstance(error, Refused):
+                    if error.http_status not in _BUSY:
+                        raise
+                    pause = error.retry_after or pause
+                broken = broken or time.monotonic()
+                if time.monotonic() - broken > _PATIENCE:
+                    raise self._http.unreachable(error) from None
+            time.sleep(pause)
+
+    def logs(self, job_id: str, follow: bool = True) -> Iterator[str]:
+        """The lines that a job printed, and with ``follow`` those that it prints until it ends."""
+        return (event.text for _, event in self.events(job_id, follow=follow) if isinstance(event, Log))
+
+    def download(self, job_id: str, target: Path | str) -> int:
+        """Fetch a completed job's result into a file, and return its bytes. Call it again to go on after it broke off.
+
+        It is what torch.save wrote of the saved values, as one zstd frame if the request was compressed, as those of
+        stock nnsight are: ``torch.load(io.BytesIO(zstandard.decompress(target.read_bytes())))``.
+        """
+        target = Path(target)
+        part = target.with_name(f"{target.name}.{job_id}.part")
+        return self._http.download(path("/v1/jobs", job_id) + "/result", target, part)
+
+    def whoami(self) -> dict[str, Any]:
+        """Whose key this is: `email` is the tenant, None where no key is asked for."""
+        return self._object("GET", "/whoami")
+
+    def pause(self, model: str) -> dict[str, Any]:
+        """Start no more jobs of a model (repo id or slug); they wait. For admins, as what follows."""
+        return self._object("POST", path("/v1/models", model) + "/pause")
+
+    def resume(self, model: str) -> dict[str, Any]:
+        return self._object("POST", path("/v1/models", model) + "/resume")
+
+    def drain(self, replica: str) -> dict[str, Any]:
+        """Give a replica no more jobs."""
+        return self._object("POST", path("/v1/replicas", replica) + "/drain")
+
+    def undrain(self, replica: str) -> dict[str, Any]:
+        return self._object("DELETE", path("/v1/replicas", replica) + "/drain")
+
+    def tenant(self, tenant: str) -> dict[str, Any]:
+        """A tenant's `weight`, and the `limits` that were set at run time."""
+        return self._object("GET", path("/v1/tenants", tenant))
+
+    def set_tenant(
+        self, tenant: str, *, weight: float | None = None, limits: Mapping[str, float | None] | None = None
+    ) -> dict[str, Any]:
+        """Set a tenant's weight, its limits (all that are set at run time: `{}` takes them back), or both."""
+        changes = {"weight": weight, "limits": None if limits is None else dict(limits)}
+        given = {name: value for name, value in changes.items() if value is not None}
+        return self._object("PUT", path("/v1/tenants", tenant), given)
+
+    def _object(self, method: str, at: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        found: dict[str, Any] = self._http.ask(method, at, body=body).json()
+        return found

@@ -1,0 +1,197 @@
+"""HTTP to one server, over connections that are kept, and the errors that it answers with as ours."""
+
+import ipaddress
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote, urlsplit
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from interlace import __version__
+from interlace._errors import Refused, Unreachable
+from interlace.protocol import event as words
+from interlace.protocol.errors import InterlaceError
+from interlace.protocol.event import Event
+
+_CONNECT = 10.0  # seconds
+_ANSWER = 600.0  # seconds
+#: A stream that is silent for so long is dead: the server says something every 15 seconds.
+SILENCE = 45.0
+_PATIENCE = 30.0  # seconds that a request is repeated whose connection broke
+_PAUSE = 0.2  # seconds
+_LONGEST_LINE = 16 << 20  # bytes of one event; a server that sends more is none of ours
+
+_View = TypeVar("_View", bound=BaseModel)
+
+
+class Http:
+    """One server's HTTP, with one key. Raises Refused and Unreachable."""
+
+    def __init__(self, url: str, api_key: str | None) -> None:
+        self.url = url
+        self.headers = {"User-Agent": f"interlace/{__version__}"} | ({"ndif-api-key": api_key} if api_key else {})
+        self._http = httpx.Client(
+            base_url=url,
+            headers=self.headers,
+            timeout=httpx.Timeout(_ANSWER, connect=_CONNECT),
+            trust_env=not is_loopback(urlsplit(url).hostname or ""),  # no proxy on the way to our own machine
+            verify=url.startswith("https:"),  # what that needs takes 20 ms to load
+        )
+
+    def close(self) -> None:
+        self._http.close()
+
+    def ask(
+        self, method: str, path: str, query: Mapping[str, str] | None = None, body: Mapping[str, Any] | None = None
+    ) -> httpx.Response:
+        try:
+            answer = self._http.request(method, path, params=query, json=body)
+        except httpx.HTTPError as error:
+            raise self.unreachable(error) from None
+        if not answer.is_success:
+            raise refusal(answer)
+        return answer
+
+    def submit(self, envelope: str, blob: bytes, headers: Mapping[str, str]) -> str:
+        """Post a job and return its id. A connection that breaks is made again: the same request is the same job."""
+        headers = {**headers, "Idempotency-Key": uuid.uuid4().hex}
+        files = {"blob": ("request", blob, "application/octet-stream")}
+        until, broke = time.monotonic() + _PATIENCE, False
+        while True:
+            try:
+                answer = self._http.post("/request", data={"data": envelope}, files=files, headers=headers)
+            except httpx.TransportError as error:
+                # Who does not answer at all is told so at once.
+                if time.monotonic() > until or (isinstance(error, httpx.ConnectError) and not broke):
+                    raise self.unreachable(error) from None
+                broke = True
+                time.sleep(_PAUSE)
+                continue
+            if not answer.is_success:
+                raise refusal(answer)
+            return str(answer.json()["id"])
+
+    def fetch(self, url: str) -> bytes:
+        """Bytes, whole. A download that breaks goes on where it was."""
+        found, until = bytearray(), time.monotonic() + _PATIENCE
+        while True:
+            headers = {"Range": f"bytes={len(found)}-"} if found else {}
+            try:
+                with self._http.stream("GET", url, headers=headers) as answer:
+                    if answer.status_code not in (200, 206):
+                        answer.read()
+                        raise refusal(answer)
+                    if answer.status_code == 200:
+                        found.clear()
+                    for piece in answer.iter_bytes():
+                        found += piece
+                        until = time.monotonic() + _PATIENCE
+                return bytes(found)
+            except httpx.TransportError as error:
+                if time.monotonic() > until:
+                    raise self.unreachable(error) from None
+                time.sleep(_PAUSE)
+
+    @contextmanager
+    def events(self, job_id: str, after: str | None, follow: bool) -> Iterator[Iterator[tuple[str, Event]]]:
+        """One connection and its events. Raises httpx.HTTPError when it breaks, Refused."""
+        headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": after} if after else {})
+        timeout = httpx.Timeout(SILENCE, connect=_CONNECT)
+        at, asked = path("/v1/jobs", job_id) + "/events", {"follow": "true" if follow else "false"}
+        with self._http.stream("GET", at, params=asked, headers=headers, timeout=timeout) as answer:
+            if answer.status_code != 200:
+                answer.read()
+                raise refusal(answer)
+            yield _events(_lines(answer.iter_bytes()))
+
+    def download(self, url: str, target: Path, part: Path) -> int:
+        """Fetch bytes into a file, and return how many. Called again, it goes on after it broke off in ``part``."""
+        have = part.stat().st_size if part.exists() else 0
+        headers = {"Range": f"bytes={have}-"} if have else {}
+        try:
+            with self._http.stream("GET", url, headers=headers) as answer:
+                if answer.status_code == 416 and have:  # all of it is there
+                    size = answer.headers.get("content-range", "").rpartition("/")[2]
+                    if size == str(have):
+                        part.replace(target)
+                        return have
+                if answer.status_code not in (200, 206):
+                    answer.read()
+                    raise refusal(answer)
+                with part.open("ab" if answer.status_code == 206 else "wb") as file:
+                    for piece in answer.iter_bytes():
+                        file.write(piece)
+        except httpx.HTTPError as error:
+            raise self.unreachable(error) from None
+        part.replace(target)
+        return target.stat().st_size
+
+    def unreachable(self, error: Exception) -> InterlaceError:
+        if isinstance(error, Refused):
+            return error
+        return Unreachable(f"{self.url} does not answer: {error or type(error).__name__}")
+
+
+def _events(lines: Iterable[str]) -> Iterator[tuple[str, Event]]:
+    """Read what our server sends of server-sent events: `id`, then `data` in one line, then an empty line."""
+    event_id, data = "", ""
+    for line in lines:
+        name, _, value = line.partition(": ")
+        if name == "id":
+            event_id = value
+        elif name == "data":
+            data = value
+        elif not line and data:
+            yield event_id, _decoded(data)
+            data = ""
+
+
+def _decoded(data: str) -> Event:
+    try:
+        return words.decode(data)
+    except ValidationError:
+        raise InterlaceError(f"The server sent an event that this client does not know: {data[:200]}") from None
+
+
+def _lines(pieces: Iterable[bytes]) -> Iterator[str]:
+    """Whole lines, of which text may hold any character but a line feed: `str.splitlines` would cut at others."""
+    rest = b""
+    for piece in pieces:
+        *whole, rest = (rest + piece).split(b"\n")
+        for line in whole:
+            yield line.decode()
+        if len(rest) > _LONGEST_LINE:
+            raise InterlaceError(f"The server sent an event of over {_LONGEST_LINE:,} bytes.")
+
+
+def refusal(answer: httpx.Response) -> Refused:
+    try:
+        sentence = str(answer.json()["detail"])
+    except (ValueError, KeyError, TypeError):
+        sentence = f"{answer.request.url} answered {answer.status_code}: {answer.text[:200]}"
+    after = answer.headers.get("retry-after", "")
+    return Refused(answer.status_code, sentence, float(after) if after.isdecimal() else None)
+
+
+def read(kind: type[_View], answer: httpx.Response) -> _View:
+    try:
+        return kind.model_validate_json(answer.content)
+    except ValidationError as error:
+        raise InterlaceError(f"{answer.request.url} did not answer as Interlace does: {error}") from None
+
+
+def path(root: str, name: str) -> str:
+    """A resource's path; `/` is one of the characters that its name may hold."""
+    return f"{root}/{quote(name, safe='')}"
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,207 @@
+"""`WS /v1/stream`: one socket of our own client, the events of many jobs, and it goes on where another broke off.
+
+The client says, in text frames, which jobs it follows: `{"follow": JOB, "after": EVENT ID or null}`, `{"leave": JOB}`.
+It is told, in text frames, `{"job", "id", "event"}` for each event, `{"job", "failed", "status"}` where a job cannot be
+followed (without a job: nothing can, and the socket is closed), and `{}` in 15 seconds of silence. An event that comes
+with bytes, a value or a result that is no larger than `store.inline_bytes`, is a binary frame: four bytes, big-endian,
+of the length of such a text, the text, then the bytes. A client that leaves ends no job.
+"""
+
+import asyncio
+import json
+import struct
+from contextlib import suppress
+from typing import Annotated, Any
+
+from fastapi import APIRouter, WebSocket, WebSocketDisconnect
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from redis.exceptions import RedisError
+
+from interlace.protocol.errors import InterlaceError, InvalidRequest, ShuttingDown, TooMany
+from interlace.protocol.event import Ended, Event, Saved
+from interlace_server import metrics
+from interlace_server.doors.auth import Caller, caller_of
+from interlace_server.errors import REDIS_DOWN, unexpected
+from interlace_server.gateway import Gateway, gateway_of
+from interlace_state import log
+from interlace_state.tasks import cancelled
+
+router = APIRouter()
+
+_MOST_JOBS = 256  # followed at a time by one socket
+_KEEP_ALIVE = 15.0  # seconds of silence
+_IDLE = 900.0  # seconds without a job
+#: A socket ends after so many seconds, and its client opens another: what its key may see is looked at again.
+_LONGEST = 3600.0
+_RETRY = 0.2  # seconds
+_HEAD = struct.Struct("!I")
+
+_JobId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+
+
+class _Word(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Follow(_Word):
+    """Tell what happened to a job behind an event, then what happens."""
+
+    follow: _JobId
+    after: Annotated[str, Field(pattern=r"^[0-9]{1,19}(-[0-9]{1,19})?$")] | None = None
+
+
+class Leave(_Word):
+    """Tell no more of a job."""
+
+    leave: _JobId
+
+
+_WORDS: TypeAdapter[Follow | Leave] = TypeAdapter(Follow | Leave)
+
+
+@router.websocket("/v1/stream")
+async def stream(websocket: WebSocket) -> None:
+    gateway = gateway_of(websocket)
+    await websocket.accept()
+    with suppress(WebSocketDisconnect):
+        try:
+            caller = caller_of(websocket)
+        except (InterlaceError, RedisError) as error:
+            await websocket.send_text(json.dumps(_refusal(error)))
+            await websocket.close(1008)
+            return
+        await Stream(websocket, gateway, caller).run()
+
+
+class Stream:
+    """A client's socket and the jobs that it follows."""
+
+    def __init__(self, websocket: WebSocket, gateway: Gateway, caller: Caller) -> None:
+        self._websocket = websocket
+        self._gateway = gateway
+        self._caller = caller
+        self._following: dict[str, asyncio.Task[None]] = {}
+        self._sending = asyncio.Lock()
+        self._clock = asyncio.get_running_loop().time
+        self._busy_at = self._said_at = self._clock()
+
+    async def run(self) -> None:
+        """Listen and tell, until the client has gone, nothing was asked for long, or the server closes."""
+        tasks = (
+            asyncio.create_task(self._listen(), name="stream-listen"),
+            asyncio.create_task(self._last(), name="stream-last"),
+            asyncio.create_task(self._gateway.drain.closing.wait(), name="stream-closing"),
+        )
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await cancelled(*tasks, *self._following.values())
+            with suppress(RuntimeError, WebSocketDisconnect):
+                await self._websocket.close(1012)
+
+    async def _listen(self) -> None:
+        try:
+            while True:
+                text = await self._websocket.receive_text()
+                self._busy_at = self._clock()
+                try:
+                    word = _WORDS.validate_json(text)
+                except ValidationError:
+                    raise InvalidRequest(f"Expected a job to follow or to leave, and not {text[:80]!r}.") from None
+                if isinstance(word, Leave):
+                    if leaving := self._following.pop(word.leave, None):
+                        leaving.cancel()
+                elif word.follow not in self._following:
+                    await self._begin(word.follow, word.after or "0")
+        except (WebSocketDisconnect, KeyError):  # or it has sent bytes
+            return
+        except InvalidRequest as error:
+            await self._send(_refusal(error))
+
+    async def _begin(self, job_id: str, after: str) -> None:
+        if len(self._following) >= _MOST_JOBS:
+            full = TooMany("The number of jobs that this socket follows", _MOST_JOBS, "jobs", "none: open another", 1)
+            await self._send({"job": job_id, **_refusal(full)})
+            return
+        self._following[job_id] = asyncio.create_task(self._follow(job_id, after), name=f"stream {job_id}")
+
+    async def _last(self) -> None:
+        """Break the silence; returns when the socket has had its time."""
+        until = self._clock() + _LONGEST
+        while (now := self._clock()) < until:
+            if self._following:
+                self._busy_at = now
+            if now - self._busy_at > _IDLE:
+                return
+            if now - self._said_at >= _KEEP_ALIVE:
+                await self._send({})
+            await asyncio.sleep(_KEEP_ALIVE / 3)
+
+    async def _follow(self, job_id: str, after: str) -> None:
+        """Tell a job's events behind one; it ends with the last of them."""
+        try:
+            with self._gateway.drain.stream():
+                await self._gateway.state.events.last(job_id, self._caller.tenant)  # or it is not the caller's
+                await self._tell_all(job_id, after)
+        except (InterlaceError, RedisError) as error:
+            await self._give_up({"job": job_id, **_refusal(error)})
+        except (WebSocketDisconnect, RuntimeError):  # the client has gone
+            return
+        except Exception as error:  # noqa: BLE001  the task's edge: whatever broke, the client must hear of it
+            await self._give_up({"job": job_id, "failed": unexpected(error, "/v1/stream"), "status": 500})
+        finally:
+            if self._following.get(job_id) is asyncio.current_task():
+                del self._following[job_id]
+
+    async def _tell_all(self, job_id: str, after: str) -> None:
+        """Raises InterlaceError, RedisError when Redis stays away."""
+        lost: float | None = None
+        while True:
+            try:
+                async for event_id, event in self._gateway.state.events.follow(job_id, after):
+                    lost = None
+                    await self._tell(job_id, event_id, event)
+                    after = event_id
+                return
+            except RedisError:
+                lost = lost or self._clock()
+                if self._clock() - lost > _KEEP_ALIVE:
+                    raise
+                await asyncio.sleep(_RETRY)
+
+    async def _tell(self, job_id: str, event_id: str, event: Event) -> None:
+        data = await self._bytes_of(job_id, event)
+        shown = event.bare if isinstance(event, Saved) else event
+        head = {"job": job_id, "id": event_id, "event": shown.model_dump(mode="json")}
+        with metrics.delivering(data if isinstance(event, Ended) and data is not None else ""):
+            await self._send(head, data)
+
+    async def _bytes_of(self, job_id: str, event: Event) -> bytes | None:
+        """What goes with an event; None where there is nothing, or too much: it is fetched by HTTP then."""
+        most, state = self._gateway.config.store.inline_bytes, self._gateway.state
+        if isinstance(event, Saved) and event.size <= most:
+            return event.data if event.data is not None else await state.values.read(job_id, event.number)
+        if isinstance(event, Ended) and event.result is not None and event.result.size <= most:
+            return await state.results.read(job_id)
+        return None
+
+    async def _give_up(self, sentence: dict[str, Any]) -> None:
+        with suppress(WebSocketDisconnect, RuntimeError):
+            await self._send(sentence)
+
+    async def _send(self, head: dict[str, Any], data: bytes | None = None) -> None:
+        text = json.dumps(head)
+        async with self._sending:  # a frame waits until the client has taken those before it
+            self._said_at = self._clock()
+            if data is None:
+                await self._websocket.send_text(text)
+            else:
+                said = text.encode()
+                await self._websocket.send_bytes(b"".join((_HEAD.pack(len(said)), said, data)))
+
+
+def _refusal(error: InterlaceError | RedisError) -> dict[str, Any]:
+    if isinstance(error, InterlaceError):
+        return {"failed": str(error), "status": error.http_status}
+    log.warning("redis_failed", path="/v1/stream", error=str(error))
+    return {"failed": REDIS_DOWN, "status": ShuttingDown.http_status}

@@ -1,0 +1,65 @@
+"""Values that left before their job's end: `values/{job id}/{number}`, opaque, gone with the job."""
+
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from pathlib import Path
+
+from redis.asyncio import Redis
+
+from interlace.protocol.errors import UnknownValue
+from interlace_state.files import Files, Piece
+from interlace_state.keys import Keys
+
+FOLDER = "values"
+#: What is so small travels in its event.
+INLINE_BYTES = 32 << 10
+#: ... as long as those of its job are no more together: events lie in Redis.
+INLINE_TOGETHER = 1 << 20
+_BATCH = 500
+
+
+class Values:
+    """The streamed values of all jobs."""
+
+    def __init__(self, redis: Redis, keys: Keys, files: Files) -> None:
+        self._redis = redis
+        self._keys = keys
+        self._files = files
+
+    def stage(self) -> Path:
+        """An empty private file for a value, for `put`."""
+        return self._files.stage()
+
+    async def put(self, job_id: str, number: int, staged: Path) -> None:
+        """Take a value in. One of a former run of the job goes: it was the same value."""
+        await self._files.adopt(staged, f"{FOLDER}/{job_id}/{number}")
+
+    async def read(self, job_id: str, number: int) -> bytes:
+        """A whole value. Raises UnknownValue."""
+        try:
+            return await self._files.get(f"{FOLDER}/{job_id}/{number}")
+        except FileNotFoundError:
+            raise UnknownValue(job_id, number) from None
+
+    async def open(self, job_id: str, number: int) -> tuple[int, Callable[[int, int], AsyncIterator[Piece]]]:
+        """A value's size in bytes, and what gives its bytes from one position up to another. Raises UnknownValue."""
+        name = f"{FOLDER}/{job_id}/{number}"
+        try:
+            return await self._files.size(name), partial(self._files.stream, name)
+        except FileNotFoundError:
+            raise UnknownValue(job_id, number) from None
+
+    async def collect(self) -> int:
+        """Remove the values of jobs that are known no more; returns of how many."""
+        jobs = sorted({name.partition("/")[0] for name in await self._files.names(FOLDER)})
+        gone = []
+        for first in range(0, len(jobs), _BATCH):
+            batch = jobs[first : first + _BATCH]
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for job_id in batch:
+                    pipe.exists(self._keys.job(job_id))
+                there = await pipe.execute()
+            gone += [job_id for job_id, is_there in zip(batch, there, strict=True) if not is_there]
+        for job_id in gone:
+            await self._files.delete_folder(f"{FOLDER}/{job_id}")
+        return len(gone)

@@ -1,0 +1,135 @@
+"""Promise: many small traces of yours cost one forward, and each is as if it had been alone."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import running
+import tiny
+import torch
+from nnsight import TransformersModel
+from nnsight.intervention.backends.remote import RemoteError
+from parity import Lab, assert_same
+
+import interlace
+from interlace.protocol.job import JobState
+
+PROMPT = "The Eiffel Tower is in the city of"
+OTHER = "When Mary and John went to the store"
+DEADLINE = 60.0  # seconds
+
+
+def layers(model: Any) -> Any:
+    return model.transformer.h if hasattr(model._module, "transformer") else model.model.layers
+
+
+@contextlib.contextmanager
+def waiting(server: running.Running, repo_id: str, count: int) -> Iterator[None]:
+    """Hold the model back until so many jobs of the block's clients wait for it."""
+    with interlace.Client(server.url) as operator:
+        operator.pause(repo_id)
+
+        def resume() -> None:
+            end = time.monotonic() + DEADLINE
+            while sum(job.state is JobState.QUEUED for job in operator.jobs()) < count and time.monotonic() < end:
+                time.sleep(0.05)
+            operator.resume(repo_id)
+
+        resuming = threading.Thread(target=resume)
+        resuming.start()
+        try:
+            yield
+        finally:
+            resuming.join()
+
+
+def together(server: running.Running, repo_id: str, cases: list[Callable[[Any, Any], Any]]) -> list[Any]:
+    """Run each case in a thread of its own, on a model object of its own, all at once."""
+    clients = [TransformersModel(repo_id, task="text-generation") for _ in cases]
+    with waiting(server, repo_id, len(cases)), ThreadPoolExecutor(len(cases)) as pool:
+        return list(pool.map(lambda case, client: case(client, True), cases, clients))
+
+
+def read(model: Any, remote: Any) -> tuple[Any, ...]:
+    blocks = layers(model)
+    with model.trace(PROMPT, remote=remote) as tracer:
+        hidden = blocks[1].output.save()
+        logits = model.lm_head.output.save()
+    return merged(tracer), hidden, logits
+
+
+def ablate(model: Any, remote: Any) -> tuple[Any, ...]:
+    blocks = layers(model)
+    with model.trace(PROMPT, remote=remote) as tracer:
+        blocks[0].output[:, -1] = 0
+        logits = model.lm_head.output[:, -1].save()
+    return merged(tracer), logits
+
+
+def patch(model: Any, remote: Any) -> tuple[Any, ...]:
+    blocks = layers(model)
+    with model.trace(PROMPT, remote=remote) as tracer:
+        blocks[1].output = blocks[1].output.flip(dims=(1,))
+        best = model.lm_head.output[0].argmax(dim=-1).tolist().save()
+    return merged(tracer), best
+
+
+def gradient(model: Any, remote: Any) -> tuple[Any, ...]:
+    blocks = layers(model)
+    with model.trace(PROMPT, remote=remote) as tracer:
+        hidden = blocks[1].output
+        with model.lm_head.output.sum().backward():
+            grad = hidden.grad.save()
+    return merged(tracer), grad
+
+
+def longer(model: Any, remote: Any) -> tuple[Any, ...]:
+    blocks = layers(model)
+    with model.trace(OTHER, remote=remote) as tracer:
+        hidden = blocks[1].output.save()
+    return merged(tracer), hidden
+
+
+def fails(model: Any, remote: Any) -> tuple[Any, ...]:
+    blocks = layers(model)
+    with pytest.raises((RemoteError, IndexError), match="out of bounds"), model.trace(PROMPT, remote=remote):
+        blocks[1].output[:, 99].save()
+    return 0, "failed"
+
+
+def merged(tracer: Any) -> int:
+    """Jobs in the forward, as the server says; 0 for one that ran alone."""
+    meta = getattr(getattr(tracer, "backend", None), "meta", None) or {}
+    return int(meta.get("merged", 0))
+
+
+CASES = [read, ablate, patch, gradient, longer, fails, read, ablate, patch, longer]
+
+
+@pytest.mark.parametrize("repo_id", [tiny.GPT2, tiny.LLAMA], ids=["gpt2", "llama"])
+def test_each_of_ten_clients_has_what_it_would_have_had_alone(lab: Lab, on_ray: running.Running, repo_id: str) -> None:
+    local = [case(lab.local(repo_id), False) for case in CASES]
+    remote = together(on_ray, repo_id, CASES)
+    for (_, *mine), (_, *theirs) in zip(remote, local, strict=True):
+        assert_same(theirs, mine)
+    sizes = [size for size, *_ in remote]
+    assert sizes[0] == sizes[1] == sizes[2] == sizes[6] >= 6
+    assert sizes[4] == sizes[9] == 2
+    assert (sizes[3], sizes[5]) == (0, 0)
+
+
+def test_in_a_session_a_trace_runs_alone_and_is_the_same_bit_for_bit(lab: Lab, on_ray: running.Running) -> None:
+    def alone(model: Any, remote: Any) -> tuple[Any, ...]:
+        blocks = layers(model)
+        with model.session(remote=remote) as session:
+            with model.trace(PROMPT):
+                hidden = blocks[1].output.save()
+        return merged(session), hidden
+
+    found = together(on_ray, tiny.GPT2, [alone] * 4)
+    assert [size for size, _ in found] == [0] * 4
+    assert all(torch.equal(found[0][1], hidden) for _, hidden in found)

@@ -1,0 +1,105 @@
+"""Ray Serve's autoscaling by our queues, of which Ray knows nothing: replicas pull their jobs from Redis.
+
+An actor follows the queues; the policy that Serve asks, in its controller, hears from the actor without ever waiting.
+Serve writes a policy's arguments to its log, so that Redis' address, which has a password in it, is the actor's alone.
+"""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future
+from typing import Any
+
+import ray
+from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingPolicy
+
+from interlace.protocol.model import ModelKey
+from interlace_state import log
+from interlace_state.config import Autoscale, Config
+from interlace_state.store import open_state
+from interlace_workers import scaling
+
+_NAME, _NAMESPACE = "interlace-scaler", "interlace"
+_PAUSE = 1.0  # seconds until an actor that was not there is looked for again
+
+
+class Scaler:
+    """The actor: how many replicas of each model shall run."""
+
+    async def __init__(self, config: str, models: Mapping[str, int]) -> None:  # type: ignore[misc]
+        """``models``: canonical keys, and their positions in the configuration."""
+        self._config = Config.model_validate_json(config)
+        self._models = {ModelKey.parse(key): index for key, index in models.items()}
+        self._wanted: dict[str, int] = {}
+        self._following = asyncio.get_running_loop().create_task(self._follow(), name="scaler")
+
+    async def _follow(self) -> None:
+        log.configure(model="*", replica=_NAME)
+        async with open_state(self._config) as state, asyncio.TaskGroup() as group:
+
+            async def follow(key: ModelKey, settings: Autoscale) -> None:
+                async for wanted in scaling.follow(state, key, settings):
+                    self._wanted[key.slug] = wanted
+
+            for key, index in self._models.items():
+                if (settings := self._config.models[index].autoscale) is not None:
+                    group.create_task(follow(key, settings))
+
+    async def wanted(self, slug: str) -> int | None:
+        """None while that is not known. Raises what ended the following of the queues."""
+        if self._following.done():
+            self._following.result()
+        return self._wanted.get(slug)
+
+
+class QueueDepth:
+    """The policy of one model. While the actor is not there, what is stays."""
+
+    def __init__(self, prefix: str, slug: str) -> None:
+        self._name = f"{_NAME} {prefix}"
+        self._slug = slug
+        self._wanted: int | None = None
+        self._scaler: Any = None
+        self._answer: Future[int | None] | None = None
+        self._not_before = 0.0
+
+    def __call__(self, context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
+        self._ask()
+        return context.target_num_replicas if self._wanted is None else self._wanted, {}
+
+    def _ask(self) -> None:
+        if self._answer is not None and not self._answer.done():
+            return
+        try:
+            if self._answer is not None:
+                self._wanted = self._answer.result()
+            if self._scaler is None:
+                if time.monotonic() < self._not_before:
+                    return
+                self._scaler = ray.get_actor(self._name, namespace=_NAMESPACE)
+            self._answer = self._scaler.wanted.remote(self._slug).future()
+        except (ValueError, ray.exceptions.RayError):  # it is not there, or no longer
+            self._scaler = self._answer = None
+            self._not_before = time.monotonic() + _PAUSE
+
+
+def start(config: Config, models: Mapping[str, int]) -> Any:
+    """Start the actor and return its handle, without which it ends. Blocks until Ray knows of it."""
+    options = {"name": f"{_NAME} {config.redis.prefix}", "namespace": _NAMESPACE, "num_cpus": 0, "max_restarts": -1}
+    return ray.remote(Scaler).options(**options).remote(config.model_dump_json(), dict(models))
+
+
+def autoscaling(prefix: str, slug: str, settings: Autoscale) -> AutoscalingConfig:
+    """What Serve is told: do at once what the policy says, which has waited for all that there is to wait for."""
+    policy = AutoscalingPolicy(
+        policy_function=f"{__name__}:{QueueDepth.__name__}", policy_kwargs={"prefix": prefix, "slug": slug}
+    )
+    return AutoscalingConfig(
+        min_replicas=settings.least,
+        initial_replicas=settings.least,
+        max_replicas=settings.most,
+        upscale_delay_s=0,
+        downscale_delay_s=0,
+        downscale_to_zero_delay_s=0,
+        policy=policy,
+    )

@@ -1,0 +1,70 @@
+"""Start a zygote: a process that imports what models need, and then loads the one that it is told to.
+
+Needs the standard library only, so that a program can start one before its own imports.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+from interlace_workers import channel
+
+#: All that a zygote, and so user code, sees of our environment.
+_PASSED = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
+_FIXED = {
+    # A fork needs one thread, and a thread that spins for another's core costs 20 times the forward.
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "passive",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+    "HF_DEACTIVATE_ASYNC_LOAD": "1",
+    "NNSIGHT_CONFIG": os.devnull,
+    "NDIF_HOST": "http://remote-inside-a-job.invalid",
+    "PYTHONUNBUFFERED": "1",
+    "PYTHONHASHSEED": "0",
+}
+#: The module as a program, without the collector's 0.5 s of looks at modules that stay; it turns the collector on.
+_RUN = "import gc, runpy; gc.disable(); runpy.run_module('interlace_workers.zygote', None, '__main__', True)"
+
+
+class Spawned:
+    """A zygote's process, ours or one that another process has started, and our end of its channel."""
+
+    def __init__(self, pid: int, pidfd: int, end: socket.socket) -> None:
+        self.pid = pid
+        self.pidfd = pidfd
+        self.end = end
+
+    async def wait(self) -> None:
+        """Until it has ended."""
+        ended, loop = asyncio.Event(), asyncio.get_running_loop()
+        loop.add_reader(self.pidfd, ended.set)
+        try:
+            await ended.wait()
+        finally:
+            loop.remove_reader(self.pidfd)
+        with contextlib.suppress(ChildProcessError):  # it is another's to bury
+            os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
+
+    def terminate(self) -> None:
+        signal.pidfd_send_signal(self.pidfd, signal.SIGTERM)
+
+    def kill(self) -> None:
+        signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+
+
+def spawn() -> Spawned:
+    """Start one. It ends when our end of its channel does."""
+    ours, theirs = channel.pair()
+    environment = {name: os.environ[name] for name in _PASSED if name in os.environ} | _FIXED
+    command = [sys.executable, "-P", "-c", _RUN, str(theirs.fileno())]
+    with theirs:
+        process = subprocess.Popen(command, env=environment, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+    process.returncode = 0  # to be buried by `Spawned`, and not looked after by the class that started it
+    return Spawned(process.pid, os.pidfd_open(process.pid), ours)
