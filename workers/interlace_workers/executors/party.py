@@ -17,7 +17,8 @@ from interlace.protocol.job import Cost, Job
 from interlace_workers import metrics
 from interlace_workers.executors.base import Apart, Done, Failed, Happening, Printed, Runner, Started, Step
 from interlace_workers.executors.cgroup import JobGroup
-from interlace_workers.executors.fork import Execution, ForkExecutor, memory_of, order_of, send_order
+from interlace_workers.executors.execution import Execution, memory_of, order_of, send_order
+from interlace_workers.executors.fork import ForkExecutor
 from interlace_workers.executors.memory import MemoryWatch
 from interlace_workers.executors.zygote_process import Child, Exit
 

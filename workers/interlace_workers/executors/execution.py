@@ -1,0 +1,303 @@
+"""One job in one child: its order and descriptors, what it says and prints, its limits, how it ended."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+from interlace.protocol import frames
+from interlace.protocol.errors import LimitExceeded
+from interlace.protocol.frames import BrokenFrame, Frame, FrameKind
+from interlace.protocol.job import Cost, Job, Limits
+from interlace_workers import channel, steps
+from interlace_workers.executors import proc
+from interlace_workers.executors.base import Done, ExecutorLost, Failed, Happening, Printed, Started, Step
+from interlace_workers.executors.cgroup import JobGroup
+from interlace_workers.executors.memory import MemoryWatch
+from interlace_workers.executors.values import Inlet
+from interlace_workers.executors.zygote_process import Child, Exit
+from interlace_workers.order import Order
+
+_LOOK = 0.05  # seconds between two looks at what a job uses
+_READ = 64 << 10  # bytes
+_LONGEST_LINE = 16 << 10  # bytes
+#: How long the last output of a job that has said how it ended may take to arrive.
+_LAST_WORDS_SECONDS = 1.0
+_BEGIN_SECONDS = 0.05  # that output waits for the word that the job has begun
+#: Happenings that may wait for whoever records them; a job that prints faster waits, too.
+_AHEAD = 64
+#: What an empty line counts against the limit of output, for it costs an event like any other.
+_LEAST_LINE = 64  # bytes
+#: What may have led to a signal. An abort of process 1, which a job is, ends in SIGSEGV.
+_SIGNALS = {
+    "SIGABRT": " (an abort of native code)",
+    "SIGKILL": " (most likely it used more memory than the machine has)",
+    "SIGSEGV": " (a crash or an abort of native code)",
+}
+
+
+class Execution:
+    """One job in one child: hands the order over, listens, keeps the limits."""
+
+    def __init__(self, child: Child, limits: Limits, memory: JobGroup | MemoryWatch | None = None) -> None:
+        """``memory`` is what counts the child's, where others of its jobs have it already."""
+        self._child = child
+        self._limits = limits
+        self._resident_at_start = proc.resident_bytes(child.pid)
+        self._memory = memory or memory_of(child, limits.memory_bytes)
+        self._stopped: Failed | None = None
+        self._started, self._started_at = time.monotonic(), time.time()
+        self._events, self._logs = _Pipe(), _Pipe()
+        self._values = Inlet(limits)
+        self._happened: asyncio.Queue[Happening] = asyncio.Queue(_AHEAD)
+        self._log_bytes_left = limits.log_bytes
+        self._begun = asyncio.Event()
+
+    def order(self, order: Order, payload: bytes, result: Path) -> None:
+        """Give the child its job; what it reads and writes travels as descriptors. Raises ExecutorLost."""
+        with self.descriptors(payload, result) as fds:
+            send_order(self._child, order.as_message(), [*fds, self._values.open(result.parent)])
+
+    @contextlib.contextmanager
+    def descriptors(self, payload: bytes, result: Path) -> Iterator[list[int]]:
+        """What goes to the child beside its order: payload, result, events, logs. Ours are closed afterwards."""
+        with open(os.memfd_create("payload", os.MFD_CLOEXEC), "w+b") as source, open(result, "r+b") as target:
+            source.write(payload)
+            source.flush()
+            os.lseek(source.fileno(), 0, os.SEEK_SET)
+            yield [source.fileno(), target.fileno(), self._events.write_end, self._logs.write_end]
+        self._events.close_write_end()
+        self._logs.close_write_end()
+
+    async def happenings(self) -> AsyncGenerator[Happening, None]:
+        """What happens, as it happens; Done or Failed comes last."""
+        logs = asyncio.create_task(self._read_logs(), name="logs")
+        end = asyncio.create_task(self._read_events(logs), name="events")
+        guard = asyncio.create_task(self._guard(), name="guard")
+        try:
+            while (happening := await self._next(end)) is not None:
+                yield happening
+            yield end.result()
+        finally:
+            for task in (guard, logs, end):
+                task.cancel()
+            await asyncio.gather(guard, logs, end, return_exceptions=True)
+
+    async def _next(self, end: "asyncio.Task[Done | Failed]") -> Happening | None:
+        """The next thing that happens; None when the job has ended."""
+        getting = asyncio.create_task(self._happened.get(), name="next")
+        try:
+            await asyncio.wait({getting, end}, return_when=asyncio.FIRST_COMPLETED)
+            return getting.result() if getting.done() else None
+        finally:
+            getting.cancel()
+
+    async def _guard(self) -> None:
+        """Kill the child once it is over its time or its memory, whatever it and our own readers do."""
+        until = self._started + self._limits.wall_seconds
+        while (left := until - time.monotonic()) > 0:
+            if isinstance(self._memory, MemoryWatch) and self._memory.is_over():  # a group needs nobody to look
+                self._stop("memory_bytes", self._too_much())
+                return
+            await asyncio.sleep(min(_LOOK, left))
+        self._stop(
+            "wall_seconds",
+            f"The job ran for {self._limits.wall_seconds:g} s, its limit, and was stopped. Do less in one job, or ask "
+            "the operator to raise `limits.wall_seconds`.",
+        )
+
+    def _too_much(self) -> str:
+        return (
+            f"The job held more than {self._limits.memory_bytes:,} bytes of memory over the model's own, its limit, "
+            "and was stopped. Hold less at a time, or ask the operator to raise `limits.memory_bytes`."
+        )
+
+    def _stop(self, limit: str, why: str) -> None:
+        self._stopped = self._failed(why, limit)
+        self._child.kill()
+
+    def close(self) -> None:
+        """End the child, if it has not ended, and let go of it."""
+        self._child.kill()
+        self._events.close()
+        self._logs.close()
+        self._values.close()
+        self._child.close()
+
+    async def _read_events(self, logs: "asyncio.Task[None]") -> Done | Failed:
+        """Follow the child's frames to how it ended."""
+        reader = frames.FrameReader()
+        started = False
+        try:
+            async for data in self._events.chunks():
+                for frame in reader.feed(data):
+                    if frame.kind is FrameKind.VALUE:
+                        if not started:
+                            raise BrokenFrame("a value of a job that has not started")
+                        await self._happened.put(self._values.take(frame.body))
+                        continue
+                    if frame.kind is not FrameKind.RUNNING:
+                        await asyncio.wait({logs}, timeout=_LAST_WORDS_SECONDS)
+                        return self._ended(frame)
+                    if started:
+                        raise BrokenFrame("a job starts once")
+                    started = True
+                    await self._happened.put(self._started_by(frame))
+                    self._begun.set()
+        except LimitExceeded as error:  # forged: the child's own code stops before
+            return self._failed(str(error), "broken_frame")
+        except BrokenFrame:
+            return self._failed("The job wrote to the channel that reports its end; it was stopped.", "broken_frame")
+        if self._stopped is not None:
+            await asyncio.wait({logs}, timeout=_LAST_WORDS_SECONDS)
+            return self._stopped
+        exit = await self._child.exited
+        await asyncio.wait({logs}, timeout=_LAST_WORDS_SECONDS)
+        if self._memory.is_over():
+            return Failed(text=self._too_much(), cost=self._cost(exit), reason="memory_bytes")
+        return Failed(text=_died(exit.code), cost=self._cost(exit), reason="died", crashed=exit.code < 0)
+
+    def _started_by(self, frame: Frame) -> Started:
+        return Started()
+
+    def _ended(self, frame: Frame) -> Done | Failed:
+        if frame.kind is FrameKind.DONE:
+            return Done(cost=self._cost(), steps=self._steps(frame.body))
+        return self._failed(frame.body.decode(errors="backslashreplace"))
+
+    async def _read_logs(self) -> None:
+        rest = b""
+        async for data in self._logs.chunks():
+            # The two pipes are read in any order; what is printed while the payload is read does come first.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_BEGIN_SECONDS):
+                    await self._begun.wait()
+            *lines, rest = (rest + data).split(b"\n")
+            if len(rest) > _LONGEST_LINE:
+                lines, rest = [*lines, rest], b""
+            await self._print(lines)
+        await self._print([rest] if rest else [])
+
+    async def _print(self, lines: list[bytes]) -> None:
+        kept = []
+        for line in lines:
+            if self._log_bytes_left < 0:
+                break
+            self._log_bytes_left -= max(len(line), _LEAST_LINE)
+            text = line[:_LONGEST_LINE].decode(errors="replace")
+            if self._log_bytes_left < 0:
+                text = f"[output is over {self._limits.log_bytes:,} bytes (`limits.log_bytes`); the rest is dropped]"
+            kept.append(text)
+        if kept:
+            await self._happened.put(Printed(lines=tuple(kept)))
+
+    def _steps(self, told: bytes) -> tuple[Step, ...]:
+        """What the child says of its time, laid end to end from the order on; nothing if that cannot be true."""
+        at, found = self._started_at, []
+        for name, seconds in steps.decode(told, time.monotonic() - self._started):
+            found.append(Step(name, at, at + seconds))
+            at += seconds
+        return tuple(found)
+
+    def _failed(self, text: str, reason: str = "raised") -> Failed:
+        return Failed(text=text, cost=self._cost(), reason=reason)
+
+    def _cost(self, exit: Exit | None = None) -> Cost:
+        """What the child has used so far, or had used at its end."""
+        pid = self._child.pid
+        peak = exit.peak_bytes if exit else proc.peak_resident_bytes(pid)
+        return Cost(
+            runtime=round(time.monotonic() - self._started, 4),
+            cpu_seconds=round(exit.cpu_seconds if exit else proc.cpu_seconds(pid), 4),
+            max_memory_usage=max(0, peak - self._resident_at_start),
+        )
+
+
+class _Pipe:
+    """A pipe from a child, whose write end the child gets."""
+
+    def __init__(self) -> None:
+        self._read_end, self.write_end = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self._read_end, False)
+        self._open = [self._read_end, self.write_end]
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """What comes out, until its writers are gone. Each piece gives the event loop a turn."""
+        loop = asyncio.get_running_loop()
+        while True:
+            readable = asyncio.Event()
+            # For one piece only: a reader that stays would spin while nobody takes what it announces.
+            loop.add_reader(self._read_end, readable.set)
+            try:
+                await readable.wait()
+            finally:
+                loop.remove_reader(self._read_end)
+            data = os.read(self._read_end, _READ)
+            if not data:
+                return
+            yield data
+
+    def close_write_end(self) -> None:
+        self._open.remove(self.write_end)
+        os.close(self.write_end)
+
+    def close(self) -> None:
+        for fd in self._open:
+            os.close(fd)
+        self._open.clear()
+
+
+def send_order(child: Child, message: dict[str, Any], fds: list[int]) -> None:
+    """Raises ExecutorLost."""
+    try:
+        channel.send(child.order, message, fds)
+    except OSError as error:
+        raise ExecutorLost(f"the child that was forked ahead does not take its order: {error}") from None
+
+
+def order_of(job: Job, threads: int) -> Order:
+    """A job as its child sees it."""
+    return Order(
+        compress=job.compress,
+        env=job.env,
+        memory_bytes=job.limits.memory_bytes,
+        unpacked_bytes=job.limits.unpacked_bytes,
+        result_bytes=job.limits.result_bytes,
+        streamed_values=job.limits.streamed_values,
+        offered_bytes=_offered(job),
+        # The parent keeps the wall time; this is for the case that it cannot.
+        cpu_seconds=1 + job.limits.wall_seconds * (1 + threads),
+    )
+
+
+def _offered(job: Job) -> int:
+    """Bytes of what is saved that may stream: all if its client has asked, little if one waits that cannot ask."""
+    if job.stream_saves:
+        return job.limits.result_bytes
+    return min(job.limits.unasked_bytes, job.limits.result_bytes - 1) if job.session_id else 0
+
+
+def memory_of(child: Child, most_bytes: int) -> JobGroup | MemoryWatch:
+    """What says whether the child holds more than it may: the kernel, where it counts, or we look."""
+    if child.group is not None:
+        with contextlib.suppress(OSError):
+            child.group.limit(most_bytes)
+            return child.group
+    watch = child.watch or MemoryWatch(child.pid, child.memory)
+    watch.limit(most_bytes)
+    return watch
+
+
+def _died(code: int) -> str:
+    if code >= 0:
+        return f"Your code ended its process with exit code {code}; nothing was saved."
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    hint = _SIGNALS.get(name, "")
+    return f"Your code's process was ended by {name}{hint}; nothing was saved."
