@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+from weakref import WeakValueDictionary
 
 import httpx
 
@@ -47,6 +48,7 @@ class Client:
         self.url = url.rstrip("/")
         self._http = Http(self.url, api_key)
         self._socket = Socket(self.url, self._http.headers)
+        self._jobs: WeakValueDictionary[str, RunningJob] = WeakValueDictionary()
 
     def __enter__(self) -> "Client":
         return self
@@ -97,9 +99,12 @@ class Client:
         return self.follow(self._http.submit(envelope, blob, headers), failure)
 
     def follow(self, job_id: str, failure: type[JobFailed] = JobFailed) -> RunningJob:
-        """A job of one's own, however it was posted, from its first event on."""
-        job = RunningJob(self, job_id, failure)
-        self._socket.follow(job_id, job)
+        """A job of one's own, however it was posted, from its first event on; the same object if it is at hand."""
+        job = self._jobs.get(job_id)
+        if job is None or job.lost:
+            job = self._jobs[job_id] = RunningJob(self, job_id, failure)
+        if job.ended is None:
+            self._socket.follow(job_id, job)
         return job
 
     def leave(self, job_id: str) -> None:

@@ -81,6 +81,11 @@ class RunningJob:
         """How it ended; None before."""
         return self._end()
 
+    @property
+    def lost(self) -> bool:
+        """Whether it is followed no more although its end is not known."""
+        return self._error is not None
+
     def wait(self, timeout: float | None = None) -> Ended:
         """Its end, however it ended. Raises TimeoutError, and InterlaceError where it cannot be followed any more."""
         with self._changed:

@@ -18,6 +18,7 @@ from interlace.protocol.event import Ended, Event
 _CONNECT = 10.0  # seconds
 _PATIENCE = 120.0  # seconds that the server may be gone before its jobs are given up
 _LONGEST_PAUSE = 5.0  # seconds between two tries
+_STEADY = 5.0  # seconds after which a connection has held
 #: Of a handshake: what a proxy or a server says that will be back.
 _BUSY = frozenset({429, 500, 502, 503, 504})
 _HEAD = struct.Struct("!I")
@@ -55,7 +56,10 @@ class Socket:
             self._start()
 
     def follow(self, job_id: str, follower: Follower) -> None:
-        """Tell somebody what happened to a job behind `after`, then what happens, to its last event or to a failure."""
+        """Tell somebody what happened to a job behind `after`, then what happens, to its last event or to a failure.
+
+        Of one job, one follower.
+        """
         with self._lock:
             self._followers[job_id] = follower
             self._start()
@@ -97,16 +101,18 @@ class Socket:
         broken: float | None = None
         tries = 0
         while True:
-            began = time.monotonic()
+            connected: float | None = None
             try:
                 self._connect()
+                connected = time.monotonic()
                 self._read()
             except Refused as error:
                 self._fail_all(error)
             except _BROKEN as error:
-                if time.monotonic() - began > _CONNECT or broken is None:  # it had held
-                    broken, tries = time.monotonic(), 0
-                if time.monotonic() - broken > _PATIENCE:
+                now = time.monotonic()
+                if broken is None or (connected is not None and now - connected > _STEADY):
+                    broken, tries = now, 0
+                if now - broken > _PATIENCE:
                     self._fail_all(Unreachable(f"{self._url} does not answer: {error or type(error).__name__}"))
             except Exception as error:  # noqa: BLE001  the thread's edge: who waits for it must hear of it
                 self._fail_all(InterlaceError(f"The stream broke: {error!r}"))

@@ -156,6 +156,24 @@ async def test_many_jobs_over_one_socket(worker: Worker, wire: Wire, client: int
     assert wire.connections == before == 2  # one for HTTP, one for the socket
 
 
+async def test_whoever_follows_a_job_again_gets_the_same(worker: Worker, client: interlace.Client) -> None:
+    job = await asyncio.to_thread(submit, client)
+    lease = await worker.start()
+    await stream(worker, lease, 1)
+    first = job.avalues()
+    assert (await anext(first)).value == 1
+    await asyncio.to_thread(job.leave)
+    assert client.follow(job.id) is job
+    await stream(worker, lease, 2)
+    await worker.complete(lease, saved(x=1))
+    assert [value async for _, value in first] == [2]
+    assert client.follow(job.id) is job
+    assert await client.follow(job.id).aresult() == {"x": 1}
+    with interlace.connect(client.url) as another:
+        again = another.follow(job.id)
+        assert [value for _, value in await values_of(again)] == [1, 2]
+
+
 async def test_how_a_job_fails(worker: Worker, client: interlace.Client) -> None:
     failing, cancelled = [await asyncio.to_thread(submit, client) for _ in range(2)]
     await worker.end(await worker.start(), "ValueError: no")

@@ -206,6 +206,22 @@ def test_other_forms_of_steps(models: Lab, mine: interlace.Client, form: str) ->
     assert [value.step for value in values] == list(range(STEPS))
 
 
+def test_what_is_saved_streams_as_far_as_there_is_room(models: Lab, mine: interlace.Client) -> None:
+    """The server's limit is 8 MiB. What is over it comes with the result alone, and a line says so."""
+    client = models.client(tiny.GPT2)
+    backend = mine.on(client, blocking=False)
+    with client.session(backend=backend):
+        for _ in range(4):
+            with client.trace(PROMPT):
+                found = torch.zeros(800_000).save()
+    job = backend.job
+    assert [name for name, _ in job.values()] == ["found"] * 2
+    (line,) = job.logs()
+    assert "streams any more" in line
+    assert "limits.result_bytes" in line
+    assert job.result(DEADLINE)["found"].numel() == 800_000
+
+
 async def test_on_an_event_loop(models: Lab, mine: interlace.Client) -> None:
     client = models.client(tiny.GPT2)
     backends = [mine.on(client, blocking=False) for _ in range(3)]

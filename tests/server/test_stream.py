@@ -78,6 +78,9 @@ async def test_it_goes_on_behind_any_event(gateway: Gateway, worker: Worker) -> 
     first = Listener(gateway)
     await first.say(follow=job_id)
     whole = await first.to_the_end()
+    last = Listener(gateway)
+    await last.say(follow=job_id, after=whole[-1][0]["id"])
+    assert await last.next() == whole[-1]
     for position in range(len(whole) - 1):
         again = Listener(gateway)
         await again.say(follow=job_id, after=whole[position][0]["id"])

@@ -141,8 +141,12 @@ class Stream:
         """Tell a job's events behind one; it ends with the last of them."""
         try:
             with self._gateway.drain.stream():
-                await self._gateway.state.events.last(job_id, self._caller.tenant)  # or it is not the caller's
-                await self._tell_all(job_id, after)
+                last = await self._gateway.state.events.last(job_id, self._caller.tenant)  # or it is not the caller's
+                newest, ended = await self._gateway.state.jobs.newest_event(job_id) if after != "0" else ("", False)
+                if ended and after == newest:  # nothing will come behind it
+                    await self._tell(job_id, newest, last)
+                else:
+                    await self._tell_all(job_id, after)
         except (InterlaceError, RedisError) as error:
             await self._give_up({"job": job_id, **_refusal(error)})
         except (WebSocketDisconnect, RuntimeError):  # the client has gone
