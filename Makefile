@@ -43,10 +43,7 @@ format: install
 	$(BIN)/ruff format .
 
 bench: install
-	$(BIN)/python benchmarks/minimal_trace.py
-	$(BIN)/python benchmarks/isolation.py
-	$(BIN)/python benchmarks/fairness.py
-	$(BIN)/python benchmarks/soak.py
+	$(BIN)/python benchmarks/all.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
