@@ -1,6 +1,6 @@
 """What a minimal remote trace costs beside the same trace run locally, in the same minutes on the same weights.
 
-    python benchmarks/minimal_trace.py [--runtime ray|process] [--rounds 60] [--json FILE]
+    python benchmarks/minimal_trace.py [--runtime ray|process] [--rounds 60] [--peer URL] [--json FILE]
 
 Eight tokens, one hidden state saved, on SmolLM2-135M-Instruct in fp32. Starts its own Interlace, loads the model here
 too, and takes all times in turn (local, remote, ...):
@@ -10,6 +10,7 @@ stock   the same with `remote=True`: the stock client, unmodified
 server  the same request, its payload made ahead, over a kept connection: from the last byte of the POST to the last
         frame, less the forward itself, by this round's local trace (`share`) and by what the job's own process
         measured of its forward (`around`)
+peer    as `stock`, on another server of nnsight's protocol that hosts the same model, where `--peer` names one
 
 Prints medians, p95 and ratios, where the server's time goes as it says itself, the time from `up` to ready, and the
 resident memory of every process of the service.
@@ -73,7 +74,7 @@ class Bare:
         return f"multipart/form-data; boundary={mark.decode()}", body
 
 
-def measure(server: service.Service, home: Path, rounds: int, threads: int) -> dict[str, Any]:
+def measure(server: service.Service, home: Path, rounds: int, threads: int, peer: str | None) -> dict[str, Any]:
     """Take all times in turn."""
     service.stock_client(server.url, home, threads)
     import torch
@@ -99,12 +100,21 @@ def measure(server: service.Service, home: Path, rounds: int, threads: int) -> d
     backend = Serialized(there.to_model_key(), env=there._remoteable_get_env())
     trace(there, backend=backend)
     bare = Bare(server.url, backend, backend.payload)
+
+    def elsewhere() -> float:
+        return trace(there, backend=RemoteBackend(backend.model_key, host=peer, env=backend.env))[0] if peer else 0.0
+
     for _ in range(3):
-        first, second, _ = trace(here)[1], trace(there, remote=True)[1], bare.request()
+        first, second, _, _ = trace(here)[1], trace(there, remote=True)[1], bare.request(), elsewhere()
     torch.testing.assert_close(first, second)
-    taken = [(trace(here)[0], trace(there, remote=True)[0], *bare.request()) for _ in range(rounds)]
+    peers = []
+    taken = []
+    for _ in range(rounds):
+        taken.append((trace(here)[0], trace(there, remote=True)[0], *bare.request()))
+        peers.append(elsewhere())
     steps = service.steps(server, [job_id for *_, job_id in taken])
-    return {
+    figures = {"peer": summary(peers)} if peer else {}
+    return figures | {
         "local": summary([local for local, *_ in taken]),
         "stock": summary([stock for _, stock, *_ in taken]),
         "stock added": summary([stock - local for local, stock, *_ in taken]),
@@ -140,13 +150,14 @@ def main() -> None:
     parser.add_argument("--runtime", choices=("ray", "process"), default="process")
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--threads", type=int, default=1, help="processor threads, here and there")
+    parser.add_argument("--peer", metavar="URL", help="another server to send the same to, in turn")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
         models = [{"source": MODEL, "threads": arguments.threads}]
         with service.running(folder, {"runtime": arguments.runtime, "models": models}) as server:
-            figures = measure(server, folder / "hf", arguments.rounds, arguments.threads)
+            figures = measure(server, folder / "hf", arguments.rounds, arguments.threads, arguments.peer)
             processes = memory(server.process.pid)
     ready = server.ready_seconds
     figures |= service.circumstances() | {
@@ -157,7 +168,8 @@ def main() -> None:
         "resident_mib": processes,
     }
     print(f"{'':16}{'p50 ms':>10}{'p95 ms':>10}")
-    for name in ("local", "stock", "stock added", "server", "server share", "server around"):
+    rows = ("local", "stock", "stock added", "server", "server share", "server around", "peer")
+    for name in (row for row in rows if row in figures):
         print(f"{name:16}{figures[name]['p50_ms']:>10}{figures[name]['p95_ms']:>10}")
     for name, took in figures["steps"].items():
         print(f"  {name:14}{took['p50_ms']:>10}{took['p95_ms']:>10}")
