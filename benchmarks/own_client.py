@@ -4,8 +4,9 @@
 
 Eight tokens, one hidden state saved, on SmolLM2-135M-Instruct in fp32. Starts its own Interlace, loads the model here
 too, takes the times in turn (local, stock, ours, local, ...), with a rest before each, and prints medians, p95 and what
-each adds to local, then where our client's time goes: serialize, post (to the server's answer), load. `wait`, what is
-left, is the server's share, the forward and the way back.
+each adds to local; the processor time of the client's process, which a busy machine does not change much; then where
+our client's time goes: serialize, post (to the server's answer), load. `wait`, what is left, is the server's share, the
+forward and the way back.
 """
 
 import argparse
@@ -69,15 +70,15 @@ def measure(url: str, home: Path, rounds: int, threads: int) -> dict[str, Any]:
     here = TransformersModel(path, task="text-generation", tokenizer=tokenizer, dtype=torch.float32, dispatch=True)
     tokens = torch.arange(100, 108)[None]
 
-    def trace(model: Any, **options: Any) -> tuple[float, Any]:
-        begun = time.perf_counter()
+    def trace(model: Any, **options: Any) -> tuple[tuple[float, float], Any]:
+        begun, used = time.perf_counter(), time.process_time()
         with model.trace(tokens, **options):
             hidden = model.model.layers[LAYER].output.save()
-        return time.perf_counter() - begun, hidden
+        return (time.perf_counter() - begun, time.process_time() - used), hidden
 
     watch = Stopwatch()
     with interlace.connect(url) as client:
-        ways: dict[str, Callable[[], tuple[float, Any]]] = {
+        ways: dict[str, Callable[[], tuple[tuple[float, float], Any]]] = {
             "local": lambda: trace(here),
             "stock": lambda: trace(there, remote=True),
             "ours": lambda: trace(there, backend=client.on(there)),
@@ -89,14 +90,18 @@ def measure(url: str, home: Path, rounds: int, threads: int) -> dict[str, Any]:
         for step in STEPS:
             watch.seconds[step].clear()
         seconds: dict[str, list[float]] = {name: [] for name in ways}
+        used: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(rounds):
             for name, way in ways.items():
                 time.sleep(_REST)
-                seconds[name].append(way()[0])
+                took, processor = way()[0]
+                seconds[name].append(took)
+                used[name].append(processor)
     figures: dict[str, Any] = {name: summary(found) for name, found in seconds.items()}
     for name in ("stock", "ours"):
         pairs = zip(seconds[name], seconds["local"], strict=True)
         figures[f"{name} added"] = summary([far - near for far, near in pairs])
+        figures[f"{name} processor"] = summary(used[name])
     # The stock client serializes by a method of its own, which is not timed.
     figures["steps"] = {step: summary(watch.seconds[step]) for step in STEPS}
     figures["steps"]["wait"] = summary(
@@ -119,12 +124,12 @@ def main() -> None:
         with service.running(folder, {"runtime": arguments.runtime, "models": models}) as server:
             figures = measure(server.url, folder / "hf", arguments.rounds, arguments.threads)
     figures |= service.circumstances() | {key: getattr(arguments, key) for key in ("runtime", "threads", "rounds")}
-    print(f"{'':14}{'p50 ms':>10}{'p95 ms':>10}")
-    for name in ("local", "stock", "ours", "stock added", "ours added"):
-        print(f"{name:14}{figures[name]['p50_ms']:>10}{figures[name]['p95_ms']:>10}")
+    print(f"{'':17}{'p50 ms':>10}{'p95 ms':>10}")
+    for name in ("local", "stock", "ours", "stock added", "ours added", "stock processor", "ours processor"):
+        print(f"{name:17}{figures[name]['p50_ms']:>10}{figures[name]['p95_ms']:>10}")
     print("our client's time:")
     for name, found in figures["steps"].items():
-        print(f"{name:14}{found['p50_ms']:>10}{found['p95_ms']:>10}")
+        print(f"{name:17}{found['p50_ms']:>10}{found['p95_ms']:>10}")
     print(f"ours / local at p50: {figures['ratio_p50']}")
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n")

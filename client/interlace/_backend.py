@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from nnsight.intervention.backends.remote import _NNSIGHT_VERSION, RemoteBackend, RemoteError
@@ -70,7 +70,8 @@ class Backend(RemoteBackend):  # type: ignore[misc]
         try:
             result = self._wait(job)
         except KeyboardInterrupt:
-            job.cancel()
+            with suppress(InterlaceError):
+                job.cancel()
             raise
         finally:
             job.leave()

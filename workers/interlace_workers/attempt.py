@@ -105,6 +105,7 @@ class Attempt:
                 if isinstance(happening, Streamed):
                     event = await self._saved(happening)
                     if isinstance(event, Failed):
+                        self._watch.ran(event)
                         return event
                     await self._journal.note(event)
                     continue
@@ -131,7 +132,7 @@ class Attempt:
         except BrokenFrame:
             return Failed("The job changed what it had streamed; it was stopped.", Cost(), reason="broken_frame")
         except Exception as error:  # noqa: BLE001 - the edge of the store, as above
-            return Failed(_not_stored("store a value that your job streamed", error), Cost(), reason="raised")
+            return Failed(_not_stored("store a value that your job streamed", error), Cost(), reason="not_stored")
         return event
 
 

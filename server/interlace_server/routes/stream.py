@@ -174,11 +174,12 @@ class Stream:
                 await asyncio.sleep(_RETRY)
 
     async def _tell(self, job_id: str, event_id: str, event: Event) -> None:
-        data = await self._bytes_of(job_id, event)
         shown = event.bare if isinstance(event, Saved) else event
         head = {"job": job_id, "id": event_id, "event": shown.model_dump(mode="json")}
-        with metrics.delivering(data if isinstance(event, Ended) and data is not None else ""):
-            await self._send(head, data)
+        async with self._sending:  # of all jobs of a socket, the bytes of one at a time are in memory
+            data = await self._bytes_of(job_id, event)
+            with metrics.delivering(data if isinstance(event, Ended) and data is not None else ""):
+                await self._put(head, data)
 
     async def _bytes_of(self, job_id: str, event: Event) -> bytes | None:
         """What goes with an event; None where there is nothing, or too much: it is fetched by HTTP then."""
@@ -193,15 +194,19 @@ class Stream:
         with suppress(WebSocketDisconnect, RuntimeError):
             await self._send(sentence)
 
-    async def _send(self, head: dict[str, Any], data: bytes | None = None) -> None:
+    async def _send(self, head: dict[str, Any]) -> None:
+        async with self._sending:
+            await self._put(head)
+
+    async def _put(self, head: dict[str, Any], data: bytes | None = None) -> None:
+        """Called with the lock: a frame waits until the client has taken those before it."""
+        self._said_at = self._clock()
         text = json.dumps(head)
-        async with self._sending:  # a frame waits until the client has taken those before it
-            self._said_at = self._clock()
-            if data is None:
-                await self._websocket.send_text(text)
-            else:
-                said = text.encode()
-                await self._websocket.send_bytes(b"".join((_HEAD.pack(len(said)), said, data)))
+        if data is None:
+            await self._websocket.send_text(text)
+        else:
+            said = text.encode()
+            await self._websocket.send_bytes(b"".join((_HEAD.pack(len(said)), said, data)))
 
 
 def _refusal(error: InterlaceError | RedisError) -> dict[str, Any]:
