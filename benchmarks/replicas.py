@@ -24,7 +24,6 @@ import service
 from interlace.protocol.model import ModelKey
 from interlace_state.config import Config, ModelConfig
 from interlace_state.store import State, open_state
-from interlace_workers.sources import resolve
 
 MODEL = "smollm2-135m-instruct"
 REPO = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -170,6 +169,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs="+", default=[8, 128])
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
+    from interlace_workers.sources import resolve  # not sooner: it reads where the hub is, see `service.stock_client`
+
     path = str(resolve(ModelConfig(source=MODEL), Config().cache_dir, print).path)
     forward = {count: locally(path, arguments.tokens, arguments.jobs // count, count) for count in (1, 2)}
     measured, held = {}, {}
