@@ -2,8 +2,10 @@
 
     python benchmarks/merging.py [--clients 32] [--processes 4] [--seconds 12] [--threads 1] [--json FILE]
 
-SmolLM2-135M-Instruct in fp32, prompts of 8 tokens, one hidden state saved. First plain nnsight in this machine's best
-light: the same prompts batched by hand in one trace, 1, 8 and 32 at a time, with nothing else running. Then stock
+SmolLM2-135M-Instruct in fp32, prompts of 8 tokens. Each saves one hidden state, from the middle of the model: a merged
+forward ends there, as nobody waits for the rest, while one by hand goes on to the logits (`--whole` saves these). First
+plain nnsight in this machine's best light: the same prompts batched by hand in one trace, 1, 8 and 32 at a time, with
+nothing else running. Then stock
 clients (threads in several processes, each opens its trace anew for each request, as users do) against one server: as
 a tenant that has `batching: off`, and as one that has not. The clients run on the same cores, and what they cost is
 printed beside what they got.
@@ -47,7 +49,7 @@ def prompts(count: int) -> Any:
     return torch.randint(100, 20_000, (count, TOKENS))
 
 
-def by_hand(threads: int, seconds: float, say: Connection) -> None:
+def by_hand(threads: int, seconds: float, whole: bool, say: Connection) -> None:
     """Requests a second of plain nnsight, by batch size. A process of its own: it holds weights."""
     import torch
     from nnsight import TransformersModel
@@ -63,7 +65,7 @@ def by_hand(threads: int, seconds: float, say: Connection) -> None:
 
     def trace(tokens: Any) -> None:
         with model.trace(tokens):
-            hidden = model.model.layers[LAYER].output.save()
+            value = (model.lm_head.output[:, -1] if whole else model.model.layers[LAYER].output).save()
 
     rates = {}
     for size in BATCHES:
@@ -76,7 +78,7 @@ def by_hand(threads: int, seconds: float, say: Connection) -> None:
     say.send(rates)
 
 
-def client(url: str, home: Path, threads: int, orders: Connection) -> None:
+def client(url: str, home: Path, threads: int, whole: bool, orders: Connection) -> None:
     """Stock clients, one a thread. For each (key, seconds) that is ordered: their latencies, and their CPU seconds."""
     service.stock_client(url, home)
     from nnsight import CONFIG, TransformersModel
@@ -87,8 +89,8 @@ def client(url: str, home: Path, threads: int, orders: Connection) -> None:
         found = []
         while (begun := time.perf_counter()) < until:
             with model.trace(prompts(1), remote=True) as tracer:
-                hidden = model.model.layers[LAYER].output.save()
-            assert hidden.shape == (1, TOKENS, 576)
+                value = (model.lm_head.output[:, -1] if whole else model.model.layers[LAYER].output).save()
+            assert value.shape == ((1, 49152) if whole else (1, TOKENS, 576))
             found.append((time.perf_counter() - begun, (tracer.backend.meta or {}).get("merged", 1)))
         return found
 
@@ -105,7 +107,7 @@ def client(url: str, home: Path, threads: int, orders: Connection) -> None:
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     spawn = multiprocessing.get_context("spawn")
     heard, say = spawn.Pipe()
-    reference = spawn.Process(target=by_hand, args=(arguments.threads, arguments.seconds / 3, say))
+    reference = spawn.Process(target=by_hand, args=(arguments.threads, arguments.seconds / 4, arguments.whole, say))
     reference.start()
     figures: dict[str, Any] = {"by_hand": heard.recv()}
     reference.join()
@@ -123,7 +125,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             processes = []
             for _ in range(arguments.processes):
                 ours, theirs = spawn.Pipe()
-                processes.append(spawn.Process(target=client, args=(server.url, folder / "hf", each, theirs)))
+                processes.append(
+                    spawn.Process(target=client, args=(server.url, folder / "hf", each, arguments.whole, theirs))
+                )
                 processes[-1].start()
                 pipes.append(ours)
                 assert ours.recv() == "ready"  # one after the other: they fetch the tokenizer
@@ -138,7 +142,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             for what, key in keys.items():
                 ours, theirs = spawn.Pipe()
                 count = arguments.queued if what == "on" else arguments.queued // 8
-                queueing = spawn.Process(target=queue, args=(server.url, folder / "hf", key, operator, count, theirs))
+                queueing = spawn.Process(
+                    target=queue, args=(server.url, folder / "hf", (key, operator), count, arguments.whole, theirs)
+                )
                 queueing.start()
                 assert ours.recv() == "queued"
                 figures[f"queued_{what}"] = drained(server.url, operator, server.process.pid)
@@ -150,8 +156,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     return figures
 
 
-def queue(url: str, home: Path, key: str, operator: str, count: int, say: Connection) -> None:
-    """Have ``count`` jobs wait for the model, which is paused."""
+def queue(url: str, home: Path, keys: tuple[str, str], count: int, whole: bool, say: Connection) -> None:
+    """Have ``count`` jobs wait for the model, which is paused; ``keys`` are the tenant's and an operator's."""
+    key, operator = keys
     service.stock_client(url, home)
     from nnsight import TransformersModel
     from nnsight.intervention.backends.remote import RemoteBackend
@@ -162,7 +169,7 @@ def queue(url: str, home: Path, key: str, operator: str, count: int, say: Connec
     for _ in range(count):
         backend = RemoteBackend(model.to_model_key(), api_key=key, blocking=False)
         with model.trace(prompts(1), backend=backend):
-            hidden = model.model.layers[LAYER].output.save()
+            value = (model.lm_head.output[:, -1] if whole else model.model.layers[LAYER].output).save()
     say.send("queued")
 
 
@@ -224,6 +231,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=4, help="that the clients are spread over")
     parser.add_argument("--seconds", type=float, default=12.0, help="of each of the two loads")
     parser.add_argument("--queued", type=int, default=256, help="jobs that are queued at once")
+    parser.add_argument("--whole", action="store_true", help="save the last logits, which need the whole forward")
     parser.add_argument("--threads", type=int, default=1, help="processor threads of the model, here and there")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
@@ -233,6 +241,7 @@ def main() -> None:
         | {
             "clients": arguments.clients,
             "threads": arguments.threads,
+            "whole": arguments.whole,
             "seconds": arguments.seconds,
             "cores": os.cpu_count(),
         }

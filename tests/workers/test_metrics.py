@@ -219,6 +219,19 @@ def test_a_job_that_ends(tmp_path: Path) -> None:
     assert count("interlace_jobs_total", outcome="refused") == refused + 1
 
 
+def test_jobs_that_share_and_a_job_that_cannot(tmp_path: Path) -> None:
+    shared, apart = "interlace_job_merged", "interlace_jobs_total"
+    before = count(f"{shared}_sum"), count(f"{shared}_count"), count(apart, outcome="apart")
+    for merged in (8, None):
+        with watching() as watch:
+            watch.ran(Done(Cost(merged=merged)))
+            watch.ended(JobState.ERROR)
+    with watching() as watch:
+        watch.parted()
+    after = count(f"{shared}_sum"), count(f"{shared}_count"), count(apart, outcome="apart")
+    assert [now - then for now, then in zip(after, before, strict=True)] == [9, 2, 1]
+
+
 def test_each_series_is_there_before_its_first_event() -> None:
     text = metrics.exposition().decode()
     for outcome in metrics.OUTCOMES:

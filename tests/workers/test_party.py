@@ -230,6 +230,27 @@ def endless(client: Any, tokens: Any) -> bytes:
     return backend.payload
 
 
+def counts_layers(client: Any, tokens: Any) -> bytes:
+    """Reads the last layer, so that it sees whether the forward went on for it."""
+    layers, backend = layers_of(client), Capture()
+    with client.trace(tokens, backend=backend) as tracer:
+        last = layers[-1].output.save()
+        logits = tracer.result.logits.save()
+    return backend.payload
+
+
+async def test_those_who_stop_early_end_nobody_elses_forward(hosted: Any, tmp_path: Path) -> None:
+    executor, client = hosted
+    payloads = [stop(client, TEXTS[0]), counts_layers(client, TEXTS[1]), stop(client, TEXTS[2])]
+    merged = await together(executor, payloads, tmp_path)
+    assert [one.merged for one in merged] == [3, 3, 3]
+    for one, payload in zip(merged, payloads, strict=True):
+        assert same(one.saved, (await run(executor, payload, tmp_path)).saved)
+    all_stop = await together(executor, [payloads[0], payloads[2]], tmp_path)
+    for one, payload in zip(all_stop, (payloads[0], payloads[2]), strict=True):
+        assert same(one.saved, (await run(executor, payload, tmp_path)).saved)
+
+
 async def test_one_over_its_time_is_stopped_and_the_others_run_apart(hosted: Any, tmp_path: Path) -> None:
     executor, client = hosted
     payloads = [read(client, TEXTS[0]), endless(client, TEXTS[1]), ablate(client, TEXTS[2])]

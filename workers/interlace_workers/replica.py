@@ -35,6 +35,7 @@ from interlace_workers.telemetry import Telemetry, Watch
 _MOST_ATTEMPTS = 3
 _PATIENCE_LEASES = 4  # lengths of a lease that Redis may be away
 _PAUSE = 0.2  # seconds
+_STOPPED = "The worker stopped; the job waits for another."
 #: Jobs that a tenant, none of whose jobs could share a forward, runs alone before the next try.
 _UNLIKE = 32
 
@@ -147,7 +148,12 @@ class Replica:
         most = self._config.batching.most - 1
         found = await self._insist(lambda: self._state.queue.company(lease, self._name, most))
         if found and len(found) < most and self._config.batching.window:
-            await asyncio.sleep(self._config.batching.window)
+            try:
+                await asyncio.sleep(self._config.batching.window)
+            except asyncio.CancelledError:
+                for one in (lease, *found):
+                    await asyncio.shield(self._state.queue.give_back(one, _STOPPED))
+                raise
             left = most - len(found)
             found += await self._insist(lambda: self._state.queue.company(lease, self._name, left))
         return found
@@ -198,7 +204,7 @@ class Replica:
             if executing.cancelled() and not _being_cancelled():
                 await self._forget_if_over(lease.job.id)
                 return
-            await asyncio.shield(self._state.queue.give_back(lease, "The worker stopped; the job waits for another."))
+            await asyncio.shield(self._state.queue.give_back(lease, _STOPPED))
             raise
         finally:
             del self._running[lease.job.id, lease.fence]

@@ -47,12 +47,26 @@ class Member:
     lines: list[str] = field(default_factory=list)
 
 
+class Block(Mediator):  # type: ignore[misc]
+    """A member's block. The forward ends with the last block that waits for anything of it: nobody sees the rest."""
+
+    def handle(self, provider: str, value: Any) -> Any:
+        try:
+            value = super().handle(provider, value)
+        except Exception as error:  # noqa: BLE001 - as `defer_exceptions` does
+            self.exception, self.pending = error, None
+        if not any(one.alive for one in self.interleaver.mediators):
+            self.interleaver.defer_exceptions = False
+            raise EarlyStopException
+        return value
+
+
 @dataclass(eq=False)
 class Part:
     """A member's trace, read and found harmless."""
 
     member: Member
-    mediator: Mediator
+    mediator: Block
     guard: Guard
     frame: Any
     #: Model inputs by name, each [rows, tokens].
@@ -123,7 +137,7 @@ def _read(model: HostedModel, member: Member, shared: frozenset[int]) -> Part:
     filename = frame.f_code.co_filename
     guard = Guard(member.lines.append, shared)
     code = compiled("".join(linecache.getlines(filename)), filename)
-    mediator = Mediator(code, frame.f_globals, {**frame.f_locals, "__builtins__": guard.names})
+    mediator = Block(code, frame.f_globals, {**frame.f_locals, "__builtins__": guard.names})
     return Part(member, mediator, guard, frame, fields, forward)
 
 
@@ -167,6 +181,8 @@ def _forward(model: HostedModel, parts: Sequence[Part], taken: frozenset[int]) -
     interleaver.batcher = slab
     try:
         _start(interleaver, parts)
+        if not any(part.mediator.alive for part in parts):
+            return
         with interleaver:
             result = model.model._call(**inputs, **parts[0].forward)
             interleaver.handle("result", result)
@@ -188,7 +204,7 @@ def _start(interleaver: Any, parts: Sequence[Part]) -> None:
     interleaver.mediators = [part.mediator for part in parts]
 
 
-def _unwind(mediator: Mediator) -> None:
+def _unwind(mediator: Block) -> None:
     """End a block that still waits for a value which will not come: out of order, alone as here."""
     if mediator.alive and mediator.pending is not None:
         error, _ = dangling_unwind(mediator)
