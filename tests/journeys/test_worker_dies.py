@@ -14,6 +14,8 @@ from nnsight import CONFIG
 from nnsight.intervention.backends.remote import AsyncRemoteBackend, RemoteError
 from parity import Lab
 
+import interlace
+from interlace.protocol.event import Saved
 from interlace_state.config_file import load
 from interlace_state.store import open_state
 
@@ -102,6 +104,30 @@ async def test_a_job_runs_again(client: Any, own_server: running.Running, victim
     assert starts == 2
     assert result is not None
     assert torch.equal(result["logits"], expected)
+
+
+@pytest.mark.parametrize("victim", ["interlace_workers.zygote", "interlace_workers.runtimes", "interlace_server"])
+def test_values_come_once_whatever_dies(client: Any, own_server: running.Running, victim: str) -> None:
+    """A job that its worker lost streams again what its client has; a gateway that is lost is found again."""
+    expected = logits_of(client)
+    with interlace.connect(own_server.url) as mine:
+        backend = mine.on(client, blocking=False)
+        with client.trace(PROMPT, backend=backend):
+            import time
+
+            interlace.stream("first", 1)
+            time.sleep(2)
+            interlace.stream("second", 2)
+            logits = client.lm_head.output.detach().save()
+        names = []
+        for name, _ in backend.job.values():
+            names.append(name)
+            if len(names) == 1:
+                processes(own_server, victim)[0].kill()
+        assert names == ["first", "second"]
+        assert torch.equal(backend.job.result(DEADLINE)["logits"], expected)
+        replayed = [event.name for _, event in mine.events(backend.job.id) if isinstance(event, Saved)]
+    assert replayed == (["first", "second"] if victim == "interlace_server" else ["first", "first", "second"])
 
 
 async def test_a_job_runs_again_on_ray(
