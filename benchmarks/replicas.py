@@ -1,11 +1,12 @@
 """One replica and two on the same cores: jobs a second, what is lost to the parts between, and a prediction of both.
 
-    python benchmarks/replicas.py [--runtime process|ray] [--jobs 24] [--tokens 8 128] [--json FILE]
+    python benchmarks/replicas.py [--runtime process|ray] [--jobs 12] [--rounds 3] [--tokens 8 128] [--json FILE]
 
-SmolLM2-135M-Instruct, one thread for each job. For each length so many traces, which save one hidden state, are queued
-while the model is paused; then it is resumed, and the clock runs from there to the last job's end, so that no client's
-work is in the figure. The same traces are run by plain nnsight in one process and in two at a time. From what a job of
-the first length costs beside its forward with one replica, all other figures are predicted: see docs/scaling.md.
+SmolLM2-135M-Instruct, one thread for each job, on a server with one replica and on one with two. For each length so
+many traces, which save one hidden state, are queued while the model is paused; then it is resumed, and the clock runs
+from there to the last job's end, so that no client's work is in the figure. Between these, plain nnsight runs the same
+traces in one process and in two at a time: all in turn, so that a machine that has other work has it for all alike.
+From what a job of the first length costs beside its forward with one replica, all else is predicted (docs/scaling.md).
 """
 
 import argparse
@@ -13,17 +14,18 @@ import asyncio
 import json
 import multiprocessing
 import os
+import statistics
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import psutil
 import service
 
-from interlace.protocol.model import ModelKey
 from interlace_state.config import Config, ModelConfig
-from interlace_state.store import State, open_state
+from interlace_state.store import open_state
 
 MODEL = "smollm2-135m-instruct"
 REPO = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -31,8 +33,8 @@ LAYER = 15
 _LOOK = 0.01  # seconds
 
 
-def local(path: str, tokens: list[int], jobs: int, ready: Any, answers: Any) -> None:
-    """Seconds of a trace by length, in this process, while its siblings do the same."""
+def local(path: str, orders: Any, answers: Any) -> None:
+    """Plain nnsight: takes orders of a length and a count, answers with the seconds of a trace; None is the end."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     import torch
     from nnsight import TransformersModel
@@ -41,34 +43,13 @@ def local(path: str, tokens: list[int], jobs: int, ready: Any, answers: Any) -> 
     torch.set_num_threads(1)
     tokenizer = AutoTokenizer.from_pretrained(path)
     model = TransformersModel(path, task="text-generation", tokenizer=tokenizer, dtype=torch.float32, dispatch=True)
-
-    def trace(length: int) -> None:
-        with torch.no_grad(), model.trace(torch.arange(100, 100 + length)[None]):
-            model.model.layers[LAYER].output.save()
-
-    found = {}
-    for length in tokens:
-        for _ in range(3):
-            trace(length)
-        ready.wait()
+    while (order := orders.get()) is not None:
+        length, jobs = order
         begun = time.perf_counter()
         for _ in range(jobs):
-            trace(length)
-        found[length] = (time.perf_counter() - begun) / jobs
-    answers.put(found)
-
-
-def locally(path: str, tokens: list[int], jobs: int, processes: int) -> dict[int, float]:
-    """Jobs a second by length, of so many processes together."""
-    spawn = multiprocessing.get_context("spawn")
-    ready, answers = spawn.Barrier(processes), spawn.Queue()
-    running = [spawn.Process(target=local, args=(path, tokens, jobs, ready, answers)) for _ in range(processes)]
-    for one in running:
-        one.start()
-    found = [answers.get() for _ in running]
-    for one in running:
-        one.join()
-    return {length: sum(1 / one[length] for one in found) for length in tokens}
+            with torch.no_grad(), model.trace(torch.arange(100, 100 + length)[None]):
+                model.model.layers[LAYER].output.save()
+        answers.put((time.perf_counter() - begun) / jobs)
 
 
 def client(url: str, home: Path, jobs: int, lengths: Any, posted: Any) -> None:
@@ -88,42 +69,64 @@ def client(url: str, home: Path, jobs: int, lengths: Any, posted: Any) -> None:
         posted.put(length)
 
 
-async def drained(state: State, key: ModelKey, jobs: int) -> float:
-    """Resume the model; seconds until all of its jobs have ended."""
-    assert await state.queue.length(key) == jobs
-    await state.control.resume(key)
-    begun = time.perf_counter()
-    while await state.queue.length(key):
-        await asyncio.sleep(_LOOK)
-    return time.perf_counter() - begun
+class Remote:
+    """A server, and a stock client that fills its queue."""
 
+    def __init__(self, server: service.Service, home: Path, jobs: int) -> None:
+        self._config = server.config
+        self._jobs = jobs
+        spawn = multiprocessing.get_context("spawn")
+        self._lengths, self._posted = spawn.Queue(), spawn.Queue()
+        self._client = spawn.Process(
+            target=client, args=(server.url, home, jobs, self._lengths, self._posted), daemon=True
+        )
+        self._client.start()
 
-async def remotely(
-    server: service.Service, home: Path, tokens: list[int], jobs: int, replicas: int
-) -> dict[int, float]:
-    spawn = multiprocessing.get_context("spawn")
-    lengths, posted = spawn.Queue(), spawn.Queue()
-    clients = spawn.Process(target=client, args=(server.url, home, jobs, lengths, posted))
-    clients.start()
-    found = {}
-    async with open_state(server.config) as state:
-        [hosted] = await state.models.all()
-        key = hosted.card.key
-        while len((await state.models.find(key)).replicas) < replicas or any(
-            one.state != "ready" for one in (await state.models.find(key)).replicas
-        ):
-            await asyncio.sleep(0.2)
-        for number, length in enumerate([tokens[0], *tokens]):  # the first warms up
+    async def rate(self, length: int) -> float:
+        """Jobs a second, from the resumption of the model to the end of the last of its jobs."""
+        async with open_state(self._config) as state:
+            [hosted] = await state.models.all()
+            key = hosted.card.key
+            while len((hosted := await state.models.find(key)).replicas) < (hosted.wanted or 0) or any(
+                one.state != "ready" for one in hosted.replicas
+            ):
+                await asyncio.sleep(_LOOK)
             await state.control.pause(key)
             await asyncio.sleep(1.5)  # whoever asked before has his answer
-            lengths.put(length)
-            await asyncio.to_thread(posted.get)
-            seconds = await drained(state, key, jobs)
-            if number:
-                found[length] = jobs / seconds
-    lengths.put(None)
-    clients.join()
-    return found
+            self._lengths.put(length)
+            await asyncio.to_thread(self._posted.get)
+            await state.control.resume(key)
+            begun = time.perf_counter()
+            while await state.queue.length(key):
+                await asyncio.sleep(_LOOK)
+            return self._jobs / (time.perf_counter() - begun)
+
+
+def measure(servers: list[service.Service], folder: Path, path: str, arguments: argparse.Namespace) -> Any:
+    """Plain and remote jobs a second, by how many at a time and length: medians of rounds that take all in turn."""
+    spawn = multiprocessing.get_context("spawn")
+    orders, answers = [spawn.Queue(), spawn.Queue()], spawn.Queue()
+    workers = [spawn.Process(target=local, args=(path, one, answers), daemon=True) for one in orders]
+    for worker in workers:
+        worker.start()
+    remotes = [Remote(server, folder / f"hf-{number}", arguments.jobs) for number, server in enumerate(servers)]
+    plain: dict[int, dict[int, list[float]]] = {1: {}, 2: {}}
+    remote: dict[int, dict[int, list[float]]] = {1: {}, 2: {}}
+    for number in range(1 + arguments.rounds):  # the first warms up
+        for length in arguments.tokens:
+            for count in (1, 2):
+                for one in orders[:count]:
+                    one.put((length, arguments.jobs // 2))
+                here = sum(1 / answers.get() for _ in range(count))
+                there = asyncio.run(remotes[count - 1].rate(length))
+                if number:
+                    plain[count].setdefault(length, []).append(here)
+                    remote[count].setdefault(length, []).append(there)
+    middle = [
+        {count: {length: statistics.median(some) for length, some in rates.items()} for count, rates in found.items()}
+        for found in (plain, remote)
+    ]
+    return middle
 
 
 def memory(pid: int) -> dict[str, float]:
@@ -165,25 +168,24 @@ def predicted(forward: dict[int, dict[int, float]], measured: dict[int, dict[int
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runtime", choices=("ray", "process"), default="process")
-    parser.add_argument("--jobs", type=int, default=24, help="traces of each length")
+    parser.add_argument("--jobs", type=int, default=12, help="traces of each length in a round")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, nargs="+", default=[8, 128])
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
     from interlace_workers.sources import resolve  # not sooner: it reads where the hub is, see `service.stock_client`
 
     path = str(resolve(ModelConfig(source=MODEL), Config().cache_dir, print).path)
-    forward = {count: locally(path, arguments.tokens, arguments.jobs // count, count) for count in (1, 2)}
-    measured, held = {}, {}
-    for count in (1, 2):
-        with tempfile.TemporaryDirectory(prefix="bench-") as name:
-            folder = Path(name)
-            configuration = {
-                "runtime": arguments.runtime,
-                "models": [{"source": MODEL, "threads": 1, "replicas": count}],
-            }
-            with service.running(folder, configuration) as server:
-                measured[count] = asyncio.run(remotely(server, folder / "hf", arguments.tokens, arguments.jobs, count))
-                held[count] = memory(server.process.pid)
+    with tempfile.TemporaryDirectory(prefix="bench-") as name, ExitStack() as stack:
+        servers = []
+        for count in (1, 2):
+            folder = Path(name) / str(count)
+            folder.mkdir()
+            models = [{"source": MODEL, "threads": 1, "replicas": count}]
+            configuration = {"runtime": arguments.runtime, "models": models}
+            servers.append(stack.enter_context(service.running(folder, configuration)))
+        forward, measured = measure(servers, Path(name), path, arguments)
+        held = {count: memory(server.process.pid) for count, server in zip((1, 2), servers, strict=True)}
     beside, expected = predicted(forward, measured)
     print(f"{'':28}{'plain nnsight':>15}{'remote':>10}{'share':>8}{'predicted':>11}   jobs a second")
     for count in (1, 2):
