@@ -46,6 +46,7 @@ bench: install
 	$(BIN)/python benchmarks/minimal_trace.py
 	$(BIN)/python benchmarks/isolation.py
 	$(BIN)/python benchmarks/fairness.py
+	$(BIN)/python benchmarks/merging.py
 	$(BIN)/python benchmarks/soak.py
 
 clean:
