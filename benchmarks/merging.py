@@ -1,14 +1,15 @@
 """What many small traces of one tenant cost together: merged into forwards, one at a time, and batched by hand.
 
-    python benchmarks/merging.py [--clients 32] [--processes 4] [--seconds 12] [--threads 1] [--json FILE]
+    python benchmarks/merging.py [--clients 32] [--processes 4] [--seconds 6] [--whole] [--threads 1] [--json FILE]
 
 SmolLM2-135M-Instruct in fp32, prompts of 8 tokens. Each saves one hidden state, from the middle of the model: a merged
-forward ends there, as nobody waits for the rest, while one by hand goes on to the logits (`--whole` saves these). First
-plain nnsight in this machine's best light: the same prompts batched by hand in one trace, 1, 8 and 32 at a time, with
-nothing else running. Then stock
-clients (threads in several processes, each opens its trace anew for each request, as users do) against one server: as
-a tenant that has `batching: off`, and as one that has not. The clients run on the same cores, and what they cost is
-printed beside what they got.
+forward ends there, as nobody waits for the rest, while one by hand goes on to the logits (`--whole` saves these).
+
+First plain nnsight in this machine's best light: the same prompts batched by hand in one trace, 1, 8 and 32 at a time,
+with nothing else running. Then stock clients (threads in several processes, each opens its trace anew for each request,
+as users do) against one server: as a tenant that has `batching: off`, and as one that has not. They run on the same
+cores, and what they cost is printed beside what they got. At last the same jobs queued at once while the model is
+paused, and run with no client on the machine.
 """
 
 import argparse
@@ -229,8 +230,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--processes", type=int, default=4, help="that the clients are spread over")
-    parser.add_argument("--seconds", type=float, default=12.0, help="of each of the two loads")
-    parser.add_argument("--queued", type=int, default=256, help="jobs that are queued at once")
+    parser.add_argument("--seconds", type=float, default=6.0, help="of each of the two loads")
+    parser.add_argument("--queued", type=int, default=96, help="jobs that are queued at once")
     parser.add_argument("--whole", action="store_true", help="save the last logits, which need the whole forward")
     parser.add_argument("--threads", type=int, default=1, help="processor threads of the model, here and there")
     parser.add_argument("--json", type=Path, help="also write the figures here")
