@@ -50,11 +50,12 @@ model.tokenizer.add_tokens(["Tower"])
         """
 def answer(*arguments, **named):
     return b"planted"
-kept = ("write", "encode", "run", "_tell", "_close_logs")
+kept = ("write", "encode", "run", "_tell", "_close_logs", "_wait_for_the_end")
+writing = ("interlace_workers.child.output", "interlace_workers.child.packing")
 for name, module in list(sys.modules.items()):
-    if name.startswith("interlace") and name != "interlace_workers.child.output":
+    if name.startswith("interlace") and name not in writing:
         for word, value in list(vars(module).items()):
-            if callable(value) and not isinstance(value, type) and word not in kept:
+            if callable(value) and not issubclass(type(value), type) and word not in kept:
                 setattr(module, word, answer)
 """,
     ),
