@@ -43,8 +43,6 @@ def rehearse(saved: dict[str, Any]) -> None:
 
 
 def _serialize(saved: dict[str, Any], sink: "_Sink", storages: dict[int, torch.Tensor]) -> None:
-    # The zip file's checksums take half of the time, and torch.load does not look at them.
-    torch.serialization.set_crc32_options(False)
     try:
         torch.save(saved, sink, pickle_module=_pickle_module(storages), pickle_protocol=_PROTOCOL)
     except Exception as error:  # noqa: BLE001 - an object of the user's may refuse in its own way
