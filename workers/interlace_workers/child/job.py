@@ -33,6 +33,10 @@ def main(end: socket.socket, model: HostedModel, sandbox: Sandbox, slot: int) ->
     torch.set_num_threads(model.threads)
     warm.keep_freed_memory()
     warm.rehearse(model, model.rehearsal, dry=True)
+    # A collection amid the job would walk the rehearsal's tree of modules, and the job's own while it is read.
+    gc.collect()
+    gc.freeze()
+    gc.disable()
     _start_afresh()
     _say(end, "warm")
     try:
@@ -57,6 +61,8 @@ def main(end: socket.socket, model: HostedModel, sandbox: Sandbox, slot: int) ->
     try:
         tracer = trace.read(model, order, payload)
         times.append(time.perf_counter())
+        gc.freeze()
+        gc.enable()
         _tell(events, FrameKind.RUNNING)
         with receiving(outlet.stream):
             saved = trace.run(model, tracer)
@@ -78,7 +84,6 @@ def _share(model: HostedModel, orders: list[Order], fds: list[int], space: int) 
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     memory, size = max(order.memory_bytes for order in orders), max(order.result_bytes for order in orders)
     limit(space, memory, packing.most_bytes(size), max(order.cpu_seconds for order in orders))
-    gc.disable()  # each trace brings a tree of modules that refer to each other, and the process ends soon
     ends = iter(fds)
     members = [merged.Member(order, next(ends), next(ends), next(ends), next(ends)) for order in orders]
     merged.run(model, members, _tell)
