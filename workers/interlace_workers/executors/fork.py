@@ -12,7 +12,7 @@ from interlace_state import log
 from interlace_state.tasks import cancelled
 from interlace_workers import metrics
 from interlace_workers.executors import proc
-from interlace_workers.executors.base import Done, ExecutorLost, Failed, Happening, LoadFailed, Step
+from interlace_workers.executors.base import Done, ExecutorLost, Failed, Happening, LoadFailed, Started, Step
 from interlace_workers.executors.cgroup import JobGroups
 from interlace_workers.executors.execution import Execution, order_of
 from interlace_workers.executors.memory import MemoryWatch
@@ -63,15 +63,17 @@ class ForkExecutor:
         try:
             with contextlib.closing(Execution(child, job.limits)) as execution:
                 execution.order(order_of(job, self.threads), payload, result)
-                self.fork_ahead()
                 async with contextlib.aclosing(execution.happenings()) as happenings:
                     async for happening in happenings:
+                        if isinstance(happening, Started):
+                            self.fork_ahead()  # not sooner: a fork keeps a core from a job that is being read
                         if isinstance(happening, (Done, Failed)):
                             reason = happening.reason if isinstance(happening, Failed) else "finished"
                             happening = replace(happening, steps=(fork, *happening.steps))
                         yield happening
         finally:
             metrics.SANDBOX_KILLS.labels(reason).inc()
+            self.fork_ahead()
 
     def give_up(self) -> None:
         """Nobody waits."""
