@@ -31,13 +31,13 @@ def main(names: list[str]) -> int:
     if unknown := sorted(set(names) - set(SHORT)):
         print(f"there is no benchmark {', '.join(unknown)}; there are: {', '.join(SHORT)}", file=sys.stderr)
         return 2
-    folder = _HERE / "results" / datetime.date.today().isoformat()
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = Path("benchmarks", "results", datetime.date.today().isoformat())
+    (_HERE.parent / folder).mkdir(parents=True, exist_ok=True)
     failed = []
     for name in names or SHORT:
         print(f"\n== {name}", flush=True)
         command = [sys.executable, str(_HERE / f"{name}.py"), *SHORT[name], "--json", str(folder / f"{name}.json")]
-        if subprocess.run(command, stderr=subprocess.DEVNULL).returncode != 0:
+        if subprocess.run(command, stderr=subprocess.DEVNULL, cwd=_HERE.parent).returncode != 0:
             failed.append(name)
     print(f"\nfigures: {folder}")
     if failed:

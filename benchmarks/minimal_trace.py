@@ -139,7 +139,8 @@ def memory(pid: int) -> list[tuple[str, int]]:
     found = []
     for one in psutil.Process(pid).children(recursive=True):
         try:
-            found.append((" ".join(one.cmdline())[:70] or one.name(), one.memory_info().rss >> 20))
+            words = [Path(word).name for word in one.cmdline()]
+            found.append((" ".join(words)[:70] or one.name(), one.memory_info().rss >> 20))
         except psutil.NoSuchProcess:
             continue
     return sorted(found, key=lambda pair: -pair[1])

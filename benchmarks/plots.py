@@ -30,9 +30,9 @@ def latency(figures: dict[str, Any]) -> None:
 
 def merging(figures: dict[str, Any]) -> None:
     """Requests a second of many clients: by hand, one at a time, merged."""
-    by_hand = {f"by hand, {size}": rate for size, rate in figures["by_hand"].items()}
+    by_hand = {f"by hand\n{size} a trace": rate for size, rate in figures["by_hand"].items()}
     rates = by_hand | {
-        name: figures[part]["requests_per_second"] for name, part in (("alone", "off"), ("merged", "on"))
+        name: figures[part]["requests_per_second"] for name, part in (("one at\na time", "off"), ("merged", "on"))
     }
     figure, axes = plt.subplots(figsize=(5, 3))
     colours = [_COLOURS[0]] * len(by_hand) + [_COLOURS[1], _COLOURS[2]]

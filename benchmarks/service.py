@@ -141,7 +141,7 @@ def small_gpt2(folder: Path, **changes: Any) -> dict[str, Any]:
 def circumstances() -> dict[str, Any]:
     """The command, the machine and its load: what a figure is worth nothing without."""
     return {
-        "command": " ".join(sys.argv),
+        "command": " ".join([f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         "load": [round(one, 2) for one in os.getloadavg()],
         "versions": {name: version(name) for name in ("torch", "transformers", "nnsight", "ray") if find_spec(name)},
