@@ -182,7 +182,7 @@ def main() -> None:
             folder = Path(name) / str(count)
             folder.mkdir()
             models = [{"source": MODEL, "threads": 1, "replicas": count}]
-            configuration = {"runtime": arguments.runtime, "models": models}
+            configuration = {"runtime": arguments.runtime, "models": models, "batching": {"enabled": False}}
             servers.append(stack.enter_context(service.running(folder, configuration)))
         forward, measured = measure(servers, Path(name), path, arguments)
         held = {count: memory(server.process.pid) for count, server in zip((1, 2), servers, strict=True)}
