@@ -290,7 +290,9 @@ class Queue:
 
 def _lease(picked: Any) -> Lease:
     record, attempt, fence, company = picked
-    return Lease(job=Job.model_validate_json(record), attempt=attempt, fence=fence, has_company=bool(company))
+    # A job that has lost a worker may have been the one that took it down: it runs alone.
+    shares = bool(company) and attempt == 1
+    return Lease(job=Job.model_validate_json(record), attempt=attempt, fence=fence, has_company=shares)
 
 
 def kin_of(job: Job) -> str:

@@ -48,6 +48,15 @@ async def test_the_tenants_next_jobs_come_along_in_order_each_with_its_own_lease
     assert await state.queue.length(MODEL) == 1
 
 
+async def test_a_job_that_lost_its_worker_is_alone(state: State, config: Config) -> None:
+    jobs = await queue_up(state, 3)
+    first = await lease(state)
+    assert first.has_company
+    await lapse(state, config, first)
+    again = await lease(state)
+    assert (again.job, again.attempt, again.has_company) == (jobs[0], 2, False)
+
+
 async def test_another_tenants_job_does_not_come_along(state: State) -> None:
     await queue_up(state, 1, "mine")
     await queue_up(state, 3, "theirs")

@@ -137,14 +137,11 @@ class Replica:
                 await self._follow(lease, self._executor)
 
     def _may_share(self, lease: Lease) -> bool:
-        """Whether to look for company; not again at once where none of a tenant's jobs could share.
-
-        A job that has lost a worker runs alone: it may have been the one that took the worker down.
-        """
+        """Whether to look for company; not again at once where none of a tenant's jobs could share."""
         left = self._unlike.get(lease.job.tenant, 0)
         if left:
             self._unlike[lease.job.tenant] = left - 1
-        return lease.has_company and not left and lease.attempt == 1
+        return lease.has_company and not left
 
     async def _company(self, lease: Lease) -> list[Lease]:
         """What may share a forward with a held job: what waits, and what comes in the next few ms if something did."""
