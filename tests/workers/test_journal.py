@@ -1,0 +1,57 @@
+"""The journal of a lease: its events in order, and its word on whose the job is."""
+
+import secrets
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from meeting import lapse, lease, make_job, submit
+
+from interlace.protocol.event import Log
+from interlace_state.config import Config, LifetimeConfig, RedisConfig, StoreConfig
+from interlace_state.keys import Keys
+from interlace_state.store import State, open_state
+from interlace_workers.journal import Journal, LeaseLost
+
+
+@pytest.fixture
+def config(redis_url: str, tmp_path: Path) -> Config:
+    return Config(
+        redis=RedisConfig(url=redis_url, prefix=f"test:{secrets.token_hex(4)}:"),
+        store=StoreConfig(url=str(tmp_path / "store")),
+        lifetimes=LifetimeConfig(lease=2),
+        state_dir=tmp_path,
+    )
+
+
+@pytest.fixture
+async def state(config: Config) -> AsyncIterator[State]:
+    async with open_state(config) as opened:
+        yield opened
+
+
+async def once(ask):  # type: ignore[no-untyped-def]
+    return await ask()
+
+
+async def test_events_are_written_in_their_order(state: State, config: Config) -> None:
+    await submit(state, make_job())
+    held = await lease(state)
+    async with Journal(state.queue, held, once) as journal:
+        for number in range(600):  # more than may wait
+            await journal.note(Log(text=str(number)))
+        await journal.written()
+    entries = await state.redis.xrange(Keys(config.redis.prefix).events(held.job.id))
+    texts = [fields[b"e"].decode() for _, fields in entries]
+    assert [f'"text":"{number}"' in text for number, text in enumerate(texts[1:])] == [True] * 600
+
+
+async def test_a_job_that_is_anothers_is_not_confirmed(state: State, config: Config) -> None:
+    await submit(state, make_job())
+    held = await lease(state)
+    async with Journal(state.queue, held, once) as journal:
+        await journal.confirm()
+        await lapse(state, config, held)
+        assert (await lease(state)).fence > held.fence
+        with pytest.raises(LeaseLost):
+            await journal.confirm()
