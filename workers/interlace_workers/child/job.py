@@ -1,4 +1,5 @@
-"""A child's life: seal itself, wait for the order, limit itself, run it, tell how it ended, wait to be killed."""
+"""A child's life: seal itself, rehearse if told to, wait for the order, limit itself, run it, tell how it ended, wait
+to be killed."""
 
 import contextlib
 import gc
@@ -9,7 +10,7 @@ import signal
 import socket
 import sys
 import time
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 import numpy
 import torch
@@ -29,20 +30,12 @@ from interlace_workers.sandbox import Sandbox, limit
 def main(end: socket.socket, model: HostedModel, sandbox: Sandbox, slot: int) -> NoReturn:
     """Seal this process, run one order from ``end`` and never return."""
     space = _sealed(end, sandbox, slot)
-    # Ahead of its job: threads of its own, and the thousands of page faults of a first trace.
+    # Ahead of its job: threads of its own, and memory.
     torch.set_num_threads(model.threads)
     warm.keep_freed_memory()
-    warm.rehearse(model, model.rehearsal, dry=True)
-    # A collection amid the job would walk the rehearsal's tree of modules, and the job's own while it is read.
-    gc.collect()
-    gc.freeze()
-    gc.disable()
-    _start_afresh()
-    _say(end, "warm")
-    try:
-        message, fds = channel.receive(end)
-    except EOFError:
-        os._exit(0)
+    _keep_what_is_there()
+    _say(end, "sealed")
+    message, fds = _order(end, model)
     end.close()
     if "orders" in message:
         _share(model, [Order(**order) for order in message["orders"]], fds, space)
@@ -77,6 +70,34 @@ def main(end: socket.socket, model: HostedModel, sandbox: Sandbox, slot: int) ->
         _close_logs()
         _tell(events, FrameKind.DONE, steps.encode(times))
     _wait_for_the_end()
+
+
+def _order(end: socket.socket, model: HostedModel) -> tuple[dict[str, Any], list[int]]:
+    """Wait for what to run; rehearse meanwhile, if the parent finds that nothing else wants the processor."""
+    while True:
+        try:
+            message, fds = channel.receive(end)
+        except EOFError:
+            os._exit(0)
+        if "rehearse" not in message:
+            return message, fds
+        warm.rehearse(model, model.rehearsal, dry=True)
+        _keep_what_is_there()
+        _say(end, "warm")
+
+
+def _keep_what_is_there() -> None:
+    """Have no collection amid the job walk the tree of modules, the rehearsal's or, while it is read, the job's own.
+
+    And give the child random numbers of its own: it inherited the zygote's, and a rehearsal may have drawn some.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    seed = int.from_bytes(os.urandom(8), "big")
+    torch.manual_seed(seed)
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)
 
 
 def _share(model: HostedModel, orders: list[Order], fds: list[int], space: int) -> NoReturn:
@@ -117,14 +138,6 @@ def _say(end: socket.socket, word: str) -> None:
 
 def _printer(fd: int) -> TextIO:
     return os.fdopen(fd, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
-
-
-def _start_afresh() -> None:
-    """Give the child random numbers of its own; it inherited the zygote's."""
-    seed = int.from_bytes(os.urandom(8), "big")
-    torch.manual_seed(seed)
-    random.seed(seed)
-    numpy.random.seed(seed % 2**32)
 
 
 def _tell(events: int, kind: FrameKind, body: bytes = b"") -> None:

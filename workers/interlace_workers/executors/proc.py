@@ -35,3 +35,10 @@ def cpu_seconds(pid: int) -> float:
     except OSError:
         return 0.0
     return (int(fields[11]) + int(fields[12])) / _TICK if len(fields) > 12 else 0.0
+
+
+def has_idle_core() -> bool:
+    """Whether this machine has a core that nothing runs on at this moment."""
+    with open("/proc/loadavg") as file:
+        running = int(file.read().split()[3].partition("/")[0])
+    return running - 1 < (os.cpu_count() or 1)  # we are one of them
