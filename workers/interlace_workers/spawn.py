@@ -28,8 +28,6 @@ _FIXED = {
     "NDIF_HOST": "http://remote-inside-a-job.invalid",
     "PYTHONUNBUFFERED": "1",
     "PYTHONHASHSEED": "0",
-    # Pages of 2 MiB for what malloc takes from the kernel: a job's memory comes in a few page faults.
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
 #: The module as a program, without the collector's 0.5 s of looks at modules that stay; it turns the collector on.
 _RUN = "import gc, runpy; gc.disable(); runpy.run_module('interlace_workers.zygote', None, '__main__', True)"
