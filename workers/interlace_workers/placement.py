@@ -14,8 +14,9 @@ from interlace_state.models import ModelCard
 from interlace_state.store import State
 from interlace_state.tracing import Tracing
 from interlace_workers import headstart, sources
-from interlace_workers.executors.base import LoadFailed
+from interlace_workers.executors.base import Executor, LoadFailed
 from interlace_workers.executors.party import MergingExecutor
+from interlace_workers.executors.resident import ResidentExecutor
 from interlace_workers.executors.zygote_process import ZygoteProcess
 from interlace_workers.order import Load
 from interlace_workers.replica import Replica, give_up
@@ -122,6 +123,8 @@ def _load(config: Config, model: ModelConfig, source: sources.Source) -> Load:
         trust_remote_code=model.trust_remote_code,
         threads=threads_of(config, model),
         isolation=config.isolation_level,
+        device=model.device,
+        resident=model.executor == "resident",
     )
 
 
@@ -146,6 +149,9 @@ async def build_replica(
         raise LoadFailed(str(error)) from None
     load = _load(config, model, source)
     taken = headstart.take(Path(ahead), load) if ahead else None
-    executor = MergingExecutor(load, None if taken is None else ZygoteProcess(taken))
+    zygote = None if taken is None else ZygoteProcess(taken)
+    executor: Executor = MergingExecutor(load, zygote)
+    if load.resident:
+        executor = ResidentExecutor(load, model.trusted, zygote)
     telemetry = Telemetry(state.metrics, tracing, key, name, model.slots)
     return Replica(config, state, key, executor, telemetry, name=name, slots=model.slots)
