@@ -26,14 +26,14 @@ def resident(server: running.Running, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("case", [case for case in cases.ALL if case is not cases.generating], ids=lambda c: c.__name__)
 def test_the_same_values_one_after_another(case: Case, models: Lab, server: running.Running) -> None:
-    expected = case(models.local(tiny.GPT2), False)
+    expected = case(models.local(tiny.GPT2, device="cpu"), False)
     for _ in range(2):
         assert_same(expected, case(models.client(tiny.GPT2), True))
 
 
 def test_it_generates(models: Lab, server: running.Running) -> None:
     ids = cases.generating(models.client(tiny.GPT2), True)["ids"]
-    assert ids.shape[1] == cases.generating(models.local(tiny.GPT2), False)["ids"].shape[1]
+    assert ids.shape[1] == cases.generating(models.local(tiny.GPT2, device="cpu"), False)["ids"].shape[1]
 
 
 def test_it_says_that_nothing_protects_it(server: running.Running) -> None:

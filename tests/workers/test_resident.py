@@ -54,7 +54,7 @@ def reading(client: TransformersModel) -> bytes:
 async def test_its_values_are_those_of_a_local_trace(
     executor: ResidentExecutor, client: TransformersModel, tmp_path: Path
 ) -> None:
-    local = TransformersModel(tiny.GPT2, task="text-generation", dispatch=True)
+    local = TransformersModel(tiny.GPT2, task="text-generation", dispatch=True, device="cpu")
     with local.trace([5, 9, 13]):
         expected = local.transformer.h[1].output.save()
     ran = await run(executor, reading(client), tmp_path)

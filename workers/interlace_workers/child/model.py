@@ -51,6 +51,6 @@ def _transformers_model(order: Load) -> Any:
     with contextlib.suppress(OSError, ValueError):  # not every task has a tokenizer
         # nnsight cannot guess the tokenizer of a local directory; given one it need not.
         extras["tokenizer"] = AutoTokenizer.from_pretrained(order.path, **extras)
-    if order.device != "cpu":
-        extras["device_map"] = order.device
+    # Said of a processor, too: a pipeline takes the first GPU that it finds.
+    extras |= {"device_map": "auto"} if order.device == "auto" else {"device": order.device}
     return TransformersModel(order.path, task=order.task, dispatch=True, dtype=dtype, **extras)

@@ -23,6 +23,8 @@ from interlace_workers.child.model import HostedModel
 from interlace_workers.order import Order
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+#: Bytes of the device that torch may keep for the next job, which saves it the asking.
+_HOARDED = 2 << 30
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -31,6 +33,8 @@ def serve(parent: socket, model: HostedModel) -> NoReturn:
     outputs = [os.dup(1), os.dup(2)]
     torch.set_num_threads(model.threads)
     before = Likeness.of(model)
+    gc.collect()
+    gc.freeze()  # what is there now is no job's garbage, and need not be walked after each
     while True:
         ours, theirs = channel.pair()
         try:
@@ -87,7 +91,7 @@ def _reset(model: HostedModel) -> None:
     torch.use_deterministic_algorithms(False)
     torch.set_num_threads(model.threads)
     gc.collect()
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized() and torch.cuda.memory_reserved() - torch.cuda.memory_allocated() > _HOARDED:
         torch.cuda.empty_cache()
 
 
@@ -114,5 +118,6 @@ def _facts(tensor: torch.Tensor) -> tuple[Any, ...]:
     if tensor.is_meta or not tensor.numel():
         return tuple(tensor.shape), tensor.dtype, tensor.device, 0
     flat = tensor.detach().contiguous().view(-1)
-    bits = flat.view(_INTEGERS[flat.element_size()])
+    fits = flat.numel() * flat.element_size() % 8 == 0 and flat.storage_offset() * flat.element_size() % 8 == 0
+    bits = flat.view(torch.int64 if fits else _INTEGERS[flat.element_size()])
     return tuple(tensor.shape), tensor.dtype, tensor.device, int(bits.sum(dtype=torch.int64))
