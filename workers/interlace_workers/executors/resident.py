@@ -114,7 +114,7 @@ class ResidentExecutor:
                 raise ExecutorLost(f"the model cannot be loaded again: {error}") from None
             child = await self._zygote.fork()
         proc.reset_peak(child.pid)
-        return _Lodger(**vars(child))
+        return _Lodger(**vars(child) | {"cpu_before": proc.cpu_seconds(child.pid)})
 
     async def _forget(self) -> None:
         if self._zygote is not None:
