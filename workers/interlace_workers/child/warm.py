@@ -18,14 +18,13 @@ from nnsight.schema.request import RequestModel
 from nnsight.tracing.globals import BLOCKS, SOURCES
 from torch.nn import functional
 
+from interlace_workers.child import inputs, trace
 from interlace_workers.child import output as results
-from interlace_workers.child import trace
 from interlace_workers.child.model import HostedModel
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
 _KEPT = 32 << 20  # bytes: the size up to which malloc learns to keep blocks by itself
 _TOUCHED = 8 << 20  # bytes
-_TOKENS = 8
 
 
 def keep_freed_memory() -> None:
@@ -42,26 +41,33 @@ def keep_freed_memory() -> None:
 
 
 def rehearsal(model: HostedModel) -> bytes:
-    """The payload of a small trace; empty for a model that does not take bare token ids, which is left cold."""
-    backend = _Serialize()
-    tokens = torch.zeros((1, _TOKENS), dtype=torch.long)
+    """The payload of a small trace; empty for a model that takes none of `inputs.smallest`, which is left cold."""
     with _forgotten(model):
-        with model.model.trace(tokens, backend=backend):
-            output = model.model.output.save()  # noqa: F841 - saved under its name
-        rehearse(model, backend.payload)
-        return backend.payload
+        inputs.preprocess(model.model)
+    for arguments, keywords in inputs.smallest(model.model):
+        backend = _Serialize()
+        with _forgotten(model):
+            with model.model.trace(*arguments, **keywords, backend=backend):
+                output = model.model.output.save()  # noqa: F841 - saved under its name
+            if rehearse(model, backend.payload):
+                return backend.payload
     return b""
 
 
-def rehearse(model: HostedModel, payload: bytes, *, dry: bool = False) -> None:
-    """Run a rehearsal as a job is run, from the payload to the serialized result; ``dry``: without the weights."""
+def rehearse(model: HostedModel, payload: bytes, *, dry: bool = False) -> bool:
+    """Run a rehearsal as a job is run, from the payload to the serialized result; ``dry``: without the weights.
+
+    Whether it came to its end.
+    """
     if not payload:
-        return
+        return False
     with _forgotten(model):
         tracer = RequestModel.deserialize(payload, model.persistent, compress=False)
         with _dry() if dry else nullcontext():
             saved = trace.run(model, tracer)
         results.rehearse(saved)
+        return True
+    return False
 
 
 class _Serialize(RemoteBackend):  # type: ignore[misc]

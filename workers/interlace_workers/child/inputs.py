@@ -1,0 +1,44 @@
+"""The smallest inputs that a hosted model may take, whatever its family."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy
+import torch
+from PIL import Image
+
+_TOKENS = 8
+_PIXELS = 32  # a side; the model's own processor makes the size of it that the model takes
+_SECONDS = 0.5  # of sound
+
+
+def smallest(model: Any) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """Arguments of ``model.trace``, most likely ones first; a model of a rare kind takes none of them.
+
+    A vision-language model is given text alone: what it sees in an image are hundreds of tokens.
+    """
+    tokens = torch.zeros((1, _TOKENS), dtype=torch.long)
+    if model.tokenizer is not None or model.processor is not None:
+        yield (tokens,), {}
+        yield (), {"input_ids": tokens, "decoder_input_ids": tokens[:, :1]}
+    if model.feature_extractor is not None:
+        yield (_sound(model.feature_extractor),), {}
+    if model.image_processor is not None:
+        yield (_image(),), {}
+    if model.tokenizer is None and model.processor is None:
+        yield (tokens,), {}  # a checkpoint without preprocessors, whose clients send token ids
+
+
+def preprocess(model: Any) -> None:
+    """Have the model's processors do their work once, which imports what they need. Raises whatever they raise."""
+    images = model.image_processor or getattr(model.processor, "image_processor", None)
+    if images is not None:
+        images(_image(), return_tensors="pt")
+
+
+def _image() -> Image.Image:
+    return Image.new("RGB", (_PIXELS, _PIXELS))
+
+
+def _sound(extractor: Any) -> Any:
+    return numpy.zeros(int(_SECONDS * extractor.sampling_rate), dtype=numpy.float32)
