@@ -26,8 +26,8 @@ def test_its_own_task_is_right(families: Path, repo_id: str) -> None:
         (tiny_families.VIT, "text-generation", "image-classification, image-feature-extraction."),
         (tiny_families.LLAVA, "text-generation", "any-to-any, image-text-to-text, feature-extraction, "),
         # A pipeline would load it; no client could open it.
-        (tiny_families.T5, "text-generation", "feature-extraction, text-classification, token-classification, "),
-        (tiny_families.BART, "summarization", "fill-mask, feature-extraction, text-classification, "),
+        (tiny_families.T5, "text-generation", "text-to-text, feature-extraction, text-classification, "),
+        (tiny_families.BART, "summarization", "fill-mask, text-to-text, feature-extraction, "),
     ],
 )
 def test_a_wrong_task_is_told_the_right_ones(families: Path, repo_id: str, task: str, right: str) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 from transformers import AutoConfig, AutoModel
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from interlace import add_tasks
+
 #: What a checkpoint has one of, where a task that takes any model can do something with it.
 _FILES = {
     "feature-extraction": ("tokenizer.json", "tokenizer_config.json"),
@@ -18,10 +20,11 @@ class WrongTask(ValueError):
 
 
 def check(path: str, task: str, *, trust_remote_code: bool) -> None:
-    """Raises WrongTask where clients could not open the checkpoint in ``path`` for the task.
+    """Raises WrongTask where clients could not open the checkpoint in ``path`` for a task, of transformers or of ours.
 
     A pipeline is laxer: it loads a T5 for text generation, which a client, who has no weights, cannot build.
     """
+    add_tasks()
     config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     if _classes(PIPELINE_REGISTRY.task_aliases.get(task, task), config):
         return
