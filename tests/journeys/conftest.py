@@ -13,6 +13,8 @@ import torch
 from nnsight import CONFIG, TransformersModel
 from nnsight.modeling import huggingface
 
+import interlace
+
 #: Everything that is hosted, on a Ray of our own.
 _MODELS = (tiny.GPT2, tiny.LLAMA, tiny.NEOX, tiny.BERT)
 _INLINE_BYTES = 256 << 10
@@ -74,6 +76,7 @@ def process_server(home: Path, tiny_models: Path) -> Iterator[running.Running]:
 def families_server(home: Path, families: Path) -> Iterator[running.Running]:
     """Plain processes host the models of `tiny_families`."""
     huggingface._ID_CACHE.update({name: name for name in tiny_families.ALL})
+    interlace.add_tasks()
     configuration = {
         "runtime": "process",
         "models": [hosted(name) for name in tiny_families.ALL],

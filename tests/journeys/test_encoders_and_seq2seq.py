@@ -8,7 +8,8 @@ import tiny_families
 import torch
 from parity import Lab, parity
 
-MASKED = "The capital of France is [MASK]."
+MASKED = "interl<mask>ce"
+WORD = "traces"
 TEXT = "The Eiffel Tower is in the city of Paris."
 OTHER = "The Colosseum is in Rome."
 STEPS = 4
@@ -51,19 +52,20 @@ def test_what_the_decoder_has_of_the_encoder_edited(model: Any, remote: Any) -> 
 
 @parity(tiny_families.BART)
 def test_generation_of_an_encoder_decoder(model: Any, remote: Any) -> dict[str, Any]:
-    with model.generate(tokens(model, TEXT), remote=remote, **EXACTLY) as tracer:
+    with model.generate(tokens(model, WORD), remote=remote, **EXACTLY) as tracer:
         encoded = model.model.encoder.output.last_hidden_state.save()
         across = [].save()
         for _ in tracer.iter[:STEPS]:
             across.append(model.model.decoder.layers[1].encoder_attn.output[0])
         ids = tracer.result.save()
     assert [tuple(value.shape[:2]) for value in across] == [(1, 1)] * STEPS
+    assert model.tokenizer.decode(ids[0], skip_special_tokens=True) == WORD[:1:-1]
     return {"encoded": encoded, "across": across, "ids": ids}
 
 
 @parity(tiny_families.BART)
 def test_a_decoder_steered_at_every_step(model: Any, remote: Any) -> dict[str, Any]:
-    with model.generate(tokens(model, TEXT), remote=remote, **EXACTLY) as tracer:
+    with model.generate(tokens(model, WORD), remote=remote, **EXACTLY) as tracer:
         for _ in tracer.iter[:STEPS]:
             model.model.decoder.layers[1].output[:, -1] += torch.linspace(-3, 3, 48)
         ids = tracer.result.save()
@@ -84,14 +86,24 @@ def test_the_gradient_of_a_decoder_to_its_encoder(model: Any, remote: Any) -> di
 @parity(tiny_families.T5)
 def test_both_halves_of_a_t5(model: Any, remote: Any) -> dict[str, Any]:
     answer = tokens(model, OTHER)
-    with model.trace(tokens(model, TEXT), decoder_input_ids=answer, remote=remote):
+    with model.trace(TEXT, decoder_input_ids=answer, remote=remote):
         bias = model.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.output.save()
         encoded = model.encoder.output.last_hidden_state.save()
         model.decoder.block[1].layer[1].EncDecAttention.output[0][:, 0] = 0
-        decoded = model.output.last_hidden_state.save()
-        logits = (decoded * model.config.d_model**-0.5 @ model.shared.weight.T).save()
-    assert decoded.shape[1] == answer.shape[1] != encoded.shape[1]
-    return {"bias": bias, "encoded": encoded, "decoded": decoded, "logits": logits}
+        logits = model.lm_head.output.save()
+    assert logits.shape[1] == answer.shape[1] != encoded.shape[1]
+    return {"bias": bias, "encoded": encoded, "logits": logits}
+
+
+@parity(tiny_families.T5)
+def test_generation_of_a_t5(model: Any, remote: Any) -> dict[str, Any]:
+    with model.generate(TEXT, remote=remote, **EXACTLY) as tracer:
+        model.encoder.block[1].output[0][:, 3] *= 2
+        ids = tracer.result.save()
+    with model.pipe(TEXT, remote=remote, **EXACTLY) as tracer:
+        said = tracer.result.save()
+    assert set(said[0]) == {"generated_text"}
+    return {"ids": ids, "said": said}
 
 
 @parity(tiny_families.T5)
@@ -99,7 +111,7 @@ def test_texts_of_an_encoder_decoder_in_invokes(model: Any, remote: Any) -> dict
     answer = tokens(model, OTHER)
     with model.trace(remote=remote) as tracer:
         with tracer.invoke(tokens(model, TEXT), decoder_input_ids=answer):
-            one = model.output.last_hidden_state.save()
+            one = model.lm_head.output.save()
         with tracer.invoke(tokens(model, OTHER), decoder_input_ids=answer[:, :3]):
             two = model.encoder.output.last_hidden_state.save()
     assert one.shape[0] == two.shape[0] == 1

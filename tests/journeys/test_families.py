@@ -3,10 +3,12 @@ that changes nothing but the speed.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import running
+import subprocess_client
 import tiny
 import tiny_families
 import torch
@@ -97,3 +99,41 @@ def test_traces_that_wait_together_have_what_they_have_alone(
         assert_same(theirs, mine)
     shared = [size for size, *_ in remote]
     assert max(shared) >= 3 if repo_id in SHARE else shared == [0] * len(CASES)
+
+
+WITHOUT_HUB = """
+import interlace
+import numpy
+import torch
+from nnsight import TransformersModel
+from PIL import Image
+
+interlace.add_tasks()
+picture = Image.fromarray(numpy.full((24, 20, 3), 90, dtype=numpy.uint8))
+inputs = {
+    "llava-tiny": (("<image> What is it?",), {"images": [picture]}),
+    "shapes-vit-mini": ((picture,), {}),
+    "t5-tiny": (("Two plus two is",), {"decoder_input_ids": torch.tensor([[1, 5, 9]])}),
+}
+for name, (arguments, keywords) in inputs.items():
+    model = TransformersModel(f"interlace-tests/{name}")
+    with model.trace(*arguments, remote=True, **keywords):
+        logits = model.output.logits.save()
+    assert not model.dispatched
+    print(name, model.task, list(logits.shape))
+model = TransformersModel("interlace-tests/llava-tiny")
+says = [{"type": "image", "image": picture}, {"type": "text", "text": "What?"}]
+print(model.processor.apply_chat_template([{"role": "user", "content": says}]))
+"""
+
+
+def test_clients_of_the_gateway_alone_have_every_processor(families_server: running.Running, tmp_path: Path) -> None:
+    script = tmp_path / "client.py"
+    script.write_text(WITHOUT_HUB)
+    closed = "http://127.0.0.1:9"
+    environ = {"HF_HOME": str(tmp_path / "home"), "http_proxy": closed, "https_proxy": closed, "no_proxy": "127.0.0.1"}
+    said = subprocess_client.run(families_server.url, script, environ=environ).splitlines()
+    assert "llava-tiny image-text-to-text [1, 12, 401]" in said
+    assert "shapes-vit-mini image-classification [1, 3]" in said
+    assert "t5-tiny text-to-text [1, 3, 400]" in said
+    assert said[-1] == "user: <image>What?"

@@ -111,6 +111,17 @@ def test_generation_with_a_cache(model: Any, remote: Any) -> dict[str, Any]:
     return {"logits": logits, "ids": ids}
 
 
+@parity(*MAMBA, *MAMBA2, *HYBRIDS)
+def test_prompts_of_different_lengths(model: Any, remote: Any) -> dict[str, Any]:
+    shorter = "The Colosseum is in"
+    with model.trace([PROMPT, shorter], remote=remote):
+        both = model.output.logits[:, -1].save()
+    with model.trace(shorter, remote=remote):
+        alone = model.output.logits[:, -1].save()
+    torch.testing.assert_close(both[1:], alone)
+    return {"both": both}
+
+
 @parity(*MAMBA)
 def test_the_cached_state_read_and_edited_in_generation(model: Any, remote: Any) -> dict[str, Any]:
     with model.generate(PROMPT, remote=remote, **EXACTLY) as tracer:

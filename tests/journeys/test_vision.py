@@ -29,8 +29,8 @@ def test_the_layers_of_a_vision_transformer(model: Any, remote: Any) -> dict[str
         for layer in model.vit.layers:
             hidden.append(layer.output)
         logits = model.output.logits.save()
-    assert pixels.shape == (1, 3, 16, 16)
-    assert patches.shape[:2] == (1, 4)
+    assert pixels.shape == (1, 3, 24, 24)
+    assert patches.shape[:2] == (1, 36)
     return {"pixels": pixels, "patches": patches, "hidden": hidden, "logits": logits}
 
 
@@ -74,7 +74,7 @@ def test_attention_inside_a_vision_transformer(model: Any, remote: Any) -> dict[
         loss = model.output.logits[0, 2]
         with loss.backward():
             gradient = queries.grad.save()
-    assert queries.shape[-2] == 5
+    assert queries.shape[-2] == 37
     return {"queries": queries, "gradient": gradient}
 
 
