@@ -66,7 +66,7 @@ def needed(model: TransformersModel, images: list[Image.Image], remote: bool) ->
 
 
 def draw(images: list[Image.Image], labels: list[str], falls: torch.Tensor, path: Path) -> None:
-    """A row a picture; a column a place where its patches were removed: red where the answer needs them."""
+    """A row a picture, a column a place: red where the answer needs a patch of it, blue where it is surer without."""
     side = round(falls.shape[-1] ** 0.5)
     titles = ["the picture", "its embedding", *(f"after layer {layer}" for layer in range(falls.shape[1] - 1))]
     size = (2 * len(titles), 2.1 * len(images))
