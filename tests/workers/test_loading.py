@@ -30,10 +30,21 @@ def test_every_model_has_a_rehearsal_that_runs_to_its_end(
 ) -> None:
     model = hosted[repo_id]
     payload = warm.rehearsal(model)
-    capsys.readouterr()
-    assert warm.rehearse(model, payload, dry=True)
-    assert warm.rehearse(model, payload)
-    assert capsys.readouterr().err == ""
+    assert payload
+    warm.rehearse(model, payload, dry=True)
+    warm.rehearse(model, payload)
+    assert "not warm" not in capsys.readouterr().err
+
+
+def test_what_takes_no_small_input_is_left_cold_and_says_why(
+    hosted: dict[str, HostedModel], capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = hosted[tiny_families.VIT]
+    model.model.pipeline.model.forward, forward = None, model.model.pipeline.model.forward
+    assert warm.rehearsal(model) == b""
+    assert "not warmed up:\n  TypeError: " in capsys.readouterr().err
+    model.model.pipeline.model.forward = forward
+    assert warm.rehearsal(model)
 
 
 def test_the_parts_of_a_processor_are_known_each_by_itself(hosted: dict[str, HostedModel]) -> None:

@@ -18,13 +18,16 @@ def smallest(model: Any) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
     A vision-language model is given text alone: what it sees in an image are hundreds of tokens.
     """
     tokens = torch.zeros((1, _TOKENS), dtype=torch.long)
-    if model.tokenizer is not None or model.processor is not None:
-        yield (tokens,), {}
-        yield (), {"input_ids": tokens, "decoder_input_ids": tokens[:, :1]}
+    decoder = {"decoder_input_ids": tokens[:, :1]}
     if model.feature_extractor is not None:
         yield (_sound(model.feature_extractor),), {}
+        yield (_sound(model.feature_extractor),), decoder
+    if model.tokenizer is not None or model.processor is not None:
+        yield (tokens,), {}
+        yield (), {"input_ids": tokens, **decoder}
     if model.image_processor is not None:
         yield (_image(),), {}
+        yield (_image(),), {"candidate_labels": ["a"]}
     if model.tokenizer is None and model.processor is None:
         yield (tokens,), {}  # a checkpoint without preprocessors, whose clients send token ids
 

@@ -42,32 +42,32 @@ def keep_freed_memory() -> None:
 
 def rehearsal(model: HostedModel) -> bytes:
     """The payload of a small trace; empty for a model that takes none of `inputs.smallest`, which is left cold."""
-    with _forgotten(model):
+    with _forgotten(model) as failures:
         inputs.preprocess(model.model)
     for arguments, keywords in inputs.smallest(model.model):
         backend = _Serialize()
-        with _forgotten(model):
+        with _forgotten(model) as failed:
             with model.model.trace(*arguments, **keywords, backend=backend):
                 output = model.model.output.save()  # noqa: F841 - saved under its name
-            if rehearse(model, backend.payload):
-                return backend.payload
+            _rehearse(model, backend.payload)
+            return backend.payload
+        failures += failed
+    print("not warmed up:", *failures, sep="\n  ", file=sys.stderr)
     return b""
 
 
-def rehearse(model: HostedModel, payload: bytes, *, dry: bool = False) -> bool:
-    """Run a rehearsal as a job is run, from the payload to the serialized result; ``dry``: without the weights.
-
-    Whether it came to its end.
-    """
+def rehearse(model: HostedModel, payload: bytes, *, dry: bool = False) -> None:
+    """Run a rehearsal as a job is run, from the payload to the serialized result; ``dry``: without the weights."""
     if not payload:
-        return False
-    with _forgotten(model):
-        tracer = RequestModel.deserialize(payload, model.persistent, compress=False)
-        with _dry() if dry else nullcontext():
-            saved = trace.run(model, tracer)
-        results.rehearse(saved)
-        return True
-    return False
+        return
+    with _forgotten(model) as failures, _dry() if dry else nullcontext():
+        _rehearse(model, payload)
+    for failure in failures:
+        print("not warm:", failure, file=sys.stderr)
+
+
+def _rehearse(model: HostedModel, payload: bytes) -> None:
+    results.rehearse(trace.run(model, RequestModel.deserialize(payload, model.persistent, compress=False)))
 
 
 class _Serialize(RemoteBackend):  # type: ignore[misc]
@@ -100,12 +100,13 @@ def _dry() -> Iterator[None]:
 
 
 @contextmanager
-def _forgotten(model: HostedModel) -> Iterator[None]:
-    """Leave no trace of what runs in the block, nor of its failure: a model need not be warm."""
+def _forgotten(model: HostedModel) -> Iterator[list[str]]:
+    """Leave nothing of what runs in the block; its failure, which is no one else's, ends it and goes into the list."""
+    failures: list[str] = []
     try:
-        yield
+        yield failures
     except Exception as error:  # noqa: BLE001 - any model may refuse such an input in its own way
-        print(f"not warmed up: {type(error).__name__}: {error}", file=sys.stderr)
+        failures.append(f"{type(error).__name__}: {error}")
     finally:
         model.model.interleaver.cancel()
         SOURCES.clear()
