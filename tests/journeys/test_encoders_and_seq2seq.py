@@ -1,11 +1,14 @@
 """Promise: encoders and encoder-decoders are hosted for their own tasks, and both halves are read and edited."""
 
+import re
 from typing import Any
 
 import pytest
 import running
 import tiny_families
 import torch
+from nnsight import TransformersModel
+from nnsight.intervention.backends.remote import RemoteError
 from parity import Lab, parity
 
 MASKED = "interl<mask>ce"
@@ -116,3 +119,11 @@ def test_texts_of_an_encoder_decoder_in_invokes(model: Any, remote: Any) -> dict
             two = model.encoder.output.last_hidden_state.save()
     assert one.shape[0] == two.shape[0] == 1
     return {"one": one, "two": two}
+
+
+def test_another_task_than_the_hosted_one_is_told_which(lab: Lab) -> None:
+    hidden = TransformersModel(tiny_families.T5, task="feature-extraction")
+    hosted = re.escape(f"{tiny_families.T5} (text-to-text)")
+    with pytest.raises(RemoteError, match=f"does not host .*feature-extraction.*{hosted}"):
+        with hidden.trace(tokens(hidden, TEXT), decoder_input_ids=tokens(hidden, OTHER), remote=True):
+            hidden.output.save()
