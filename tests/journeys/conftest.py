@@ -74,12 +74,12 @@ def process_server(home: Path, tiny_models: Path) -> Iterator[running.Running]:
 
 @pytest.fixture(scope="session")
 def families_server(home: Path, families: Path) -> Iterator[running.Running]:
-    """Plain processes host the models of `tiny_families`."""
+    """Plain processes host the models of `tiny_families`, and an encoder."""
     huggingface._ID_CACHE.update({name: name for name in tiny_families.ALL})
     interlace.add_tasks()
     configuration = {
         "runtime": "process",
-        "models": [hosted(name) for name in tiny_families.ALL],
+        "models": [hosted(name) for name in (*tiny_families.ALL, tiny.BERT)],
         "gateway": _GATEWAY,
     }
     with running.interlace(home, configuration, seconds=240) as server:
