@@ -18,18 +18,16 @@ def smallest(model: Any) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
     A vision-language model is given text alone: what it sees in an image are hundreds of tokens.
     """
     tokens = torch.zeros((1, _TOKENS), dtype=torch.long)
-    decoder = {"decoder_input_ids": tokens[:, :1]}
-    if model.feature_extractor is not None:
-        yield (_sound(model.feature_extractor),), {}
-        yield (_sound(model.feature_extractor),), decoder
-    if model.tokenizer is not None or model.processor is not None:
-        yield (tokens,), {}
-        yield (), {"input_ids": tokens, **decoder}
+    decodes = getattr(model._module.config, "is_encoder_decoder", False)
+    for ends in ({"decoder_input_ids": tokens[:, :1]}, {}) if decodes else ({},):
+        if model.feature_extractor is not None:
+            yield (_sound(model.feature_extractor),), ends
+        if model.image_processor is None or model.tokenizer is not None:
+            yield (tokens,), ends  # a checkpoint without preprocessors takes them, too
+        if model.image_processor is not None:
+            yield (_image(),), ends
     if model.image_processor is not None:
-        yield (_image(),), {}
         yield (_image(),), {"candidate_labels": ["a"]}
-    if model.tokenizer is None and model.processor is None:
-        yield (tokens,), {}  # a checkpoint without preprocessors, whose clients send token ids
 
 
 def preprocess(model: Any) -> None:
