@@ -61,6 +61,15 @@ def tiny_models(home: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def families(home: Path, tiny_models: Path) -> Path:
+    """The cache, with the models of other families in it, too."""
+    import tiny_families
+
+    tiny_families.write(home / "hf" / "hub")
+    return home / "hf" / "hub"
+
+
+@pytest.fixture(scope="session")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real Redis, of which each test takes a prefix of its own."""
     import redis_server

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from interlace._client import Client, connect
     from interlace._errors import JobFailed, Refused, Unreachable
     from interlace._jobs import RunningJob, Value
+    from interlace._tasks import add_tasks
     from interlace.protocol.errors import InterlaceError
 
 from interlace._values import receiving, stream
@@ -26,6 +27,7 @@ __all__ = [
     "Unreachable",
     "Value",
     "__version__",
+    "add_tasks",
     "connect",
     "receiving",
     "stream",
@@ -39,6 +41,7 @@ _HOMES = {
     "RunningJob": "_jobs",
     "Value": "_jobs",
     "InterlaceError": "protocol.errors",
+    "add_tasks": "_tasks",
 }
 
 

@@ -110,6 +110,11 @@ def _add_up(commands: "argparse._SubParsersAction[_Parser]") -> None:
         metavar="REPO|PATH|PACKAGE|NAME",
         help="a model to host, in place of the configured ones; may be given several times",
     )
+    up.add_argument(
+        "--task",
+        metavar="TASK",
+        help="the transformers task of `--model`, such as image-classification (default: text-generation)",
+    )
     up.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
     up.add_argument("--port", type=int, help="port to listen on; 0 takes a free one (default: 8000)")
     up.add_argument("--runtime", choices=("ray", "process"), help="what hosts the replicas (default: ray)")

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from interlace_deploy import detach
 from interlace_deploy.address import hidden, reachable
+from interlace_deploy.problems import UsageProblem
 from interlace_deploy.ray_access import access
 from interlace_deploy.rundir import RunDir
 from interlace_deploy.screen import Screen
@@ -37,7 +38,10 @@ def configuration(arguments: argparse.Namespace, environ: Mapping[str, str]) -> 
     """What to start: the configuration, the command line over it, and the default model where none is named."""
     overrides: dict[str, Any] = {}
     if arguments.model:
-        overrides["models"] = [{"source": source} for source in arguments.model]
+        task = {} if arguments.task is None else {"task": arguments.task}
+        overrides["models"] = [{"source": source, **task} for source in arguments.model]
+    elif arguments.task is not None:
+        raise UsageProblem("`--task` is about `--model`, which is missing. In a configuration set `models[].task`.")
     for key, value in (
         ("gateway.host", arguments.host),
         ("gateway.port", arguments.port),

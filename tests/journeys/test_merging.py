@@ -1,57 +1,21 @@
 """Promise: many small traces of yours cost one forward, and each is as if it had been alone."""
 
-import contextlib
-import threading
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import running
 import tiny
 import torch
-from nnsight import TransformersModel
+from company import merged, together
 from nnsight.intervention.backends.remote import RemoteError
 from parity import Lab, assert_same
 
-import interlace
-from interlace.protocol.job import JobState
-
 PROMPT = "The Eiffel Tower is in the city of"
 OTHER = "When Mary and John went to the store"
-DEADLINE = 60.0  # seconds
 
 
 def layers(model: Any) -> Any:
     return model.transformer.h if hasattr(model._module, "transformer") else model.model.layers
-
-
-@contextlib.contextmanager
-def waiting(server: running.Running, repo_id: str, count: int) -> Iterator[None]:
-    """Hold the model back until so many jobs of the block's clients wait for it."""
-    with interlace.Client(server.url) as operator:
-        operator.pause(repo_id)
-
-        def resume() -> None:
-            end = time.monotonic() + DEADLINE
-            while sum(job.state is JobState.QUEUED for job in operator.jobs()) < count and time.monotonic() < end:
-                time.sleep(0.05)
-            operator.resume(repo_id)
-
-        resuming = threading.Thread(target=resume)
-        resuming.start()
-        try:
-            yield
-        finally:
-            resuming.join()
-
-
-def together(server: running.Running, repo_id: str, cases: list[Callable[[Any, Any], Any]]) -> list[Any]:
-    """Run each case in a thread of its own, on a model object of its own, all at once."""
-    clients = [TransformersModel(repo_id, task="text-generation") for _ in cases]
-    with waiting(server, repo_id, len(cases)), ThreadPoolExecutor(len(cases)) as pool:
-        return list(pool.map(lambda case, client: case(client, True), cases, clients))
 
 
 def read(model: Any, remote: Any) -> tuple[Any, ...]:
@@ -99,12 +63,6 @@ def fails(model: Any, remote: Any) -> tuple[Any, ...]:
     with pytest.raises((RemoteError, IndexError), match="out of bounds"), model.trace(PROMPT, remote=remote):
         blocks[1].output[:, 99].save()
     return 0, "failed"
-
-
-def merged(tracer: Any) -> int:
-    """Jobs in the forward, as the server says; 0 for one that ran alone."""
-    meta = getattr(getattr(tracer, "backend", None), "meta", None) or {}
-    return int(meta.get("merged", 0))
 
 
 CASES = [read, ablate, patch, gradient, longer, fails, read, ablate, patch, longer]

@@ -118,7 +118,7 @@ def _resolve_blocking(
 def _load(config: Config, model: ModelConfig, source: sources.Source) -> Load:
     return Load(
         path=str(source.path),
-        task=model.task,
+        task=key_of(model, source.repo_id).task,
         dtype=model.dtype,
         trust_remote_code=model.trust_remote_code,
         threads=threads_of(config, model),

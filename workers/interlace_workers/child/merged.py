@@ -22,7 +22,7 @@ from nnsight.schema.request import RequestModel
 
 from interlace.protocol.frames import FrameKind
 from interlace_workers import steps
-from interlace_workers.child import output, trace
+from interlace_workers.child import output, sharing, trace
 from interlace_workers.child.model import HostedModel
 from interlace_workers.child.plain import Guard, compiled
 from interlace_workers.child.reading import PlainUnpickler
@@ -87,15 +87,17 @@ class Part:
 
 def run(model: HostedModel, members: Sequence[Member], tell: Tell) -> None:
     """Run every member to DONE or FAILED."""
-    shared = _storages(model)
+    shared, alone = _storages(model), sharing.why_alone(model)
     groups: dict[Any, list[Part]] = {}
     for member in members:
         with _apart_if_it_fails(member, tell):
+            if alone is not None:
+                raise NotMergeable(alone)
             member.times.append(time.perf_counter())
             part = _read(model, member, shared)
             member.times.append(time.perf_counter())
             groups.setdefault(part.kin, []).append(part)
-    taken = _dimensions(model)
+    taken = sharing.dimensions(model)
     for parts in sorted(groups.values(), key=len, reverse=True):
         for part in parts:
             tell(part.member.events, FrameKind.RUNNING, str(len(parts)).encode())
@@ -256,17 +258,3 @@ def _storages(model: HostedModel) -> frozenset[int]:
     """Where the memory of the model's own tensors begins."""
     module = model.model._module
     return frozenset(one.untyped_storage().data_ptr() for one in [*module.parameters(), *module.buffers()])
-
-
-def _dimensions(model: HostedModel) -> frozenset[int]:
-    """Every size that the model has and that a batch must not be mistaken for."""
-    module = model.model._module
-    found = {1}
-    for tensor in [*module.parameters(), *module.buffers()]:
-        found.update(tensor.shape)
-    config = module.config.to_dict()
-    found.update(value for value in config.values() if type(value) is int)
-    heads, width = config.get("num_attention_heads"), config.get("hidden_size")
-    if heads and width:
-        found.add(width // heads)
-    return frozenset(found)

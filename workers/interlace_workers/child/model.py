@@ -10,7 +10,11 @@ from tqdm import tqdm
 from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from interlace_workers.child import tasks
 from interlace_workers.order import Load
+
+#: nnsight's persistent id -> the attribute of a processor.
+_PARTS = {"Tokenizer": "tokenizer", "ImageProcessor": "image_processor", "FeatureExtractor": "feature_extractor"}
 
 
 @dataclass(frozen=True)
@@ -37,15 +41,27 @@ def load(order: Load) -> HostedModel:
     tensors = [*model._module.parameters(), *model._module.buffers()]
     return HostedModel(
         model=model,
-        # Envoys, too: our own client sends those that nobody has touched by their path.
-        persistent=model._remoteable_persistent_objects() | {f"Envoy:{envoy.path}": envoy for envoy in model.modules()},
+        persistent=_persistent(model),
         threads=order.threads,
         n_params=sum(parameter.numel() for parameter in model._module.parameters()),
         size_bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors),
     )
 
 
+def _persistent(model: Any) -> dict[str, Any]:
+    processor = getattr(model, "processor", None)
+    return {
+        # A client's model holds the parts of its processor each by itself, ours only what the pipeline loads.
+        **{name: getattr(processor, attribute) for name, attribute in _PARTS.items() if hasattr(processor, attribute)},
+        **model._remoteable_persistent_objects(),
+        # Our own client sends envoys that nobody has touched by their path.
+        **{f"Envoy:{envoy.path}": envoy for envoy in model.modules()},
+    }
+
+
 def _transformers_model(order: Load) -> Any:
+    if order.task is not None:
+        tasks.check(order.path, order.task, trust_remote_code=order.trust_remote_code)
     dtype = order.dtype if order.dtype == "auto" else getattr(torch, order.dtype)
     extras: dict[str, Any] = {"trust_remote_code": True} if order.trust_remote_code else {}
     with contextlib.suppress(OSError, ValueError):  # not every task has a tokenizer

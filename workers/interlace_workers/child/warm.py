@@ -18,14 +18,13 @@ from nnsight.schema.request import RequestModel
 from nnsight.tracing.globals import BLOCKS, SOURCES
 from torch.nn import functional
 
+from interlace_workers.child import inputs, trace
 from interlace_workers.child import output as results
-from interlace_workers.child import trace
 from interlace_workers.child.model import HostedModel
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
 _KEPT = 32 << 20  # bytes: the size up to which malloc learns to keep blocks by itself
 _TOUCHED = 8 << 20  # bytes
-_TOKENS = 8
 
 
 def keep_freed_memory() -> None:
@@ -42,14 +41,20 @@ def keep_freed_memory() -> None:
 
 
 def rehearsal(model: HostedModel) -> bytes:
-    """The payload of a small trace; empty for a model that does not take bare token ids, which is left cold."""
-    backend = _Serialize()
-    tokens = torch.zeros((1, _TOKENS), dtype=torch.long)
-    with _forgotten(model):
-        with model.model.trace(tokens, backend=backend):
-            output = model.model.output.save()  # noqa: F841 - saved under its name
-        rehearse(model, backend.payload)
-        return backend.payload
+    """The payload of a small trace; empty for a model that takes none of `inputs.smallest`, which is left cold."""
+    with _forgotten(model) as failures:
+        inputs.preprocess(model.model)
+    for arguments, keywords in inputs.smallest(model.model):
+        backend = _Serialize()
+        with _forgotten(model) as failed:
+            with model.model.trace(*arguments, **keywords, backend=backend):
+                output = model.model.output.save()  # noqa: F841 - saved under its name
+            # A picture or a sound may be thousands of tokens.
+            with nullcontext() if isinstance(arguments[0], torch.Tensor) else _dry():
+                _rehearse(model, backend.payload)
+            return backend.payload
+        failures += failed
+    print("not warmed up:", *failures, sep="\n  ", file=sys.stderr)
     return b""
 
 
@@ -57,11 +62,14 @@ def rehearse(model: HostedModel, payload: bytes, *, dry: bool = False) -> None:
     """Run a rehearsal as a job is run, from the payload to the serialized result; ``dry``: without the weights."""
     if not payload:
         return
-    with _forgotten(model):
-        tracer = RequestModel.deserialize(payload, model.persistent, compress=False)
-        with _dry() if dry else nullcontext():
-            saved = trace.run(model, tracer)
-        results.rehearse(saved)
+    with _forgotten(model) as failures, _dry() if dry else nullcontext():
+        _rehearse(model, payload)
+    for failure in failures:
+        print("not warm:", failure, file=sys.stderr)
+
+
+def _rehearse(model: HostedModel, payload: bytes) -> None:
+    results.rehearse(trace.run(model, RequestModel.deserialize(payload, model.persistent, compress=False)))
 
 
 class _Serialize(RemoteBackend):  # type: ignore[misc]
@@ -94,12 +102,13 @@ def _dry() -> Iterator[None]:
 
 
 @contextmanager
-def _forgotten(model: HostedModel) -> Iterator[None]:
-    """Leave no trace of what runs in the block, nor of its failure: a model need not be warm."""
+def _forgotten(model: HostedModel) -> Iterator[list[str]]:
+    """Leave nothing of what runs in the block; its failure, which is no one else's, ends it and goes into the list."""
+    failures: list[str] = []
     try:
-        yield
+        yield failures
     except Exception as error:  # noqa: BLE001 - any model may refuse such an input in its own way
-        print(f"not warmed up: {type(error).__name__}: {error}", file=sys.stderr)
+        failures.append(f"{type(error).__name__}: {error}")
     finally:
         model.model.interleaver.cancel()
         SOURCES.clear()

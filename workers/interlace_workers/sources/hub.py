@@ -21,7 +21,7 @@ from interlace_workers.sources import weights
 from interlace_workers.sources.source import Say, Source, SourceError
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_SMALL = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
+_SMALL = ("*.json", "*.txt", "*.model", "*.spm", "*.codes", "*.jinja", "*.tiktoken")
 
 
 def is_repo_id(source: str) -> bool:
