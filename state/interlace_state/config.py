@@ -38,6 +38,10 @@ def _is_redis(url: str) -> bool:
     return parts.scheme in ("redis", "rediss", "unix") and parts.port != 0
 
 
+def _is_pattern(text: str) -> bool:
+    return text == "*" or is_repo_id(text.removesuffix("/*"))
+
+
 # YAML reads a bare `no` as false.
 _Fsync = Annotated[
     Literal["always", "everysec", "no"], BeforeValidator(lambda value: "no" if value is False else value)
@@ -196,6 +200,27 @@ class BatchingConfig(_Section):
     """Seconds for which a job whose tenant has others waiting waits for still more."""
 
 
+class AdaptersConfig(_Section):
+    """Adapters that a request may name in `env.peft`, beside artifacts of its tenant's own; see docs/adapters.md."""
+
+    hub: tuple[Annotated[str, _such(_is_pattern, "'org/name', 'org/*' or '*'")], ...] = ()
+    """Hub repositories: `org/name`, `org/*`, `*`. Whoever may name one has it fetched with the server's own hub token,
+    and kept in its cache."""
+    folders: tuple[Path, ...] = ()
+    """Folders on the server: an adapter in one of them, or further below, may be named by its path."""
+    max_bytes: int = Field(default=1 << 30, gt=0, le=_MOST_BYTES)
+    """Bytes of an adapter from the hub or a folder; those of artifacts are bounded by `limits.artifact_bytes`."""
+    max_rank: int = Field(default=1024, gt=0)
+    """The largest rank of an adapter."""
+    cache_bytes: int = Field(default=256 << 20, ge=0, le=_MOST_BYTES)
+    """Bytes of adapters that a replica keeps in memory for the next request that names them."""
+
+    @field_validator("folders")
+    @classmethod
+    def _absolute(cls, folders: tuple[Path, ...]) -> tuple[Path, ...]:
+        return tuple(folder.expanduser().absolute() for folder in folders)
+
+
 class RayConfig(_Section):
     """Ray, where `runtime: ray`."""
 
@@ -237,6 +262,12 @@ class Admission(Limits):
     """Requests of one tenant that are answered in a minute."""
     kept_jobs: int = Field(default=10_000, gt=0)
     """Jobs of one tenant that are known; over it, the oldest that have ended are forgotten before their time."""
+    artifact_bytes: int = Field(default=1 << 30, gt=0)
+    """Bytes of one artifact."""
+    kept_artifact_bytes: int = Field(default=16 << 30, gt=0)
+    """Bytes of all artifacts of one tenant."""
+    kept_artifacts: int = Field(default=1_000, gt=0)
+    """Artifacts of one tenant."""
 
     @field_validator("*")
     @classmethod
@@ -259,6 +290,9 @@ class LimitChanges(_Section):
     running_jobs: int | None = Field(default=None, gt=0)
     requests_per_minute: int | None = Field(default=None, gt=0)
     kept_jobs: int | None = Field(default=None, gt=0)
+    artifact_bytes: int | None = Field(default=None, gt=0)
+    kept_artifact_bytes: int | None = Field(default=None, gt=0)
+    kept_artifacts: int | None = Field(default=None, gt=0)
 
     @field_validator("*")
     @classmethod
@@ -290,6 +324,7 @@ class Config(_Section):
     store: StoreConfig = StoreConfig()
     lifetimes: LifetimeConfig = LifetimeConfig()
     batching: BatchingConfig = BatchingConfig()
+    adapters: AdaptersConfig = AdaptersConfig()
     limits: Admission = Admission()
     roles: dict[str, LimitChanges] = Field(default_factory=dict)
     """Limits of a role (`user`, `admin`), where they differ from `limits`."""
