@@ -5,7 +5,7 @@ from pathlib import Path
 from interlace.protocol.adapter import fits
 from interlace.protocol.artifact import AdapterRef, Artifact, ArtifactKind, Wanted
 from interlace.protocol.errors import AdapterRefused
-from interlace_state.config import AdaptersConfig
+from interlace_state.adapters_config import AdaptersConfig
 from interlace_state.models import ModelCard
 
 #: The kinds that a wrapper's models take.

@@ -29,7 +29,8 @@ from interlace.protocol.artifact import (
 )
 from interlace.protocol.errors import InvalidArtifact, LimitExceeded, StoreFull, UnknownArtifact
 from interlace.protocol.safetensors import read_header
-from interlace_state.config import AdaptersConfig, Admission, StoreConfig
+from interlace_state.adapters_config import AdaptersConfig
+from interlace_state.config import Admission, StoreConfig
 from interlace_state.files import Files, Piece
 from interlace_state.keys import Keys
 

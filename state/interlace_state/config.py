@@ -2,30 +2,28 @@
 
 import ipaddress
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from interlace.protocol.job import Limits
 from interlace.protocol.model import is_repo_id, is_revision, is_task
+from interlace_state.adapters_config import AdaptersConfig
+from interlace_state.config_section import MOST_BYTES
+from interlace_state.config_section import Section as _Section
+from interlace_state.config_section import such as _such
 
 _DAY = 24 * 3600  # seconds
 _DECADE = 3650 * _DAY  # no clock of Redis, Lua or the event loop overflows with it
-_MOST_BYTES = 1 << 50
-
-
-def _such(that: Callable[[str], object], sentence: str) -> AfterValidator:
-    """Refuses a text with ``expected SENTENCE``, unless it is ``that``."""
-
-    def check(value: str) -> str:
-        if not that(value):
-            raise ValueError(f"expected {sentence}")
-        return value
-
-    return AfterValidator(check)
 
 
 def _is_http(url: str) -> bool:
@@ -38,19 +36,11 @@ def _is_redis(url: str) -> bool:
     return parts.scheme in ("redis", "rediss", "unix") and parts.port != 0
 
 
-def _is_pattern(text: str) -> bool:
-    return text == "*" or is_repo_id(text.removesuffix("/*"))
-
-
 # YAML reads a bare `no` as false.
 _Fsync = Annotated[
     Literal["always", "everysec", "no"], BeforeValidator(lambda value: "no" if value is False else value)
 ]
 _Version = Annotated[str, _such(re.compile(r"\d+(\.\d+){0,3}").fullmatch, "a version, e.g. '3.10'")]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 def is_loopback(host: str) -> bool:
@@ -167,9 +157,9 @@ class StoreConfig(_Section):
     inline_bytes: int = Field(default=1 << 30, ge=0)
     """Results up to this many bytes go over the client's WebSocket, larger ones by a signed URL. Stock nnsight's
     `AsyncRemoteBackend` cannot fetch from a URL."""
-    max_bytes: int | None = Field(default=None, gt=0, le=_MOST_BYTES)
+    max_bytes: int | None = Field(default=None, gt=0, le=MOST_BYTES)
     """Bytes of payloads and results at which new jobs are refused; default: no bound but the disk's."""
-    min_free_bytes: int = Field(default=1 << 30, ge=0, le=_MOST_BYTES)
+    min_free_bytes: int = Field(default=1 << 30, ge=0, le=MOST_BYTES)
     """Bytes that new jobs must leave free on the disk of a store that is a folder: room for the results of others."""
 
 
@@ -200,27 +190,6 @@ class BatchingConfig(_Section):
     """Seconds for which a job whose tenant has others waiting waits for still more."""
 
 
-class AdaptersConfig(_Section):
-    """Adapters that a request may name in `env.peft`, beside artifacts of its tenant's own; see docs/adapters.md."""
-
-    hub: tuple[Annotated[str, _such(_is_pattern, "'org/name', 'org/*' or '*'")], ...] = ()
-    """Hub repositories: `org/name`, `org/*`, `*`. Whoever may name one has it fetched with the server's own hub token,
-    and kept in its cache."""
-    folders: tuple[Path, ...] = ()
-    """Folders on the server: an adapter in one of them, or further below, may be named by its path."""
-    max_bytes: int = Field(default=1 << 30, gt=0, le=_MOST_BYTES)
-    """Bytes of an adapter from the hub or a folder; those of artifacts are bounded by `limits.artifact_bytes`."""
-    max_rank: int = Field(default=1024, gt=0)
-    """The largest rank of an adapter."""
-    cache_bytes: int = Field(default=256 << 20, ge=0, le=_MOST_BYTES)
-    """Bytes of adapters that a replica keeps in memory for the next request that names them."""
-
-    @field_validator("folders")
-    @classmethod
-    def _absolute(cls, folders: tuple[Path, ...]) -> tuple[Path, ...]:
-        return tuple(folder.expanduser().absolute() for folder in folders)
-
-
 class RayConfig(_Section):
     """Ray, where `runtime: ray`."""
 
@@ -242,8 +211,8 @@ def _possible(value: float) -> float:
     """A limit that can be kept. Raises ValueError."""
     if not value > 0:
         raise ValueError("should be greater than 0")
-    if value > _MOST_BYTES:
-        raise ValueError(f"should be at most {_MOST_BYTES}")
+    if value > MOST_BYTES:
+        raise ValueError(f"should be at most {MOST_BYTES}")
     return value
 
 
@@ -293,6 +262,13 @@ class LimitChanges(_Section):
     artifact_bytes: int | None = Field(default=None, gt=0)
     kept_artifact_bytes: int | None = Field(default=None, gt=0)
     kept_artifacts: int | None = Field(default=None, gt=0)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth(cls, value: object, info: ValidationInfo) -> object:
+        if isinstance(value, bool) and info.field_name != "batching":
+            raise ValueError("expected a number")  # pydantic would take true for 1
+        return value
 
     @field_validator("*")
     @classmethod
