@@ -18,7 +18,7 @@ from interlace import receiving
 from interlace.protocol import frames
 from interlace.protocol.frames import FrameKind
 from interlace_workers import channel, steps
-from interlace_workers.child import merged, output, packing, trace, warm
+from interlace_workers.child import environment, merged, output, packing, trace, warm
 from interlace_workers.child.model import HostedModel
 from interlace_workers.child.saves import Watch
 from interlace_workers.child.values import Outlet
@@ -45,8 +45,8 @@ def main(end: socket.socket, model: HostedModel, sandbox: Sandbox, slot: int) ->
         os._exit(0)
     end.close()
     if "orders" in message:
-        _share(model, [Order(**order) for order in message["orders"]], fds, space)
-    order, (payload, result, events, logs, values) = Order(**message), fds
+        _share(model, [Order.of_message(order) for order in message["orders"]], fds, space)
+    order, (payload, result, events, logs, values, *adapters) = Order.of_message(message), fds
     os.dup2(logs, 1)
     os.dup2(logs, 2)
     os.close(logs)
@@ -59,6 +59,7 @@ def main(end: socket.socket, model: HostedModel, sandbox: Sandbox, slot: int) ->
     Watch(outlet).start()
     times = [time.perf_counter()]
     try:
+        model = environment.prepare(model, order, adapters)
         tracer = trace.read(model, order, payload)
         times.append(time.perf_counter())
         gc.freeze()

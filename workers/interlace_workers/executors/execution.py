@@ -5,7 +5,8 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from interlace.protocol.frames import BrokenFrame, Frame, FrameKind
 from interlace.protocol.job import Cost, Job, Limits
 from interlace_workers import channel, steps
 from interlace_workers.executors import proc
-from interlace_workers.executors.base import Done, ExecutorLost, Failed, Happening, Printed, Started, Step
+from interlace_workers.executors.base import Done, ExecutorLost, Failed, Happening, Printed, Sealed, Started, Step
 from interlace_workers.executors.cgroup import JobGroup
 from interlace_workers.executors.memory import MemoryWatch
 from interlace_workers.executors.values import Inlet
@@ -57,10 +58,12 @@ class Execution:
         self._log_bytes_left = limits.log_bytes
         self._begun = asyncio.Event()
 
-    def order(self, order: Order, payload: bytes, result: Path) -> None:
+    def order(self, order: Order, payload: bytes, result: Path, adapters: Sequence[Sealed] = ()) -> None:
         """Give the child its job; what it reads and writes travels as descriptors. Raises ExecutorLost."""
+        order = replace(order, adapters=tuple(one.adapter for one in adapters))
         with self.descriptors(payload, result) as fds:
-            send_order(self._child, order.as_message(), [*fds, self._values.open(result.parent)])
+            sealed = [one.file.fileno() for one in adapters]
+            send_order(self._child, order.as_message(), [*fds, self._values.open(result.parent), *sealed])
 
     @contextlib.contextmanager
     def descriptors(self, payload: bytes, result: Path) -> Iterator[list[int]]:

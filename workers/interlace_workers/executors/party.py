@@ -8,14 +8,14 @@ Apart, and runs alone later. So a job that fails, is over a limit or takes the c
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from interlace.protocol.frames import Frame
 from interlace.protocol.job import Cost, Job
 from interlace_workers import metrics
-from interlace_workers.executors.base import Apart, Done, Failed, Happening, Printed, Runner, Started, Step
+from interlace_workers.executors.base import Apart, Done, Failed, Happening, Printed, Runner, Sealed, Started, Step
 from interlace_workers.executors.cgroup import JobGroup
 from interlace_workers.executors.execution import Execution, memory_of, order_of, send_order
 from interlace_workers.executors.fork import ForkExecutor
@@ -183,8 +183,12 @@ class Seat:
             self._came = True
             self._party.come(None)
 
-    async def run(self, job: Job, payload: bytes, result: Path) -> AsyncGenerator[Happening, None]:
-        """As `Runner.run`."""
+    async def run(
+        self, job: Job, payload: bytes, result: Path, adapters: Sequence[Sealed] = ()
+    ) -> AsyncGenerator[Happening, None]:
+        """As `Runner.run`. A job with adapters does not share."""
+        if adapters:
+            raise Apart
         guest = _Guest(job, payload, result)
         if not self._came:
             self._came = True
