@@ -12,12 +12,14 @@ if TYPE_CHECKING:
     from interlace._client import Client, connect
     from interlace._errors import JobFailed, Refused, Unreachable
     from interlace._jobs import RunningJob, Value
+    from interlace.protocol.artifact import Artifact
     from interlace.protocol.errors import InterlaceError
 
 from interlace._values import receiving, stream
 
 __version__ = "0.1.0"
 __all__ = [
+    "Artifact",
     "Client",
     "InterlaceError",
     "JobFailed",
@@ -38,6 +40,7 @@ _HOMES = {
     "Unreachable": "_errors",
     "RunningJob": "_jobs",
     "Value": "_jobs",
+    "Artifact": "protocol.artifact",
     "InterlaceError": "protocol.errors",
 }
 

@@ -12,6 +12,7 @@ from weakref import WeakValueDictionary
 
 import httpx
 
+from interlace._artifacts import Artifacts
 from interlace._errors import JobFailed, Refused
 from interlace._http import Http, path, read
 from interlace._jobs import RunningJob, Value
@@ -47,6 +48,8 @@ class Client:
             raise ValueError(f"The server's URL is {url!r}; expected Client('http://HOST:8000') or that in NDIF_HOST.")
         self.url = url.rstrip("/")
         self._http = Http(self.url, api_key)
+        #: Adapters that are kept on the server.
+        self.artifacts = Artifacts(self._http)
         self._socket = Socket(self.url, self._http.headers)
         self._jobs: WeakValueDictionary[str, RunningJob] = WeakValueDictionary()
 

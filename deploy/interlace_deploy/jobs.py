@@ -2,15 +2,12 @@
 
 import argparse
 import json
-import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from interlace import Client, Unreachable
@@ -18,11 +15,9 @@ from interlace.protocol.errors import InterlaceError, InvalidRequest
 from interlace.protocol.event import Ended, Log
 from interlace.protocol.job import JobState
 from interlace.protocol.jobs import JobView
-from interlace_deploy.address import reachable
-from interlace_deploy.problems import CommandProblem, NotRunning, UsageProblem
-from interlace_deploy.rundir import RunDir
+from interlace_deploy.problems import CommandProblem, UsageProblem
+from interlace_deploy.remote import client as _client
 from interlace_deploy.screen import show_table
-from interlace_deploy.settings import read
 
 _JOB_ID = re.compile(r"[0-9a-f]{32}")
 _LONGEST_NOTE = 80  # characters
@@ -128,42 +123,6 @@ def _switch(arguments: argparse.Namespace, turn: Callable[[Client], Mapping[str,
     with _client(arguments) as client:
         print(said.format(**turn(client)))
     return 0
-
-
-@contextmanager
-def _client(arguments: argparse.Namespace) -> Iterator[Client]:
-    """A client of the server that is meant. What goes wrong with it is said as a problem of the command."""
-    try:
-        with Client(_url(arguments), _key(arguments.key_file)) as client:
-            yield client
-    except Unreachable as error:
-        raise NotRunning(str(error)) from None
-    except InterlaceError as error:
-        hint = " Here, --key-file FILE names a file with the key, too." if error.http_status == 401 else ""
-        raise CommandProblem(f"{error}{hint}") from None
-
-
-def _url(arguments: argparse.Namespace) -> str:
-    """What was typed goes before NDIF_HOST, and that before the server that runs on this machine."""
-    named = arguments.url or (None if arguments.config else os.environ.get("NDIF_HOST"))
-    if named:
-        if not named.startswith(("http://", "https://")):
-            raise UsageProblem(f"The server's URL is {named!r}; expected http://HOST:PORT or https://HOST.")
-        return str(named)
-    config = read(arguments.config, os.environ)
-    running = RunDir(config.state_dir).running()
-    if running is not None and running.url is None:
-        raise NotRunning(f"Interlace is starting (process {running.pid}); its lines are in {config.state_dir}/logs.")
-    return running.url if running and running.url else reachable(config.gateway.host, config.gateway.port)
-
-
-def _key(file: Path | None) -> str | None:
-    if file is None:
-        return None
-    try:
-        return file.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageProblem(f"--key-file {file}: {getattr(error, 'strerror', None) or 'no text'}") from None
 
 
 def _own_tenant(client: Client) -> str:
