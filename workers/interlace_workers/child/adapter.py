@@ -7,6 +7,7 @@ nnsight leaves an adapter's dropout on, and so its values to chance; here it is 
 
 import mmap
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -48,10 +49,11 @@ def attach(model: Any, name: str, config: bytes, tensors: dict[str, torch.Tensor
     parameters, modules = {id(one) for one in module.parameters()}, set(module.modules())
     state = {key.removeprefix(_PREFIX): tensor for key, tensor in tensors.items()}
     try:
-        # As PeftConfig.from_pretrained, which would read a file.
-        peft.inject_adapter_in_model(peft.PeftConfig.from_peft_type(**parse_config(config)), module)
-        cast_adapter_dtype(module, "default")
-        result = peft.set_peft_model_state_dict(module, state)
+        with warnings.catch_warnings(action="ignore"):  # they would go into the job's log
+            # As PeftConfig.from_pretrained, which would read a file.
+            peft.inject_adapter_in_model(peft.PeftConfig.from_peft_type(**parse_config(config)), module)
+            cast_adapter_dtype(module, "default")
+            result = peft.set_peft_model_state_dict(module, state)
     except Exception as error:  # noqa: BLE001 - PEFT and torch raise all kinds for what does not fit
         raise AdapterRefused(f"Adapter {name} does not fit {_called(module)}: {str(error)[:_LONGEST]}") from None
     added = {key for key, parameter in module.named_parameters() if id(parameter) not in parameters}
