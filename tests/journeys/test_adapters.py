@@ -253,7 +253,7 @@ def _weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[P
 SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
     "another base": (_config(base_model_name_or_path="org/other"), "was made for org/other, and this model is"),
     "modules that are not there": (_config(target_modules=["q_proj"]), "does not fit this model (GPT2LMHeadModel)"),
-    "a missing weight": (_weights(_unpaired), "lacks weights for this model (GPT2LMHeadModel): transformer.h.0"),
+    "a missing weight": (_weights(_unpaired), "lacks weights for this model (GPT2LMHeadModel): transformer.h."),
     "a weight too many": (_weights(_astray), "has weights without a place in this model (GPT2LMHeadModel)"),
     "another shape": (_weights(_misshapen), "does not fit this model (GPT2LMHeadModel): "),
     "another rank than it says": (_config(r=8), "does not fit this model (GPT2LMHeadModel): "),

@@ -18,8 +18,9 @@ from peft.functional import cast_adapter_dtype
 
 from interlace.protocol.adapter import parse_config
 from interlace.protocol.errors import AdapterRefused
-from interlace.protocol.safetensors import read_header
+from interlace.protocol.safetensors import Header, read_header
 from interlace_workers.child import lora
+from interlace_workers.child.lora import Lora, out_of_memory
 from interlace_workers.child.model import HostedModel
 from interlace_workers.order import Adapter
 
@@ -34,11 +35,14 @@ def apply(model: HostedModel, adapters: Sequence[Adapter], fds: Sequence[int]) -
     if not adapters:
         return model
     tree = model.model
-    read = [(adapter, *_read(adapter, fd)) for adapter, fd in zip(adapters, fds, strict=True)]
-    for adapter, config, tensors in read:
+    loras = []
+    for adapter, fd in zip(adapters, fds, strict=True):
+        config, header, tensors = _read(adapter, fd)
         if adapter.kind == "peft":
             attach(tree, adapter.name, config, tensors)
-    lora.load(tree, [(adapter, tensors) for adapter, _, tensors in read if adapter.kind == "diffusers-lora"])
+        else:
+            loras.append(Lora(adapter, tensors, header.metadata))
+    lora.load(tree, loras)
     persistent = tree._remoteable_persistent_objects() | {f"Envoy:{envoy.path}": envoy for envoy in tree.modules()}
     return replace(model, persistent=persistent)
 
@@ -55,6 +59,8 @@ def attach(model: Any, name: str, config: bytes, tensors: dict[str, torch.Tensor
             cast_adapter_dtype(module, "default")
             result = peft.set_peft_model_state_dict(module, state)
     except Exception as error:  # noqa: BLE001 - PEFT and torch raise all kinds for what does not fit
+        if out_of_memory(error):
+            raise
         raise AdapterRefused(f"Adapter {name} does not fit {_called(module)}: {str(error)[:_LONGEST]}") from None
     added = {key for key, parameter in module.named_parameters() if id(parameter) not in parameters}
     if missing := sorted(added & set(result.missing_keys)):
@@ -79,18 +85,16 @@ def _some(names: list[str]) -> str:
     return f"{', '.join(names[:_SHOWN])}{more}. Was it made for another model, or for another `task`?"
 
 
-def _read(adapter: Adapter, fd: int) -> tuple[bytes, dict[str, torch.Tensor]]:
-    """Configuration and tensors behind a descriptor, which is closed; the tensors are views of a private mapping."""
+def _read(adapter: Adapter, fd: int) -> tuple[bytes, Header, dict[str, torch.Tensor]]:
+    """What lies behind a descriptor, which is closed; the tensors are views of a private mapping."""
     with open(fd, "rb") as file:
-        mapped = mmap.mmap(fd, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
         size = os.fstat(file.fileno()).st_size
-    config = mapped[: adapter.config_bytes]
-    mapped.seek(adapter.config_bytes)
+        mapped = mmap.mmap(fd, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+    config = mapped.read(adapter.config_bytes)
     header = read_header(mapped, size - adapter.config_bytes, adapter.name)  # type: ignore[arg-type]  # it reads alike
     start = adapter.config_bytes + header.data_start
-    return config, {
-        name: torch.frombuffer(mapped, dtype=_DTYPES[one.dtype], count=one.numbers, offset=start + one.start).reshape(
-            one.shape
-        )
-        for name, one in header.tensors.items()
-    }
+    tensors = {}
+    for name, one in header.tensors.items():
+        flat = torch.frombuffer(mapped, dtype=_DTYPES[one.dtype], count=one.numbers, offset=start + one.start)
+        tensors[name] = flat.reshape(one.shape)
+    return config, header, tensors
