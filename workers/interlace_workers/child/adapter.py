@@ -58,7 +58,7 @@ def attach(model: Any, name: str, config: bytes, tensors: dict[str, torch.Tensor
             peft.inject_adapter_in_model(peft.PeftConfig.from_peft_type(**parse_config(config)), module)
             cast_adapter_dtype(module, "default")
             result = peft.set_peft_model_state_dict(module, state)
-    except Exception as error:  # noqa: BLE001 - PEFT and torch raise all kinds for what does not fit
+    except Exception as error:
         if out_of_memory(error):
             raise
         raise AdapterRefused(f"Adapter {name} does not fit {_called(module)}: {str(error)[:_LONGEST]}") from None

@@ -43,7 +43,7 @@ def load(model: Any, loras: Sequence[Lora]) -> None:
         try:
             with _quiet(), _with_metadata(pipeline, _metadata(lora)):
                 pipeline.load_lora_weights(dict(lora.tensors), adapter_name=name)
-        except Exception as error:  # noqa: BLE001 - diffusers, PEFT and torch raise all kinds for what does not fit
+        except Exception as error:
             if out_of_memory(error):
                 raise
             raise AdapterRefused(
