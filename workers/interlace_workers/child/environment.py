@@ -37,7 +37,7 @@ def _set_attention(model: Any, name: str | None) -> None:
 def _can_set(module: Any, name: str) -> bool:
     try:
         module.set_attn_implementation(name)
-    except Exception:  # noqa: BLE001 - as above
+    except Exception:  # noqa: BLE001 - of all kinds, as above
         return False
     return bool(module.config._attn_implementation == name)
 
