@@ -15,19 +15,20 @@ TARGETS = {"gpt2-tiny": ["c_attn", "c_proj"], "llama-tiny": ["q_proj", "v_proj",
 
 def write(folder: Path, repo_id: str, seed: int, *, rank: int = 4, dropout: float = 0.0, **changes: Any) -> Path:
     """A LoRA of a tiny model in its cache, whose every weight is random: with it the model says something else."""
-    base = AutoModelForCausalLM.from_pretrained(repo_id)
-    config = peft.LoraConfig(
-        r=rank,
-        lora_alpha=2 * rank,
-        lora_dropout=dropout,
-        target_modules=TARGETS[repo_id.rpartition("/")[2]],
-        init_lora_weights=False,
-        task_type="CAUSAL_LM",
-        **changes,
-    )
+    targets = TARGETS[repo_id.rpartition("/")[2]]
+    shape = {"r": rank, "lora_alpha": 2 * rank, "lora_dropout": dropout, "target_modules": targets} | changes
+    return save(folder, repo_id, seed, peft.LoraConfig(init_lora_weights=False, task_type="CAUSAL_LM", **shape))
+
+
+def save(folder: Path, repo_id: str, seed: int, config: peft.PeftConfig) -> Path:
+    """An adapter of any kind; what its kind starts with as nothing is random, too."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        peft.get_peft_model(base, config).save_pretrained(folder)
+        adapted = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(repo_id), config)
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.data += 0.1 * torch.randn_like(parameter)
+        adapted.save_pretrained(folder)
     (folder / "README.md").unlink()
     return folder
 

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import running
 import tiny
@@ -190,6 +191,25 @@ def test_two_tenants_two_adapters_one_base_at_once(server: running.Running, keys
 def test_dropout_is_off(shelf: Path) -> None:
     folder = tiny_adapters.write(shelf / "dropout", tiny.GPT2, 3, dropout=0.5)
     assert_same(trace(local(tiny.GPT2, folder), False), trace(remote(tiny.GPT2, folder), True))
+
+
+KINDS: dict[str, Callable[[], peft.PeftConfig]] = {
+    "DoRA": lambda: peft.LoraConfig(r=2, target_modules=["q_proj"], use_dora=True),
+    "ranks by module": lambda: peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], rank_pattern={"v_proj": 7}),
+    "a whole module beside it": lambda: peft.LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"]),
+    "embeddings": lambda: peft.LoraConfig(r=2, target_modules=["embed_tokens"]),
+    "every linear layer": lambda: peft.LoraConfig(r=2, target_modules="all-linear"),
+    "IA3": lambda: peft.IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),
+    "LoHa": lambda: peft.LoHaConfig(r=2, target_modules=["q_proj"]),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_that_adds_to_modules(kind: str, shelf: Path) -> None:
+    folder = tiny_adapters.save(shelf / kind.replace(" ", "-"), tiny.LLAMA, 5, KINDS[kind]())
+    here = trace(local(tiny.LLAMA, folder), False)
+    assert_same(here, trace(remote(tiny.LLAMA, folder), True))
+    assert not torch.allclose(trace(local(tiny.LLAMA), False)["logits"], here["logits"], atol=1e-3)
 
 
 def test_a_hub_adapter_that_the_operator_allows(home: Path, shelf: Path) -> None:
