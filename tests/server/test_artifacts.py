@@ -135,12 +135,12 @@ async def test_a_job_is_refused_whose_adapter_cannot_be_its_models(gateway: Gate
     assert f"at {COMMIT}; hosted here is {'f' * 40}" in sent(ref)
 
 
-async def test_jobs_with_an_adapter_share_no_forward(gateway: Gateway, state: State) -> None:
-    artifact = upload(gateway.url).json()
-    for env in ({"peft": f"artifact:{artifact['id']}"}, {"attn_implementation": "sdpa"}):
+async def test_jobs_with_one_adapter_may_share_a_forward_and_with_another_not(gateway: Gateway, state: State) -> None:
+    one, other = (f"artifact:{upload(gateway.url).json()['id']}" for _ in range(2))
+    for second in (one, other, None):
         await state.queue.fail_all(KEY, "next")
-        for _ in range(2):
-            assert gateway.post(env=env).status_code == 200
+        for ref in (one, second):
+            assert gateway.post(env={"peft": ref}).status_code == 200
         lease = await state.queue.lease(KEY, "worker")
         assert lease is not None
-        assert lease.has_company is ("peft" not in env)
+        assert lease.has_company is (second == one)

@@ -70,7 +70,7 @@ class Adapters:
         stated = await asyncio.to_thread(self._check, asked, config, weights)
         if asked.ref.place != "artifact":
             check_stated_base(asked.ref, stated, card)
-        return self._keep(identity, await asyncio.to_thread(seal, asked, config, weights))
+        return self._keep(await asyncio.to_thread(seal, asked, config, weights, identity))
 
     def _cached(self, identity: _Identity, asked: Wanted) -> Sealed | None:
         if (found := self._cache.get(identity)) is None:
@@ -78,8 +78,8 @@ class Adapters:
         self._cache.move_to_end(identity)
         return replace(found, adapter=replace(found.adapter, name=asked.ref.text, weight=asked.weight))
 
-    def _keep(self, identity: _Identity, sealed: Sealed) -> Sealed:
-        self._cache[identity] = sealed
+    def _keep(self, sealed: Sealed) -> Sealed:
+        self._cache[sealed.identity] = sealed
         while self._cache and sum(os.fstat(one.file.fileno()).st_size for one in self._cache.values()) > (
             self._config.cache_bytes
         ):
@@ -164,7 +164,7 @@ class Adapters:
             )
 
 
-def seal(asked: Wanted, config: bytes, weights: bytes) -> Sealed:
+def seal(asked: Wanted, config: bytes, weights: bytes, identity: _Identity = ()) -> Sealed:
     """An adapter as bytes that can be read by whoever has a descriptor, and changed by nobody."""
     file = open(os.memfd_create("adapter", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING), "w+b", buffering=0)  # noqa: SIM115
     for data in (config, weights):
@@ -172,7 +172,7 @@ def seal(asked: Wanted, config: bytes, weights: bytes) -> Sealed:
         while rest:
             rest = rest[file.write(rest) :]
     fcntl.fcntl(file.fileno(), fcntl.F_ADD_SEALS, _SEALS)
-    return Sealed(Adapter(asked.kind, asked.ref.text, len(config), asked.weight), file)
+    return Sealed(Adapter(asked.kind, asked.ref.text, len(config), asked.weight), identity, file)
 
 
 def _names(asked: Wanted) -> list[str]:

@@ -12,7 +12,6 @@ from fastapi import APIRouter, File, Form, Header, Request, Response, UploadFile
 from pydantic import BaseModel
 from redis.exceptions import RedisError
 
-from interlace.protocol.artifact import wanted
 from interlace.protocol.errors import InterlaceError, ModelFailed, UnknownModel
 from interlace.protocol.event import Ended, StateChanged
 from interlace.protocol.job import Job, JobState, Limits
@@ -117,7 +116,7 @@ async def submit(
     job = _job(envelope, caller.tenant, limits, len(payload)).model_copy(update=more)
     again = await asyncio.to_thread(_idempotency, idempotency_key, job, payload) if idempotency_key else None
     ready = model.state is ModelState.READY
-    may_share = batching == "on" and gateway.config.batches(caller.tenant) and not wanted(envelope.env)
+    may_share = batching == "on" and gateway.config.batches(caller.tenant)
     submitted = await _accept(gateway, job, payload, limits, again, model_ready=ready, batching=may_share)
     if submitted.replayed:
         response.headers["Idempotent-Replayed"] = "true"

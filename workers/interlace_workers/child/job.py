@@ -81,13 +81,13 @@ def main(end: socket.socket, model: HostedModel, sandbox: Sandbox, slot: int) ->
 
 
 def _share(model: HostedModel, orders: list[Order], fds: list[int], space: int) -> NoReturn:
-    """Run several orders of one tenant's, of which each has four descriptors."""
+    """Run several orders of one tenant's, of which each has four descriptors; those of their adapters come last."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     memory, size = max(order.memory_bytes for order in orders), max(order.result_bytes for order in orders)
     limit(space, memory, packing.most_bytes(size), max(order.cpu_seconds for order in orders))
     ends = iter(fds)
     members = [merged.Member(order, next(ends), next(ends), next(ends), next(ends)) for order in orders]
-    merged.run(model, members, _tell)
+    merged.run(model, members, list(ends), _tell)
     _wait_for_the_end()
 
 

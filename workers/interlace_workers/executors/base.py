@@ -65,6 +65,8 @@ class Sealed:
     """An adapter in memory, which whoever gets a descriptor of it can read and nobody can change."""
 
     adapter: Adapter
+    #: Equal for equal contents, whatever a request calls them.
+    identity: tuple[object, ...]
     #: Closed when nobody holds it any more.
     file: BinaryIO
 

@@ -6,7 +6,6 @@ import os
 import signal
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +59,6 @@ class Execution:
 
     def order(self, order: Order, payload: bytes, result: Path, adapters: Sequence[Sealed] = ()) -> None:
         """Give the child its job; what it reads and writes travels as descriptors. Raises ExecutorLost."""
-        order = replace(order, adapters=tuple(one.adapter for one in adapters))
         with self.descriptors(payload, result) as fds:
             sealed = [one.file.fileno() for one in adapters]
             send_order(self._child, order.as_message(), [*fds, self._values.open(result.parent), *sealed])
@@ -262,7 +260,7 @@ def send_order(child: Child, message: dict[str, Any], fds: list[int]) -> None:
         raise ExecutorLost(f"the child that was forked ahead does not take its order: {error}") from None
 
 
-def order_of(job: Job, threads: int) -> Order:
+def order_of(job: Job, threads: int, adapters: Sequence[Sealed] = ()) -> Order:
     """A job as its child sees it."""
     return Order(
         compress=job.compress,
@@ -274,6 +272,7 @@ def order_of(job: Job, threads: int) -> Order:
         offered_bytes=_offered(job),
         # The parent keeps the wall time; this is for the case that it cannot.
         cpu_seconds=1 + job.limits.wall_seconds * (1 + threads),
+        adapters=tuple(one.adapter for one in adapters),
     )
 
 

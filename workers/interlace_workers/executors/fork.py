@@ -64,7 +64,7 @@ class ForkExecutor:
         reason = "closed"
         try:
             with contextlib.closing(Execution(child, job.limits)) as execution:
-                execution.order(order_of(job, self.threads), payload, result, adapters)
+                execution.order(order_of(job, self.threads, adapters), payload, result, adapters)
                 async with contextlib.aclosing(execution.happenings()) as happenings:
                     async for happening in happenings:
                         if isinstance(happening, Started):

@@ -62,6 +62,7 @@ class _Guest:
     job: Job
     payload: bytes
     result: Path
+    adapters: Sequence[Sealed] = ()
     share: Share | None = None
 
 
@@ -134,6 +135,9 @@ class Party:
             self._opening.set_result(None)
 
     async def _start(self) -> None:
+        adapters = self._guests[0].adapters
+        if any(_identities(guest.adapters) != _identities(adapters) for guest in self._guests):
+            raise Apart
         asked = time.time()
         child = await self._executor.take_spare()
         self._fork = Step("fork", asked, time.time())
@@ -151,8 +155,8 @@ class Party:
             for guest in guests:
                 guest.share = Share(child, guest.job, len(guests), memory)
                 fds += stack.enter_context(guest.share.descriptors(guest.payload, guest.result))
-            orders = [order_of(guest.job, threads).as_message() for guest in guests]
-            send_order(child, {"orders": orders}, fds)
+            orders = [order_of(guest.job, threads, adapters).as_message() for guest in guests]
+            send_order(child, {"orders": orders}, [*fds, *(one.file.fileno() for one in adapters)])
         self._tasks.append(asyncio.create_task(self._guard(child, guests, memory), name="guard"))
         self._executor.fork_ahead()  # meanwhile: what it takes is little beside a forward of many
 
@@ -168,6 +172,10 @@ class Party:
 
     def with_fork(self, done: Done) -> Done:
         return done if self._fork is None else replace(done, steps=(self._fork, *done.steps))
+
+
+def _identities(adapters: Sequence[Sealed]) -> list[tuple[object, ...]]:
+    return [one.identity for one in adapters]
 
 
 class Seat:
@@ -186,17 +194,18 @@ class Seat:
     async def run(
         self, job: Job, payload: bytes, result: Path, adapters: Sequence[Sealed] = ()
     ) -> AsyncGenerator[Happening, None]:
-        """As `Runner.run`. A job with adapters does not share."""
-        if adapters:
-            raise Apart
-        guest = _Guest(job, payload, result)
+        """As `Runner.run`. All jobs of a party have the same adapters."""
+        guest = _Guest(job, payload, result, adapters)
         if not self._came:
             self._came = True
             self._party.come(guest)
         ended = False
         try:
             await self._party.opened()
-            run = self._party.executor.run(job, payload, result) if guest.share is None else guest.share.happenings()
+            if guest.share is None:
+                run = self._party.executor.run(job, payload, result, adapters)
+            else:
+                run = guest.share.happenings()
             printed: list[Printed] = []
             async with contextlib.aclosing(run) as happenings:
                 async for happening in happenings:
