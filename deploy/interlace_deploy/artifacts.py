@@ -4,13 +4,13 @@ import argparse
 import json
 from datetime import datetime
 
-from interlace_deploy.remote import client
+from interlace_deploy.jobs import client_of
 from interlace_deploy.screen import show_table
 
 
 def list_(arguments: argparse.Namespace) -> int:
     """One's artifacts, the newest first."""
-    with client(arguments) as server:
+    with client_of(arguments) as server:
         artifacts = server.artifacts.all()
     if arguments.json:
         print(json.dumps([one.model_dump(mode="json") for one in artifacts], indent=2))
@@ -32,7 +32,7 @@ def list_(arguments: argparse.Namespace) -> int:
 
 def upload(arguments: argparse.Namespace) -> int:
     """Upload a folder, and print what names it in a request."""
-    with client(arguments) as server:
+    with client_of(arguments) as server:
         found = server.artifacts.upload(
             arguments.folder, kind=arguments.kind, name=arguments.name, model=arguments.model
         )
@@ -41,13 +41,13 @@ def upload(arguments: argparse.Namespace) -> int:
 
 
 def download(arguments: argparse.Namespace) -> int:
-    with client(arguments) as server:
+    with client_of(arguments) as server:
         print(server.artifacts.download(arguments.artifact, arguments.folder))
     return 0
 
 
 def delete(arguments: argparse.Namespace) -> int:
-    with client(arguments) as server:
+    with client_of(arguments) as server:
         for artifact in arguments.artifacts:
             server.artifacts.delete(artifact)
             print(f"{artifact} is gone")

@@ -2,12 +2,15 @@
 
 import argparse
 import json
+import os
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from interlace import Client, Unreachable
@@ -15,9 +18,11 @@ from interlace.protocol.errors import InterlaceError, InvalidRequest
 from interlace.protocol.event import Ended, Log
 from interlace.protocol.job import JobState
 from interlace.protocol.jobs import JobView
-from interlace_deploy.problems import CommandProblem, UsageProblem
-from interlace_deploy.remote import client as _client
+from interlace_deploy.address import reachable
+from interlace_deploy.problems import CommandProblem, NotRunning, UsageProblem
+from interlace_deploy.rundir import RunDir
 from interlace_deploy.screen import show_table
+from interlace_deploy.settings import read
 
 _JOB_ID = re.compile(r"[0-9a-f]{32}")
 _LONGEST_NOTE = 80  # characters
@@ -26,7 +31,7 @@ _LOCAL = "local"  # the tenant of those who need no key
 
 def list_(arguments: argparse.Namespace) -> int:
     """The newest jobs: own ones, or with `--all` those of every tenant."""
-    with _client(arguments) as client:
+    with client_of(arguments) as client:
         tenant = None if arguments.all else _own_tenant(client)
         found = client.jobs(state=arguments.state, model=arguments.model, tenant=tenant)
         jobs = list(islice(found, arguments.limit))
@@ -40,7 +45,7 @@ def list_(arguments: argparse.Namespace) -> int:
 
 def logs(arguments: argparse.Namespace) -> int:
     """What a job printed; with `--follow` until it ends, and 1 if it was not completed."""
-    with _client(arguments) as client:
+    with client_of(arguments) as client:
         for _, event in client.events(arguments.id, follow=arguments.follow):
             if isinstance(event, Log):
                 print(_plain(event.text) if sys.stdout.isatty() else event.text, flush=True)
@@ -53,7 +58,7 @@ def logs(arguments: argparse.Namespace) -> int:
 def cancel(arguments: argparse.Namespace) -> int:
     """Stop jobs; one that had ended is left as it is."""
     problems = []
-    with _client(arguments) as client:
+    with client_of(arguments) as client:
         for job_id in arguments.ids:
             try:
                 if not _JOB_ID.fullmatch(job_id):
@@ -99,7 +104,7 @@ def weight(arguments: argparse.Namespace) -> int:
 def limits(arguments: argparse.Namespace) -> int:
     """Show what was set for a tenant at run time, or change some of it; `NAME=` takes a limit back."""
     changes = dict(map(_limit, arguments.limits))
-    with _client(arguments) as client:
+    with client_of(arguments) as client:
         found = client.tenant(arguments.tenant)
         if changes:
             merged = {name: value for name, value in {**found["limits"], **changes}.items() if value is not None}
@@ -120,9 +125,45 @@ def _limit(text: str) -> tuple[str, float | None]:
 
 
 def _switch(arguments: argparse.Namespace, turn: Callable[[Client], Mapping[str, Any]], said: str) -> int:
-    with _client(arguments) as client:
+    with client_of(arguments) as client:
         print(said.format(**turn(client)))
     return 0
+
+
+@contextmanager
+def client_of(arguments: argparse.Namespace) -> Iterator[Client]:
+    """A client of the server that is meant. What goes wrong with it is said as a problem of the command."""
+    try:
+        with Client(_url(arguments), _key(arguments.key_file)) as client:
+            yield client
+    except Unreachable as error:
+        raise NotRunning(str(error)) from None
+    except InterlaceError as error:
+        hint = " Here, --key-file FILE names a file with the key, too." if error.http_status == 401 else ""
+        raise CommandProblem(f"{error}{hint}") from None
+
+
+def _url(arguments: argparse.Namespace) -> str:
+    """What was typed goes before NDIF_HOST, and that before the server that runs on this machine."""
+    named = arguments.url or (None if arguments.config else os.environ.get("NDIF_HOST"))
+    if named:
+        if not named.startswith(("http://", "https://")):
+            raise UsageProblem(f"The server's URL is {named!r}; expected http://HOST:PORT or https://HOST.")
+        return str(named)
+    config = read(arguments.config, os.environ)
+    running = RunDir(config.state_dir).running()
+    if running is not None and running.url is None:
+        raise NotRunning(f"Interlace is starting (process {running.pid}); its lines are in {config.state_dir}/logs.")
+    return running.url if running and running.url else reachable(config.gateway.host, config.gateway.port)
+
+
+def _key(file: Path | None) -> str | None:
+    if file is None:
+        return None
+    try:
+        return file.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageProblem(f"--key-file {file}: {getattr(error, 'strerror', None) or 'no text'}") from None
 
 
 def _own_tenant(client: Client) -> str:

@@ -6,24 +6,16 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import (
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from interlace.protocol.job import Limits
 from interlace.protocol.model import is_repo_id, is_revision, is_task
 from interlace_state.adapters_config import AdaptersConfig
-from interlace_state.config_section import MOST_BYTES
-from interlace_state.config_section import Section as _Section
-from interlace_state.config_section import such as _such
-
-_DAY = 24 * 3600  # seconds
-_DECADE = 3650 * _DAY  # no clock of Redis, Lua or the event loop overflows with it
+from interlace_state.section import DAY as _DAY
+from interlace_state.section import DECADE as _DECADE
+from interlace_state.section import MOST_BYTES as _MOST_BYTES
+from interlace_state.section import Section as _Section
+from interlace_state.section import such as _such
 
 
 def _is_http(url: str) -> bool:
@@ -157,9 +149,9 @@ class StoreConfig(_Section):
     inline_bytes: int = Field(default=1 << 30, ge=0)
     """Results up to this many bytes go over the client's WebSocket, larger ones by a signed URL. Stock nnsight's
     `AsyncRemoteBackend` cannot fetch from a URL."""
-    max_bytes: int | None = Field(default=None, gt=0, le=MOST_BYTES)
+    max_bytes: int | None = Field(default=None, gt=0, le=_MOST_BYTES)
     """Bytes of payloads and results at which new jobs are refused; default: no bound but the disk's."""
-    min_free_bytes: int = Field(default=1 << 30, ge=0, le=MOST_BYTES)
+    min_free_bytes: int = Field(default=1 << 30, ge=0, le=_MOST_BYTES)
     """Bytes that new jobs must leave free on the disk of a store that is a folder: room for the results of others."""
 
 
@@ -211,8 +203,8 @@ def _possible(value: float) -> float:
     """A limit that can be kept. Raises ValueError."""
     if not value > 0:
         raise ValueError("should be greater than 0")
-    if value > MOST_BYTES:
-        raise ValueError(f"should be at most {MOST_BYTES}")
+    if value > _MOST_BYTES:
+        raise ValueError(f"should be at most {_MOST_BYTES}")
     return value
 
 

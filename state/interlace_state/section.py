@@ -1,10 +1,16 @@
-"""What all sections of the configuration are made of."""
+"""What every section of the configuration is made of."""
 
 from collections.abc import Callable
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
+DAY = 24 * 3600  # seconds
+DECADE = 3650 * DAY  # no clock of Redis, Lua or the event loop overflows with it
 MOST_BYTES = 1 << 50
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 def such(that: Callable[[str], object], sentence: str) -> AfterValidator:
@@ -16,9 +22,3 @@ def such(that: Callable[[str], object], sentence: str) -> AfterValidator:
         return value
 
     return AfterValidator(check)
-
-
-class Section(BaseModel):
-    """Keys with a docstring each; a key that is not there is refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
