@@ -86,10 +86,13 @@ def _some(names: list[str]) -> str:
 
 
 def _read(adapter: Adapter, fd: int) -> tuple[bytes, Header, dict[str, torch.Tensor]]:
-    """What lies behind a descriptor, which is closed; the tensors are views of a private mapping."""
+    """What lies behind a descriptor, which is closed; its tensors are views of a private mapping. Or MemoryError."""
     with open(fd, "rb") as file:
         size = os.fstat(file.fileno()).st_size
-        mapped = mmap.mmap(fd, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+        try:
+            mapped = mmap.mmap(fd, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+        except OSError as error:
+            raise MemoryError(f"adapter {adapter.name} has {size:,} bytes: {error.strerror}") from None
     config = mapped.read(adapter.config_bytes)
     header = read_header(mapped, size - adapter.config_bytes, adapter.name)  # type: ignore[arg-type]  # it reads alike
     start = adapter.config_bytes + header.data_start
