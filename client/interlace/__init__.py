@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from interlace._errors import JobFailed, Refused, Unreachable
     from interlace._jobs import RunningJob, Value
     from interlace._tasks import add_tasks
+    from interlace.protocol.artifact import Artifact
     from interlace.protocol.errors import InterlaceError
 
 from interlace._values import receiving, stream
 
 __version__ = "0.1.0"
 __all__ = [
+    "Artifact",
     "Client",
     "InterlaceError",
     "JobFailed",
@@ -40,6 +42,7 @@ _HOMES = {
     "Unreachable": "_errors",
     "RunningJob": "_jobs",
     "Value": "_jobs",
+    "Artifact": "protocol.artifact",
     "InterlaceError": "protocol.errors",
     "add_tasks": "_tasks",
 }

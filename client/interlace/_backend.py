@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -50,10 +50,12 @@ class Backend(RemoteBackend):  # type: ignore[misc]
         on_value: Callable[[Value], object] | None,
         stream: bool | None,
         verbose: bool,
+        lora: Mapping[str, float] | None = None,
     ) -> None:
-        super().__init__(
-            model.to_model_key(), host=client.url, env=model._remoteable_get_env(), blocking=blocking, verbose=verbose
-        )
+        env = dict(model._remoteable_get_env())
+        if lora:
+            env["lora"] = [{"adapter": name, "weight": weight} for name, weight in lora.items()]
+        super().__init__(model.to_model_key(), host=client.url, env=env, blocking=blocking, verbose=verbose)
         self.job: RunningJob | None = None
         self._client = client
         self._on_value = on_value

@@ -2,30 +2,20 @@
 
 import ipaddress
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from interlace.protocol.job import Limits
 from interlace.protocol.model import is_repo_id, is_revision, is_task
-
-_DAY = 24 * 3600  # seconds
-_DECADE = 3650 * _DAY  # no clock of Redis, Lua or the event loop overflows with it
-_MOST_BYTES = 1 << 50
-
-
-def _such(that: Callable[[str], object], sentence: str) -> AfterValidator:
-    """Refuses a text with ``expected SENTENCE``, unless it is ``that``."""
-
-    def check(value: str) -> str:
-        if not that(value):
-            raise ValueError(f"expected {sentence}")
-        return value
-
-    return AfterValidator(check)
+from interlace_state.adapters_config import AdaptersConfig
+from interlace_state.section import DAY as _DAY
+from interlace_state.section import DECADE as _DECADE
+from interlace_state.section import MOST_BYTES as _MOST_BYTES
+from interlace_state.section import Section as _Section
+from interlace_state.section import such as _such
 
 
 def _is_http(url: str) -> bool:
@@ -44,10 +34,6 @@ _Fsync = Annotated[
 ]
 _DEVICE = re.compile(r"cpu|auto|cuda(:\d{1,3})?")
 _Version = Annotated[str, _such(re.compile(r"\d+(\.\d+){0,3}").fullmatch, "a version, e.g. '3.10'")]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 def is_loopback(host: str) -> bool:
@@ -263,6 +249,12 @@ class Admission(Limits):
     """Requests of one tenant that are answered in a minute."""
     kept_jobs: int = Field(default=10_000, gt=0)
     """Jobs of one tenant that are known; over it, the oldest that have ended are forgotten before their time."""
+    artifact_bytes: int = Field(default=1 << 30, gt=0)
+    """Bytes of one artifact."""
+    kept_artifact_bytes: int = Field(default=16 << 30, gt=0)
+    """Bytes of all artifacts of one tenant."""
+    kept_artifacts: int = Field(default=1_000, gt=0)
+    """Artifacts of one tenant."""
 
     @field_validator("*")
     @classmethod
@@ -285,6 +277,16 @@ class LimitChanges(_Section):
     running_jobs: int | None = Field(default=None, gt=0)
     requests_per_minute: int | None = Field(default=None, gt=0)
     kept_jobs: int | None = Field(default=None, gt=0)
+    artifact_bytes: int | None = Field(default=None, gt=0)
+    kept_artifact_bytes: int | None = Field(default=None, gt=0)
+    kept_artifacts: int | None = Field(default=None, gt=0)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth(cls, value: object, info: ValidationInfo) -> object:
+        if isinstance(value, bool) and info.field_name != "batching":
+            raise ValueError("expected a number")  # pydantic would take true for 1
+        return value
 
     @field_validator("*")
     @classmethod
@@ -316,6 +318,7 @@ class Config(_Section):
     store: StoreConfig = StoreConfig()
     lifetimes: LifetimeConfig = LifetimeConfig()
     batching: BatchingConfig = BatchingConfig()
+    adapters: AdaptersConfig = AdaptersConfig()
     limits: Admission = Admission()
     roles: dict[str, LimitChanges] = Field(default_factory=dict)
     """Limits of a role (`user`, `admin`), where they differ from `limits`."""

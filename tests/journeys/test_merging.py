@@ -1,14 +1,20 @@
 """Promise: many small traces of yours cost one forward, and each is as if it had been alone."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import running
 import tiny
+import tiny_adapters
 import torch
 from company import merged, together
+from nnsight import TransformersModel
 from nnsight.intervention.backends.remote import RemoteError
 from parity import Lab, assert_same
+
+import interlace
 
 PROMPT = "The Eiffel Tower is in the city of"
 OTHER = "When Mary and John went to the store"
@@ -91,3 +97,32 @@ def test_in_a_session_a_trace_runs_alone_and_is_the_same_bit_for_bit(lab: Lab, o
     found = together(on_ray, tiny.GPT2, [alone] * 4)
     assert [size for size, _ in found] == [0] * 4
     assert all(torch.equal(found[0][1], hidden) for _, hidden in found)
+
+
+def test_traces_with_one_adapter_share_process_and_forward(lab: Lab, on_ray: running.Running, tmp_path: Path) -> None:
+    folders = [tiny_adapters.write(tmp_path / str(seed), tiny.LLAMA, seed) for seed in (1, 2)]
+    with interlace.Client(on_ray.url) as client:
+        refs = [client.artifacts.upload(folder).ref for folder in folders]
+
+    def with_adapter(number: int, case: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+        def run(model: Any, remote: Any) -> Any:
+            model.peft = refs[number]
+            return case(model, remote)
+
+        return run
+
+    cases = [read, ablate, patch, read]
+    local = []
+    for folder in folders:
+        model = TransformersModel(tiny.LLAMA, task="text-generation", peft=str(folder), dispatch=True)
+        local.append([case(model, False)[1:] for case in cases])
+    for number in (0, 1):  # each by itself, then both in turn
+        found = together(on_ray, tiny.LLAMA, [with_adapter(number, case) for case in cases])
+        for (_, *mine), theirs in zip(found, local[number], strict=True):
+            assert_same(list(theirs), mine)
+        assert [size for size, *_ in found] == [4] * 4
+    both = [with_adapter(number, case) for number, case in enumerate(cases[:2])]
+    found = together(on_ray, tiny.LLAMA, both)
+    for number, (size, *mine) in enumerate(found):
+        assert_same(list(local[number][number]), mine)
+        assert size == 0

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from interlace.protocol.model import ModelKey
-from interlace_state.config import BatchingConfig, Config, TenantConfig
+from interlace_state.config import BatchingConfig, Config, LimitChanges, TenantConfig
 from interlace_state.config_file import ConfigError, dump, load
 
 Written = Callable[[str], Path]
@@ -371,3 +372,11 @@ def test_a_tenant_may_differ_on_sharing_a_forward() -> None:
     off = Config(batching=BatchingConfig(enabled=False), tenants={"keen": TenantConfig(batching=True)})
     assert [off.batches(tenant) for tenant in ("keen", "unknown")] == [True, False]
     assert config.limits_of("alone", "user") == config.limits
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_a_limit_is_a_number_and_no_truth(value: bool) -> None:
+    """Pydantic takes true for 1."""
+    with pytest.raises(ValidationError, match="expected a number"):
+        LimitChanges.model_validate({"running_jobs": value})
+    assert TenantConfig.model_validate({"batching": value}).batching is value

@@ -37,8 +37,21 @@ class Loaded:
 
 
 @dataclass(frozen=True)
+class Adapter:
+    """One adapter, as a child sees it. Beside it comes a sealed descriptor: its configuration, then its tensors."""
+
+    #: `artifact.ArtifactKind`.
+    kind: str
+    #: What the request calls it.
+    name: str
+    #: Bytes of the configuration; a safetensors file follows at once.
+    config_bytes: int
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
 class Order:
-    """One job, as its child sees it. Beside it come descriptors of payload, result, values, events and logs."""
+    """One job, as its child sees it. Beside it come descriptors of payload, result, events, logs and values."""
 
     compress: bool
     env: dict[str, Any] = field(default_factory=dict)
@@ -49,6 +62,12 @@ class Order:
     streamed_values: int = 0
     offered_bytes: int = 0
     cpu_seconds: float = 0.0
+    #: To be attached first; their descriptors come last.
+    adapters: tuple[Adapter, ...] = ()
 
     def as_message(self) -> dict[str, Any]:
         return asdict(self)
+
+    @classmethod
+    def of_message(cls, message: dict[str, Any]) -> "Order":
+        return cls(**{**message, "adapters": tuple(Adapter(**one) for one in message["adapters"])})

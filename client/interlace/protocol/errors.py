@@ -6,10 +6,13 @@
     - InvalidPayload        422
     - UnsendableValue       422
     - ClientTooOld          400
+    - InvalidArtifact       422  a file of an artifact, or an adapter, is not what it must be
+    - AdapterRefused        422  this adapter cannot be had for this model
   x UnknownModel            404
   x UnknownJob              404
   x UnknownValue            404
   x UnknownReplica          404
+  x UnknownArtifact         404
   x ModelFailed             503  the model could not be loaded
   x SessionRefused          409
   x NotCompleted            409  a job has no result, or none yet
@@ -77,6 +80,18 @@ class ClientTooOld(InvalidRequest):
     http_status = 400
 
 
+class InvalidArtifact(InvalidRequest):
+    """A file is not what an artifact is made of: safetensors and JSON."""
+
+    code = "invalid_artifact"
+
+
+class AdapterRefused(InvalidRequest):
+    """The adapter cannot be had for this model."""
+
+    code = "adapter_refused"
+
+
 class UnknownModel(InterlaceError):
     """No such model is hosted here."""
 
@@ -115,6 +130,19 @@ class UnknownReplica(InterlaceError):
 
     code = "unknown_replica"
     http_status = 404
+
+
+class UnknownArtifact(InterlaceError):
+    """No such artifact: it never was, it has been deleted, or it is not yours."""
+
+    code = "unknown_artifact"
+    http_status = 404
+
+    def __init__(self, artifact_id: str) -> None:
+        super().__init__(
+            f"There is no artifact {artifact_id[:96]} that is yours: it never was, or has been deleted. "
+            "`interlace artifacts list` shows those that are there."
+        )
 
 
 class StoreFull(InterlaceError):

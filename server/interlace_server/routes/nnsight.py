@@ -18,6 +18,7 @@ from interlace.protocol.job import Job, JobState, Limits
 from interlace.protocol.model import ModelKey
 from interlace_server import metrics, nnsight_wire
 from interlace_server.deployments import Overview, overview
+from interlace_server.doors.adapters import check_adapters
 from interlace_server.doors.admission import check_payload
 from interlace_server.doors.auth import Caller, Identity, TheCaller, identity_of, visible
 from interlace_server.doors.observation import origin_of
@@ -107,6 +108,7 @@ async def submit(
     """
     envelope = Envelope.parse(data)
     model = await _servable(gateway, envelope.model, caller)
+    await check_adapters(gateway, envelope.env, model.card, caller)
     limits = caller.limits
     payload = await blob.read()
     check_payload(payload, compress=envelope.compress, limits=limits)

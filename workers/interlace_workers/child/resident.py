@@ -18,7 +18,7 @@ import torch
 from nnsight.tracing.globals import BLOCKS, SOURCES
 
 from interlace_workers import channel
-from interlace_workers.child import job
+from interlace_workers.child import adapter, job
 from interlace_workers.child.model import HostedModel
 from interlace_workers.order import Order
 
@@ -32,7 +32,7 @@ def serve(parent: socket, model: HostedModel) -> NoReturn:
     """Take one job at a time from ``parent``, as a zygote takes forks, until it is gone or the model is spoiled."""
     outputs = [os.dup(1), os.dup(2)]
     torch.set_num_threads(model.threads)
-    before = Likeness.of(model)
+    before, attention = Likeness.of(model), getattr(model.model, "attn_implementation", None)
     gc.collect()
     gc.freeze()  # what is there now is no job's garbage, and need not be walked after each
     while True:
@@ -50,7 +50,7 @@ def serve(parent: socket, model: HostedModel) -> NoReturn:
         for number, output in enumerate(outputs, start=1):
             os.dup2(output, number)
         sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
-        _reset(model)
+        _reset(model, attention)
         if Likeness.of(model) != before:
             print("a job has changed the model; the process ends", file=sys.stderr, flush=True)
             os._exit(1)
@@ -65,20 +65,23 @@ def _run(end: socket, model: HostedModel) -> None:
         message, fds = channel.receive(end)
     except EOFError:
         return
-    payload, result, events, logs, values = fds
+    payload, result, events, logs, values, *adapters = fds
     seed = int.from_bytes(os.urandom(8), "big")
     torch.manual_seed(seed)
     random.seed(seed)
     numpy.random.seed(seed % 2**32)
     job.listen_to(logs)
-    job.perform(model, Order(**message), payload, result, events, values)
+    job.perform(model, Order.of_message(message), payload, result, events, values, adapters)
     for fd in (events, values):
         os.close(fd)
 
 
-def _reset(model: HostedModel) -> None:
-    """Put back what a job may have left in nnsight, in torch and on the device."""
+def _reset(model: HostedModel, attention: str | None) -> None:
+    """Put back what a job may have left in nnsight, in torch and on the device; ``attention`` is the model's own."""
     model.model.interleaver.cancel()
+    adapter.remove(model.model)
+    if attention is not None and model.model.attn_implementation != attention:
+        model.model._module.set_attn_implementation(attention)
     for envoy in model.model.modules():
         envoy._edits.clear()
     SOURCES.clear()

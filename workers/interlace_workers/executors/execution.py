@@ -5,7 +5,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from interlace.protocol.frames import BrokenFrame, Frame, FrameKind
 from interlace.protocol.job import Cost, Job, Limits
 from interlace_workers import channel, steps
 from interlace_workers.executors import proc
-from interlace_workers.executors.base import Done, ExecutorLost, Failed, Happening, Printed, Started, Step
+from interlace_workers.executors.base import Done, ExecutorLost, Failed, Happening, Printed, Sealed, Started, Step
 from interlace_workers.executors.cgroup import JobGroup
 from interlace_workers.executors.memory import MemoryWatch
 from interlace_workers.executors.values import Inlet
@@ -57,10 +57,11 @@ class Execution:
         self._log_bytes_left = limits.log_bytes
         self._begun = asyncio.Event()
 
-    def order(self, order: Order, payload: bytes, result: Path) -> None:
+    def order(self, order: Order, payload: bytes, result: Path, adapters: Sequence[Sealed] = ()) -> None:
         """Give the child its job; what it reads and writes travels as descriptors. Raises ExecutorLost."""
         with self.descriptors(payload, result) as fds:
-            send_order(self._child, order.as_message(), [*fds, self._values.open(result.parent)])
+            sealed = [one.file.fileno() for one in adapters]
+            send_order(self._child, order.as_message(), [*fds, self._values.open(result.parent), *sealed])
 
     @contextlib.contextmanager
     def descriptors(self, payload: bytes, result: Path) -> Iterator[list[int]]:
@@ -260,7 +261,7 @@ def send_order(child: Child, message: dict[str, Any], fds: list[int]) -> None:
         raise ExecutorLost(f"the child that was forked ahead does not take its order: {error}") from None
 
 
-def order_of(job: Job, threads: int) -> Order:
+def order_of(job: Job, threads: int, adapters: Sequence[Sealed] = ()) -> Order:
     """A job as its child sees it."""
     return Order(
         compress=job.compress,
@@ -272,6 +273,7 @@ def order_of(job: Job, threads: int) -> Order:
         offered_bytes=_offered(job),
         # The parent keeps the wall time; this is for the case that it cannot.
         cpu_seconds=1 + job.limits.wall_seconds * (1 + threads),
+        adapters=tuple(one.adapter for one in adapters),
     )
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +11,17 @@ from interlace.protocol.job import Cost, Job
 from interlace_state import log
 from interlace_workers import metrics
 from interlace_workers.executors import proc
-from interlace_workers.executors.base import Done, ExecutorLost, Failed, Happening, LoadFailed, Runner, Started, Step
+from interlace_workers.executors.base import (
+    Done,
+    ExecutorLost,
+    Failed,
+    Happening,
+    LoadFailed,
+    Runner,
+    Sealed,
+    Started,
+    Step,
+)
 from interlace_workers.executors.execution import Execution, order_of
 from interlace_workers.executors.zygote_process import Child, ZygoteProcess
 from interlace_workers.order import Load, Loaded
@@ -55,7 +65,9 @@ class ResidentExecutor:
                 return self._loaded
         raise LoadFailed(f"its process ended {_LOADS} times while loading (out of memory?)")
 
-    async def run(self, job: Job, payload: bytes, result: Path) -> AsyncGenerator[Happening, None]:
+    async def run(
+        self, job: Job, payload: bytes, result: Path, adapters: Sequence[Sealed] = ()
+    ) -> AsyncGenerator[Happening, None]:
         if job.tenant not in self._trusted:
             yield Failed(
                 "This model's jobs run unprotected in the process that holds it, and only for tenants that its "
@@ -70,7 +82,7 @@ class ResidentExecutor:
             reason, started = "closed", False
             try:
                 with contextlib.closing(Execution(child, job.limits)) as execution:
-                    execution.order(order_of(job, self._load.threads), payload, result)
+                    execution.order(order_of(job, self._load.threads, adapters), payload, result, adapters)
                     async with contextlib.aclosing(execution.happenings()) as happenings:
                         async for happening in happenings:
                             started = started or isinstance(happening, Started)
