@@ -19,7 +19,7 @@ from nnsight.tracing.globals import BLOCKS, SOURCES
 from torch.nn import functional
 
 from interlace_workers.child import output as results
-from interlace_workers.child import trace
+from interlace_workers.child import pipeline, trace
 from interlace_workers.child.model import HostedModel
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
@@ -42,11 +42,14 @@ def keep_freed_memory() -> None:
 
 
 def rehearsal(model: HostedModel) -> bytes:
-    """The payload of a small trace; empty for a model that does not take bare token ids, which is left cold."""
+    """The payload of a small trace; empty for a model that does not take such an input, which is left cold."""
     backend = _Serialize()
-    tokens = torch.zeros((1, _TOKENS), dtype=torch.long)
+    if model.is_pipeline:
+        inputs, settings = pipeline.small_input(model.model)
+    else:
+        inputs, settings = torch.zeros((1, _TOKENS), dtype=torch.long), {}
     with _forgotten(model):
-        with model.model.trace(tokens, backend=backend):
+        with model.model.trace(inputs, backend=backend, **settings):
             output = model.model.output.save()  # noqa: F841 - saved under its name
         rehearse(model, backend.payload)
         return backend.payload
@@ -77,8 +80,8 @@ class _Serialize(RemoteBackend):  # type: ignore[misc]
 
 @contextmanager
 def _dry() -> Iterator[None]:
-    """Linear layers take one number of each row of their weights: shapes, and what autograd keeps, are as ever."""
-    linear, addmm = functional.linear, torch.addmm
+    """Layers take one number of each row of their weights: shapes, and what autograd keeps, are as ever."""
+    linear, addmm, conv2d = functional.linear, torch.addmm, functional.conv2d
 
     def short_linear(values: Any, weight: Any, bias: Any = None) -> Any:
         return linear(values[..., :1], weight.reshape(-1)[: weight.shape[0], None], bias)
@@ -86,18 +89,24 @@ def _dry() -> Iterator[None]:
     def short_addmm(bias: Any, values: Any, weight: Any, **how: Any) -> Any:  # a Conv1D of GPT-2
         return addmm(bias, values[..., :1], weight.reshape(-1)[None, : weight.shape[1]], **how)
 
-    functional.linear, torch.addmm = short_linear, short_addmm  # type: ignore[assignment]
+    def short_conv2d(values: Any, weight: Any, bias: Any = None, *how: Any, **more: Any) -> Any:
+        if weight.shape[1] == values.shape[-3]:  # not in groups
+            values, weight = values[..., :1, :, :], weight[:, :1]
+        return conv2d(values, weight, bias, *how, **more)
+
+    functional.linear, torch.addmm, functional.conv2d = short_linear, short_addmm, short_conv2d  # type: ignore[assignment]
     try:
         yield
     finally:
-        functional.linear, torch.addmm = linear, addmm
+        functional.linear, torch.addmm, functional.conv2d = linear, addmm, conv2d
 
 
 @contextmanager
 def _forgotten(model: HostedModel) -> Iterator[None]:
     """Leave no trace of what runs in the block, nor of its failure: a model need not be warm."""
     try:
-        yield
+        with pipeline.kept(model.model) if model.is_pipeline else nullcontext():
+            yield
     except Exception as error:  # noqa: BLE001 - any model may refuse such an input in its own way
         print(f"not warmed up: {type(error).__name__}: {error}", file=sys.stderr)
     finally:
