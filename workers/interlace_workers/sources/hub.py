@@ -6,7 +6,15 @@ from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
 
-from huggingface_hub import HfApi, constants, hf_hub_download, scan_cache_dir, snapshot_download, try_to_load_from_cache
+from huggingface_hub import (
+    HfApi,
+    ModelInfo,
+    constants,
+    hf_hub_download,
+    scan_cache_dir,
+    snapshot_download,
+    try_to_load_from_cache,
+)
 from huggingface_hub.errors import (
     CacheNotFound,
     GatedRepoError,
@@ -89,7 +97,7 @@ def _fetch(model: ModelConfig, say: Say) -> tuple[str, Path]:
     try:
         info = HfApi().model_info(model.source, revision=model.revision, files_metadata=True)
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
-        needed = _needed(info.id, set(sizes), model)
+        needed = _needed(info, set(sizes), model)
         say(f"downloading {info.id} ({sum(sizes[name] for name in needed) / 1e6:,.0f} MB) from {constants.ENDPOINT}")
         folder = snapshot_download(info.id, revision=model.revision, allow_patterns=needed)
     except SourceError:
@@ -100,10 +108,10 @@ def _fetch(model: ModelConfig, say: Say) -> tuple[str, Path]:
     return info.id, Path(folder)
 
 
-def _needed(repo_id: str, names: set[str], model: ModelConfig) -> list[str]:
+def _needed(info: ModelInfo, names: set[str], model: ModelConfig) -> list[str]:
     """The files to download. Raises SourceError where the repository is not what can be hosted."""
     if pipeline.INDEX in names:
-        return _needed_of_pipeline(repo_id, names, model)
+        return _needed_of_pipeline(info, names, model)
     if "config.json" not in names:
         raise SourceError(
             f"{model.source} holds no config.json and no {pipeline.INDEX}: no model of transformers or diffusers."
@@ -116,9 +124,9 @@ def _needed(repo_id: str, names: set[str], model: ModelConfig) -> list[str]:
     return sorted(checkpoint | small)
 
 
-def _needed_of_pipeline(repo_id: str, names: set[str], model: ModelConfig) -> list[str]:
+def _needed_of_pipeline(info: ModelInfo, names: set[str], model: ModelConfig) -> list[str]:
     """Of each component that model_index.json names the weights once, and what is small."""
-    index = Path(hf_hub_download(repo_id, pipeline.INDEX, revision=model.revision))
+    index = Path(hf_hub_download(info.id, pipeline.INDEX, revision=info.sha))
     needed = {pipeline.INDEX}
     with weights.reading(index):
         components, heavy = pipeline.components(index.read_text()), pipeline.with_weights(index.read_text())
