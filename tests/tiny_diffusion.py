@@ -29,7 +29,7 @@ from transformers import (
 )
 
 #: The layout of Stable Diffusion 1.x and 2.x; it draws shapes. Its files are in the repository.
-SHAPES = "interlace-tests/shapes-diffusion-mini"
+SHAPES = "local/shapes-diffusion-mini"
 XL = "interlace-tests/xl-tiny"
 FLUX = "interlace-tests/flux-tiny"
 #: A DiT that takes text.
