@@ -23,7 +23,8 @@ from tiny_diffusion import FLUX, PIXART, SHAPES, XL
 from torch.utils import _pytree as pytree
 
 import interlace
-from interlace.protocol.event import Progress
+from interlace.protocol.event import Ended, Progress, StateChanged
+from interlace.protocol.job import JobState
 
 PROMPT, OTHER = "a large red circle", "a large blue square"
 STEPS = 6
@@ -343,6 +344,23 @@ def test_steps_are_told_while_it_runs(pipelines: Pipelines) -> None:
         assert backend.job.progress == told[-1]
         result = backend.job.result(DEADLINE)
         assert set(result) == {"noise"}
+
+
+def test_jobs_that_wait_together_run_one_by_one(pipelines: Pipelines) -> None:
+    """None is tried with others in one forward, which is for language models, and sent back from there."""
+    model, local = pipelines.client(SHAPES), pipelines.local(SHAPES)
+    with interlace.connect(CONFIG.API.HOST) as mine:
+        jobs = []
+        for seed in range(4):
+            with model.trace(PROMPT, seed=seed, backend=(backend := mine.on(model, blocking=False))):
+                noise = model.unet.output[0].save()
+            jobs.append(backend.job)
+        for seed, job in enumerate(jobs):
+            states = [event.state for event in job.events(DEADLINE) if isinstance(event, StateChanged | Ended)]
+            assert states == [JobState.QUEUED, JobState.LEASED, JobState.RUNNING, JobState.COMPLETED]
+            with local.trace(PROMPT, seed=seed):
+                noise = local.unet.output[0].save()
+            assert torch.equal(job.result(DEADLINE)["noise"], noise)
 
 
 async def test_a_stock_client_sees_the_steps(pipelines: Pipelines) -> None:

@@ -39,6 +39,9 @@ try:
 except sources.SourceError as error:
     sys.exit(str(error))
 print(source.repo_id, source.commit, source.path, source.is_pipeline, len(source.hub_files()), sep="|")
+(cached,) = sources.cached(Path(sys.argv[2]))
+assert (cached.name, cached.path) == ("lab/Tiny", source.path)
+assert cached.size_bytes > source.size_bytes, cached
 """
 
 
