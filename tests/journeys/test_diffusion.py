@@ -19,6 +19,7 @@ from nnsight import CONFIG
 from nnsight.intervention.backends.remote import AsyncRemoteBackend, RemoteError
 from nnsight.modeling import huggingface
 from nnsight.modeling.diffusion import DiffusionModel
+from PIL import Image
 from tiny_diffusion import FLUX, PIXART, SHAPES, XL
 from torch.utils import _pytree as pytree
 
@@ -311,6 +312,24 @@ def test_another_scheduler_is_the_jobs_own(model: Any, remote: Any) -> dict[str,
         image = nnsight.save(model.output.images[0])
     assert other != image
     return {"other": other, "image": image}
+
+
+@identical(SHAPES)
+def test_a_picture_of_a_picture(model: Any, remote: Any) -> dict[str, Any]:
+    """The same components under another pipeline, which the job makes of them."""
+    start = Image.new("RGB", (32, 32), "blue")
+    former = model._module.pipeline
+    with model.generate(PROMPT, image=start, strength=0.5, remote=remote, **settings(model)) as tracer:
+        from diffusers import StableDiffusionImg2ImgPipeline
+
+        parts = {**model.pipeline.components, "requires_safety_checker": False}
+        model._module.pipeline = StableDiffusionImg2ImgPipeline(**parts)
+        noise = [].save()
+        for _step in tracer.iter[: STEPS // 2]:
+            noise.append(model.unet.output[0])
+        images = model.output.images.save()
+    model._module.pipeline = former
+    return {"noise": noise, "images": images}
 
 
 @identical(SHAPES)

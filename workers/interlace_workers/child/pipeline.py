@@ -16,15 +16,15 @@ _LATENTS = 8
 def load(order: Load) -> Any:
     """A DiffusionModel with weights, on the CPU. Raises whatever diffusers and nnsight raise."""
     # Here, for they take two seconds that a transformers model need not wait for.
+    from diffusers import DiffusionPipeline
     from diffusers.utils import logging as diffusers_logging
     from nnsight.modeling.diffusion import DiffusionModel
 
     diffusers_logging.disable_progress_bar()  # it would go into a log file
     extras = {"trust_remote_code": True} if order.trust_remote_code else {}
-    model = DiffusionModel(order.path, dispatch=True, dtype=getattr(torch, order.dtype), **extras)
-    # Every pipeline of diffusers counts its steps on this, whatever its loop is like.
-    model.pipeline.progress_bar = _Steps
-    return model
+    # Every pipeline counts its steps on this, whatever its loop is like; those that user code makes of it, too.
+    DiffusionPipeline.progress_bar = _progress_bar  # type: ignore[attr-defined]
+    return DiffusionModel(order.path, dispatch=True, dtype=getattr(torch, order.dtype), **extras)
 
 
 def small_input(model: Any) -> tuple[str, dict[str, Any]]:
@@ -48,6 +48,10 @@ def kept(model: Any) -> Iterator[None]:
 
 def _kept(value: Any) -> Any:
     return value.copy() if type(value) is list else value
+
+
+def _progress_bar(_: Any, iterable: Iterable[Any] | None = None, total: int | None = None) -> "_Steps":
+    return _Steps(iterable, total)
 
 
 class _Steps:
