@@ -87,11 +87,14 @@ def test_what_cannot_be_told_is_no_failure(parent: Parent) -> None:
     assert parent.told() == []
 
 
-def test_nothing_is_told_outside_of_a_job(parent: Parent) -> None:
-    with parent.telling:
-        pass
+def test_nothing_is_told_outside_of_a_job() -> None:
+    parent = Parent()
     progress.tell(1, 3)
-    assert parent.told() == []
+    with parent.telling:
+        progress.tell(2, 3)
+    progress.tell(3, 3)
+    assert parent.told() == [(2, 3)]
+    parent.close()
 
 
 # the parent

@@ -14,17 +14,22 @@ _LATENTS = 8
 
 
 def load(order: Load) -> Any:
-    """A DiffusionModel with weights, on the CPU. Raises whatever diffusers and nnsight raise."""
+    """A DiffusionModel with weights, where they shall be. Raises whatever diffusers and nnsight raise."""
     # Here, for they take two seconds that a transformers model need not wait for.
     from diffusers import DiffusionPipeline
     from diffusers.utils import logging as diffusers_logging
     from nnsight.modeling.diffusion import DiffusionModel
 
     diffusers_logging.disable_progress_bar()  # it would go into a log file
-    extras = {"trust_remote_code": True} if order.trust_remote_code else {}
+    extras: dict[str, Any] = {"trust_remote_code": True} if order.trust_remote_code else {}
     # Every pipeline counts its steps on this, whatever its loop is like; those that user code makes of it, too.
     DiffusionPipeline.progress_bar = _progress_bar  # type: ignore[attr-defined]
-    return DiffusionModel(order.path, dispatch=True, dtype=getattr(torch, order.dtype), **extras)
+    if order.device == "auto":
+        extras["device_map"] = "balanced"  # accelerate's, of which diffusers has no other
+    model = DiffusionModel(order.path, dispatch=True, dtype=getattr(torch, order.dtype), **extras)
+    if order.device not in ("cpu", "auto"):
+        model.pipeline.to(order.device)
+    return model
 
 
 def small_input(model: Any) -> tuple[str, dict[str, Any]]:
