@@ -38,6 +38,8 @@ SMALL: dict[str, dict[str, Any]] = {
     PIXART: {"height": 32, "width": 32, "max_sequence_length": 16, "use_resolution_binning": False},
 }
 
+#: The first of them once more, whose jobs run in its own process.
+RESIDENT = "local/shapes-resident"
 ROOT = Path(__file__).parents[2]
 PAGE, EXAMPLE = ROOT / "docs" / "diffusion.md", ROOT / "examples" / "denoising.py"
 #: Of the page's first picture.
@@ -54,8 +56,9 @@ def server(home: Path) -> Iterator[tuple[running.Running, dict[str, Path]]]:
     """Plain processes host a pipeline of each layout."""
     folders = tiny_diffusion.write_all(home / "pipelines")
     models = [{"source": str(folder), "repo_id": name, "threads": 1} for name, folder in folders.items()]
-    limits = {"log_bytes": 1 << 20}
-    with running.interlace(home, {"runtime": "process", "models": models, "limits": limits}, seconds=240) as server:
+    resident = {"executor": "resident", "trusted": ["local"], "threads": 1}
+    models.append({"source": str(tiny_diffusion.ASSET), "repo_id": RESIDENT, **resident})
+    with running.interlace(home, {"runtime": "process", "models": models}, seconds=240) as server:
         yield server, folders
 
 
@@ -345,6 +348,21 @@ def test_weights_that_a_job_changes_are_its_own(model: Any, remote: Any) -> dict
         again = nnsight.save(model.output.images[0])
     assert again == image
     return {"image": image}
+
+
+def test_a_resident_pipeline_is_afterwards_what_it_was(pipelines: Pipelines, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, local = pipelines.client(SHAPES), pipelines.local(SHAPES)
+    monkeypatch.setitem(huggingface._ID_CACHE, model.repo_id, RESIDENT)
+    with local.generate(PROMPT, **settings(local)):
+        expected = nnsight.save(local.output.images[0])
+    for spoils in (False, True, False):
+        with model.generate(PROMPT, remote=True, **settings(model)):
+            if spoils:
+                from diffusers import DPMSolverMultistepScheduler
+
+                model.pipeline.scheduler = DPMSolverMultistepScheduler()
+            image = nnsight.save(model.output.images[0])
+        assert (image != expected) == spoils
 
 
 def test_steps_are_told_while_it_runs(pipelines: Pipelines) -> None:
