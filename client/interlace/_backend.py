@@ -15,7 +15,7 @@ from interlace._errors import JobFailed
 from interlace._jobs import RunningJob, Value
 from interlace._payload import serialize
 from interlace.protocol.errors import InterlaceError
-from interlace.protocol.event import Ended, Event, Log, Saved, StateChanged
+from interlace.protocol.event import Ended, Event, Log, Progress, Saved, StateChanged
 from interlace.protocol.job import JobState
 
 if TYPE_CHECKING:
@@ -144,6 +144,8 @@ def _update(job_id: str, event: Event) -> ResponseModel | None:
         return None
     if isinstance(event, Log):
         return ResponseModel(id=job_id, status=Status.LOG, description=event.text)
+    if isinstance(event, Progress):
+        return ResponseModel(id=job_id, status=Status.RUNNING, description=event.sentence)
     status = _STATUS[event.state]
     if isinstance(event, StateChanged) and event.state is JobState.QUEUED and not event.model_ready:
         status = Status.DEPLOYING

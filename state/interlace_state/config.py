@@ -73,7 +73,8 @@ class ModelConfig(_Section):
     revision: Annotated[str, _such(is_revision, "a branch, a tag or a commit")] = "main"
     """Branch, tag or commit on the hub."""
     task: Annotated[str, _such(is_task, "a task such as 'text-generation'")] = "text-generation"
-    """The transformers pipeline task, or `text-to-text` for an encoder-decoder; it decides the model's modules."""
+    """The transformers pipeline task, or `text-to-text` for an encoder-decoder; it decides the model's modules.
+    A diffusers pipeline, known by its model_index.json, has none."""
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
     """The type that weights are held in; `auto` takes the checkpoint's own."""
     replicas: int = Field(default=1, ge=1)

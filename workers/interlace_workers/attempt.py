@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from interlace.protocol.errors import InvalidRequest, UnknownArtifact, UnknownJob
-from interlace.protocol.event import Ended, Event, Log, Saved, StateChanged
+from interlace.protocol.event import Ended, Event, Log, Progress, Saved, StateChanged
 from interlace.protocol.frames import BrokenFrame
 from interlace.protocol.job import Cost, JobState
 from interlace_state import log
@@ -116,6 +116,9 @@ class Attempt:
                         self._watch.ran(event)
                         return event
                     await self._journal.note(event)
+                    continue
+                if isinstance(happening, Progress):
+                    await self._journal.note(happening)
                     continue
                 if isinstance(happening, Printed):
                     self._last_line = happening.lines[-1]

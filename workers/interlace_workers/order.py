@@ -8,7 +8,7 @@ from typing import Any
 class Load:
     """Which model a zygote loads."""
 
-    #: A local Hugging Face directory.
+    #: A local Hugging Face directory: of one model, or of a pipeline of several.
     path: str
     task: str | None
     dtype: str
@@ -23,6 +23,8 @@ class Load:
     resident: bool = False
     #: Layers of the sandbox to leave out; tests show with it that each of them matters.
     without: tuple[str, ...] = ()
+    #: Whether diffusers loads it, and not transformers.
+    is_pipeline: bool = False
 
 
 @dataclass(frozen=True)

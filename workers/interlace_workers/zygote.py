@@ -108,7 +108,7 @@ def main() -> None:
         if order.resident:
             warm.rehearsal(model)
             _stay(parent, model)
-        into_huge_pages(model.model._module)
+        into_huge_pages(model.model._module, realign=not order.is_pipeline)
         model = replace(model, rehearsal=warm.rehearsal(model))
         _refuse_threads()
         family, sandbox = Family(), Sandbox(order.isolation, hidden=order.path, without=order.without)

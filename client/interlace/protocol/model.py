@@ -93,6 +93,11 @@ class ModelKey(BaseModel):
         return f"{_PATHS[self.wrapper]}:{json.dumps(fields)}"
 
     @property
+    def shares_forwards(self) -> bool:
+        """Whether there are traces of it that may share a forward."""
+        return self.wrapper == "TransformersModel"
+
+    @property
     def slug(self) -> str:
         """A short name for Redis keys, folders and Serve applications: ``[a-z0-9.-]``, unique to the key."""
         digest = hashlib.sha256(self.canonical.encode()).hexdigest()[:8]

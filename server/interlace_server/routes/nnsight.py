@@ -116,7 +116,7 @@ async def submit(
     job = _job(envelope, caller.tenant, limits, len(payload)).model_copy(update=more)
     again = await asyncio.to_thread(_idempotency, idempotency_key, job, payload) if idempotency_key else None
     ready = model.state is ModelState.READY
-    may_share = batching == "on" and gateway.config.batches(caller.tenant)
+    may_share = batching == "on" and job.model.shares_forwards and gateway.config.batches(caller.tenant)
     submitted = await _accept(gateway, job, payload, limits, again, model_ready=ready, batching=may_share)
     if submitted.replayed:
         response.headers["Idempotent-Replayed"] = "true"

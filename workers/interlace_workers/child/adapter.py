@@ -22,7 +22,7 @@ from interlace.protocol.errors import AdapterRefused
 from interlace.protocol.safetensors import Header, read_header
 from interlace_workers.child import lora
 from interlace_workers.child.lora import Lora, out_of_memory
-from interlace_workers.child.model import HostedModel
+from interlace_workers.child.model import HostedModel, persistent_of
 from interlace_workers.order import Adapter
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -44,8 +44,7 @@ def apply(model: HostedModel, adapters: Sequence[Adapter], fds: Sequence[int]) -
         else:
             loras.append(Lora(adapter, tensors, header.metadata))
     lora.load(tree, loras)
-    persistent = tree._remoteable_persistent_objects() | {f"Envoy:{envoy.path}": envoy for envoy in tree.modules()}
-    return replace(model, persistent=persistent)
+    return replace(model, persistent=persistent_of(tree))
 
 
 def attach(model: Any, name: str, config: bytes, tensors: dict[str, torch.Tensor]) -> None:

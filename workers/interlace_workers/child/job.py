@@ -20,7 +20,7 @@ from interlace import receiving
 from interlace.protocol import frames
 from interlace.protocol.frames import FrameKind
 from interlace_workers import channel, steps
-from interlace_workers.child import environment, merged, output, packing, trace, warm
+from interlace_workers.child import environment, merged, output, packing, progress, trace, warm
 from interlace_workers.child.model import HostedModel
 from interlace_workers.child.saves import Watch
 from interlace_workers.child.values import Outlet
@@ -65,7 +65,7 @@ def perform(
                 gc.freeze()
                 gc.enable()
             _tell(events, FrameKind.RUNNING)
-            with receiving(outlet.stream):
+            with receiving(outlet.stream), progress.telling(events):
                 saved = trace.run(model, tracer)
             times.append(time.perf_counter())
             output.write(saved, result, order)

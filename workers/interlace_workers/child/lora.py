@@ -60,7 +60,7 @@ def load(model: Any, loras: Sequence[Lora]) -> None:
 
 def unload(model: Any) -> None:
     """Take every LoRA out of a nnsight DiffusionModel; nothing else has any."""
-    pipeline = getattr(model, "pipeline", None)
+    pipeline: Any = getattr(model, "pipeline", None)
     if hasattr(pipeline, "unload_lora_weights") and pipeline.get_list_adapters():
         pipeline.unload_lora_weights()
         model._update(model._module)

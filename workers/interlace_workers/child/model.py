@@ -10,7 +10,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from interlace_workers.child import tasks
+from interlace_workers.child import pipeline, tasks
 from interlace_workers.order import Load
 
 #: nnsight's persistent id -> the attribute of a processor.
@@ -27,28 +27,32 @@ class HostedModel:
     threads: int
     n_params: int
     size_bytes: int
+    #: Whether it is a pipeline of diffusers.
+    is_pipeline: bool = False
     #: What `warm.py` runs ahead of a job; empty: nothing.
     rehearsal: bytes = b""
 
 
 def load(order: Load) -> HostedModel:
-    """Load weights where they shall be, ready to trace. Raises whatever transformers and nnsight raise."""
+    """Load weights where they shall be, ready to trace. Raises whatever the libraries that load them raise."""
     torch.set_num_threads(1)
     tqdm.monitor_interval = 0  # its monitor is a thread, and a fork needs a process of one
     transformers_logging.disable_progress_bar()  # it would go into a log file
-    model = _transformers_model(order)
+    model = pipeline.load(order) if order.is_pipeline else _transformers_model(order)
     model._module.eval()
     tensors = [*model._module.parameters(), *model._module.buffers()]
     return HostedModel(
         model=model,
-        persistent=_persistent(model),
+        persistent=persistent_of(model),
         threads=order.threads,
         n_params=sum(parameter.numel() for parameter in model._module.parameters()),
         size_bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors),
+        is_pipeline=order.is_pipeline,
     )
 
 
-def _persistent(model: Any) -> dict[str, Any]:
+def persistent_of(model: Any) -> dict[str, Any]:
+    """What a payload may refer to in a nnsight model as it is now."""
     processor = getattr(model, "processor", None)
     return {
         # A client's model holds the parts of its processor each by itself, ours only what the pipeline loads.

@@ -9,6 +9,7 @@ import linecache
 import os
 import random
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from socket import socket
 from typing import Any, NoReturn
@@ -18,7 +19,7 @@ import torch
 from nnsight.tracing.globals import BLOCKS, SOURCES
 
 from interlace_workers import channel
-from interlace_workers.child import adapter, job
+from interlace_workers.child import adapter, job, pipeline
 from interlace_workers.child.model import HostedModel
 from interlace_workers.order import Order
 
@@ -71,7 +72,8 @@ def _run(end: socket, model: HostedModel) -> None:
     random.seed(seed)
     numpy.random.seed(seed % 2**32)
     job.listen_to(logs)
-    job.perform(model, Order.of_message(message), payload, result, events, values, adapters)
+    with pipeline.kept(model.model) if model.is_pipeline else nullcontext():
+        job.perform(model, Order.of_message(message), payload, result, events, values, adapters)
     for fd in (events, values):
         os.close(fd)
 

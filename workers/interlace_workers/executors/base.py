@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from interlace.protocol.event import Progress
 from interlace.protocol.job import Cost, Job
 from interlace_workers.executors.values import Streamed
 from interlace_workers.order import Adapter, Loaded
@@ -57,7 +58,7 @@ class Failed:
     crashed: bool = False
 
 
-Happening = Started | Printed | Streamed | Done | Failed
+Happening = Started | Printed | Progress | Streamed | Done | Failed
 
 
 @dataclass(frozen=True)

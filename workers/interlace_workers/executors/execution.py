@@ -18,6 +18,7 @@ from interlace_workers.executors import proc
 from interlace_workers.executors.base import Done, ExecutorLost, Failed, Happening, Printed, Sealed, Started, Step
 from interlace_workers.executors.cgroup import JobGroup
 from interlace_workers.executors.memory import MemoryWatch
+from interlace_workers.executors.pace import Pace
 from interlace_workers.executors.values import Inlet
 from interlace_workers.executors.zygote_process import Child, Exit
 from interlace_workers.order import Order
@@ -53,6 +54,7 @@ class Execution:
         self._started, self._started_at = time.monotonic(), time.time()
         self._events, self._logs = _Pipe(), _Pipe()
         self._values = Inlet(limits)
+        self._pace = Pace()
         self._happened: asyncio.Queue[Happening] = asyncio.Queue(_AHEAD)
         self._log_bytes_left = limits.log_bytes
         self._begun = asyncio.Event()
@@ -136,10 +138,14 @@ class Execution:
         try:
             async for data in self._events.chunks():
                 for frame in reader.feed(data):
+                    if frame.kind in (FrameKind.VALUE, FrameKind.PROGRESS) and not started:
+                        raise BrokenFrame("news of a job that has not started")
                     if frame.kind is FrameKind.VALUE:
-                        if not started:
-                            raise BrokenFrame("a value of a job that has not started")
                         await self._happened.put(self._values.take(frame.body))
+                        continue
+                    if frame.kind is FrameKind.PROGRESS:
+                        if (told := self._pace.take(frame.body)) is not None:
+                            await self._happened.put(told)
                         continue
                     if frame.kind is not FrameKind.RUNNING:
                         await asyncio.wait({logs}, timeout=_LAST_WORDS_SECONDS)
