@@ -2,30 +2,20 @@
 
 import ipaddress
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from interlace.protocol.job import Limits
 from interlace.protocol.model import is_repo_id, is_revision, is_task
-
-_DAY = 24 * 3600  # seconds
-_DECADE = 3650 * _DAY  # no clock of Redis, Lua or the event loop overflows with it
-_MOST_BYTES = 1 << 50
-
-
-def _such(that: Callable[[str], object], sentence: str) -> AfterValidator:
-    """Refuses a text with ``expected SENTENCE``, unless it is ``that``."""
-
-    def check(value: str) -> str:
-        if not that(value):
-            raise ValueError(f"expected {sentence}")
-        return value
-
-    return AfterValidator(check)
+from interlace_state.hosting import MemoryConfig, OnDemandConfig
+from interlace_state.section import DAY as _DAY
+from interlace_state.section import DECADE as _DECADE
+from interlace_state.section import MOST_BYTES as _MOST_BYTES
+from interlace_state.section import Section as _Section
+from interlace_state.section import such as _such
 
 
 def _is_http(url: str) -> bool:
@@ -43,10 +33,6 @@ _Fsync = Annotated[
     Literal["always", "everysec", "no"], BeforeValidator(lambda value: "no" if value is False else value)
 ]
 _Version = Annotated[str, _such(re.compile(r"\d+(\.\d+){0,3}").fullmatch, "a version, e.g. '3.10'")]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 def is_loopback(host: str) -> bool:
@@ -76,6 +62,9 @@ class Autoscale(_Section):
         return self
 
 
+Quantization = Literal["bitsandbytes-8bit", "bitsandbytes-4bit"]
+
+
 class ModelConfig(_Section):
     """One model to host."""
 
@@ -100,6 +89,17 @@ class ModelConfig(_Section):
     """Processor threads for one job; 0 shares the cores evenly among all slots."""
     trust_remote_code: bool = False
     """Run the Python code that the checkpoint brings. Only for repositories that you have read."""
+    quantization: Quantization | None = None
+    """Hold the weights in fewer bits, on GPUs: `bitsandbytes-8bit` or `bitsandbytes-4bit`."""
+    gpus: float = Field(default=0, ge=0, le=64)
+    """GPUs of a replica, which Ray reserves; 0 holds the model on processors."""
+    device_map: str | dict[str, str | int] | None = None
+    """How accelerate spreads a model over its GPUs; default: `auto` where there are any."""
+    idle_seconds: float | None = Field(default=None, ge=0, le=_DECADE)
+    """How long no job must have come before the model leaves the memory, whatever runs of it; the next job brings it
+    back. Default: never by itself."""
+    pin: bool = False
+    """Keep it in memory: it never leaves for another model, nor for being idle."""
 
     @property
     def first_replicas(self) -> int:
@@ -285,6 +285,8 @@ class Config(_Section):
     """`ray` hosts replicas with Ray Serve, `process` as plain supervised processes."""
     models: tuple[ModelConfig, ...] = ()
     """The models to host."""
+    on_demand: OnDemandConfig = OnDemandConfig()
+    memory: MemoryConfig = MemoryConfig()
     gateway: GatewayConfig = GatewayConfig()
     redis: RedisConfig = RedisConfig()
     store: StoreConfig = StoreConfig()

@@ -16,6 +16,7 @@ from interlace_state.audit import Audit
 from interlace_state.config import Config
 from interlace_state.config_file import ConfigError
 from interlace_state.control import Control
+from interlace_state.desired import Desires
 from interlace_state.events import Events
 from interlace_state.files import Files
 from interlace_state.jobs import Jobs
@@ -44,6 +45,7 @@ class State:
     values: Values
     sessions: Sessions
     models: Models
+    desired: Desires
     tenants: Tenants
     control: Control
     metrics: ReplicaMetrics
@@ -78,6 +80,7 @@ async def open_state(config: Config) -> AsyncIterator[State]:
             values=Values(redis, keys, files),
             sessions=Sessions(redis, keys),
             models=Models(redis, keys, files),
+            desired=Desires(redis, keys),
             tenants=Tenants(redis, keys),
             control=Control(redis, keys, config),
             metrics=ReplicaMetrics(redis, keys),

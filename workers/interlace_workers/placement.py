@@ -1,4 +1,4 @@
-"""From the configuration's models to what a runtime can start: resolve the weights, publish the catalogue."""
+"""From a model that shall be hosted to what a runtime can start: resolve the weights, publish the catalogue."""
 
 import asyncio
 import os
@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from interlace.protocol.errors import ModelFailed
+from interlace.protocol.errors import ModelFailed, UnknownModel
 from interlace.protocol.model import ModelKey
 from interlace_state.config import Config, ModelConfig
 from interlace_state.config_file import ConfigError
 from interlace_state.models import ModelCard
 from interlace_state.store import State
 from interlace_state.tracing import Tracing
-from interlace_workers import headstart, sources
+from interlace_workers import headstart, memory, sources
 from interlace_workers.executors.base import LoadFailed
 from interlace_workers.executors.party import MergingExecutor
 from interlace_workers.executors.zygote_process import ZygoteProcess
@@ -26,14 +26,31 @@ from interlace_workers.telemetry import Telemetry
 class Placement:
     """One model that is to be hosted, its weights on this machine."""
 
-    #: Position in `Config.models`.
-    index: int
+    #: With the processor threads that a job of it gets.
     model: ModelConfig
     key: ModelKey
     #: What each replica loads.
     load: Load
+    #: Bytes of memory that a replica takes.
+    need_bytes: int
+    #: Of its record.
+    generation: int = 0
     #: Where the first replica finds a process that loads it already; "" if there is none.
     ahead: str = ""
+
+
+@dataclass(frozen=True)
+class Search:
+    """How a model's files are looked for."""
+
+    #: Takes lines for people.
+    say: Callable[[str], None]
+    #: Takes the bytes that are here, and those in all.
+    tell: Callable[[int, int], None] | None = None
+    #: The largest checkpoint that may come; None: any.
+    most_bytes: int | None = None
+    #: Configuration and tokenizer only.
+    small: bool = False
 
 
 def key_of(model: ModelConfig, repo_id: str) -> ModelKey:
@@ -46,17 +63,20 @@ def key_of(model: ModelConfig, repo_id: str) -> ModelKey:
 
 
 async def place(config: Config, state: State, say: Callable[[str], None]) -> list[Placement]:
-    """Resolve every model side by side and publish its card; one that cannot be resolved is published as failed.
+    """Resolve every configured model side by side, publish its card, and have a record of it.
 
-    Says ``placed SLUG`` of each, once the catalogue holds these and no others. Raises ConfigError if two are one model
-    to clients.
+    One that cannot be resolved is published as failed. What commands and requests have brought before stays.
+
+    Says ``placed SLUG`` of each, once the catalogue holds what shall be hosted and no others. Raises ConfigError if two
+    are one model to clients.
     """
     _refuse_twins(config, [key_of(model, sources.name_of(model)) for model in config.models])
     await state.control.publish_weights()
     placed = await asyncio.gather(*(_place(config, state, index, say) for index in range(len(config.models))))
     keys = [key for key, _ in placed]
     _refuse_twins(config, keys)  # once more: the hub may have given two spellings one id
-    await _withdraw_others(state, set(keys))
+    await state.desired.seed(dict(zip(keys, config.models, strict=True)))
+    await _withdraw_others(state, {record.key for record in await state.desired.all()})
     for key in keys:
         say(f"placed {key.slug}")
     return [placement for _, placement in placed if placement is not None]
@@ -77,9 +97,14 @@ def _refuse_twins(config: Config, keys: Sequence[ModelKey]) -> None:
 async def _withdraw_others(state: State, keys: set[ModelKey]) -> None:
     """Take models of a former configuration out of the catalogue and end their jobs: a Redis prefix has one placer."""
     for hosted in await state.models.all():
-        if (key := hosted.card.key) not in keys:
-            await state.models.withdraw(key)
-            await state.queue.fail_all(key, f"{key} is no longer hosted on this server.")
+        if hosted.card.key not in keys:
+            await withdraw(state, hosted.card.key)
+
+
+async def withdraw(state: State, key: ModelKey) -> None:
+    """Take a model out of the catalogue, and end its jobs."""
+    await state.models.withdraw(key)
+    await state.queue.fail_all(key, f"{key} is no longer hosted on this server.")
 
 
 async def _place(
@@ -87,28 +112,40 @@ async def _place(
 ) -> tuple[ModelKey, Placement | None]:
     model = config.models[index]
     try:
-        load, card, files = await asyncio.to_thread(_resolve_blocking, config, model, say)
+        placement = await find(config, state, model, Search(say))
     except sources.SourceError as error:
         key = key_of(model, sources.name_of(model))
-        await state.models.forget_replicas(key)
-        await state.models.publish(
-            ModelCard(key=key, commit="0" * 40, dtype=model.dtype, config={}, failure=str(error))
-        )
-        await state.queue.fail_waiting(key, str(ModelFailed(str(key), str(error))))
+        await refuse(state, key, model, str(error))
         say(f"{key}: {error}")
         return key, None
+    await state.models.want(placement.key, model.first_replicas)
+    return placement.key, placement
+
+
+async def find(config: Config, state: State, model: ModelConfig, search: Search) -> Placement:
+    """Get a model's files onto this machine, and publish its card and what clients need of it. Raises SourceError."""
+    load, card, files = await asyncio.to_thread(_resolve_blocking, config, model, search)
     await state.models.forget_replicas(card.key)
     await state.models.replace_files(card.key, files)
-    await state.models.want(card.key, model.first_replicas)
     await state.models.publish(card)
-    return card.key, Placement(index=index, model=model, key=card.key, load=load)
+    fixed = model.model_copy(update={"threads": load.threads})
+    return Placement(fixed, card.key, load, memory.need(card.size_bytes, model, config.memory))
 
 
-def _resolve_blocking(
-    config: Config, model: ModelConfig, say: Callable[[str], None]
-) -> tuple[Load, ModelCard, dict[str, bytes]]:
+async def refuse(state: State, key: ModelKey, model: ModelConfig, reason: str) -> None:
+    """Publish why a model cannot be hosted, and end its jobs with that."""
+    await state.models.forget_replicas(key)
+    try:
+        card = (await state.models.find(key)).card
+    except UnknownModel:
+        card = ModelCard(key=key, commit="0" * 40, dtype=model.dtype, config={})
+    await state.models.publish(card.model_copy(update={"failure": reason}))
+    await state.queue.fail_waiting(key, str(ModelFailed(str(key), reason)))
+
+
+def _resolve_blocking(config: Config, model: ModelConfig, search: Search) -> tuple[Load, ModelCard, dict[str, bytes]]:
     """What to load, a model's card and its hub files, its weights on this machine. Raises SourceError."""
-    source = sources.resolve(model, config.cache_dir, say)
+    source = sources.find(model, config.cache_dir, search.say, search.tell, search.most_bytes, small=search.small)
     with sources.reading(source.path):
         files = {name: path.read_bytes() for name, path in source.hub_files().items()}
     return _load(config, model, source), sources.card(source, key_of(model, source.repo_id), model), files
@@ -132,13 +169,12 @@ def threads_of(config: Config, model: ModelConfig) -> int:
 
 
 async def build_replica(
-    config: Config, state: State, tracing: Tracing, index: int, key: ModelKey, name: str, ahead: str = ""
+    config: Config, state: State, tracing: Tracing, model: ModelConfig, key: ModelKey, name: str, ahead: str = ""
 ) -> Replica:
-    """A replica of the model at ``index``, not started; ``ahead``: where a process may be that loads it already.
+    """A replica of a model, not started; ``ahead``: where a process may be that loads it already.
 
     Raises LoadFailed if this machine has no weights for it.
     """
-    model = config.models[index]
     try:
         source = await asyncio.to_thread(sources.resolve, model, config.cache_dir, lambda _: None)
     except sources.SourceError as error:

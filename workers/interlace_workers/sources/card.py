@@ -19,16 +19,17 @@ def card(source: Source, key: ModelKey, model: ModelConfig) -> ModelCard:
     path = source.path / "config.json"
     with weights.reading(path):
         config = json.loads(path.read_text())
-        dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32")
+        stored = dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32")
     if model.dtype != "auto":
         dtype = model.dtype
-    n_params = weights.n_params(source.path)
+    n_params = source.n_params or weights.n_params(source.path)
     width = _BYTES.get(dtype)
+    as_stored = source.size_bytes * (width or 1) // (_BYTES.get(stored) or width or 1)
     return ModelCard(
         key=key,
         commit=source.commit,
         dtype=dtype,
         config=config,
         n_params=n_params,
-        size_bytes=n_params * width if n_params is not None and width is not None else source.size_bytes,
+        size_bytes=n_params * width if n_params is not None and width is not None else as_stored,
     )
