@@ -87,6 +87,10 @@ class Models:
         """Add a model, or say something new of it."""
         await self._redis.hset(self._keys.models, card.key.slug, card.model_dump_json())
 
+    async def announce(self, card: ModelCard) -> None:
+        """Add a model of which little is known yet; one that is there stays as it is."""
+        await self._redis.hsetnx(self._keys.models, card.key.slug, card.model_dump_json())
+
     async def withdraw(self, key: ModelKey) -> None:
         """Take a model and its hub files out of the catalogue."""
         await self.forget_replicas(key)

@@ -101,6 +101,8 @@ class Kept:
         for replica in () if self.hosted is None else self.hosted.replicas:
             need = 0 if self.placement is None else self.placement.need_bytes
             nodes[replica.node] = nodes.get(replica.node, 0) + need
+        if (more := self.planned_bytes - sum(nodes.values())) > 0:  # it starts, or stops, without a sign of life
+            nodes[""] = more
         return Occupant(str(self.key), nodes, self.used_at, stays, later=stays not in ("", "pinned"))
 
     def moment(self, now: float, at: float) -> Moment:

@@ -32,7 +32,7 @@ class Occupant:
     """A model in memory."""
 
     name: str
-    #: By machine.
+    #: By machine; under "", what is on one of them that is not known.
     on: Mapping[str, int]
     #: When its last job was there, by any clock.
     used_at: float
@@ -90,7 +90,8 @@ def _leaving(wanted: int, room: Room, occupants: Sequence[Occupant]) -> list[str
 
 def _gone(room: Room, occupants: Sequence[Occupant], *, later: bool) -> int:
     """What would be free without those that leave now, or ``later``."""
-    return room.free + sum(one.on.get(room.node, 0) for one in occupants if not one.stays or (later and one.later))
+    going = [one.on for one in occupants if not one.stays or (later and one.later)]
+    return room.free + sum(on.get(room.node, 0) + on.get("", 0) for on in going)
 
 
 def _numbers(wanted: int, rooms: Sequence[Room]) -> str:
