@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict
 from redis.asyncio import Redis
 from redis.exceptions import WatchError
 
-from interlace.protocol.hosting import Moment, Origin
+from interlace.protocol.hosting import Moment, Origin, Phase
 from interlace.protocol.model import ModelKey
 from interlace_state.config import ModelConfig
 from interlace_state.keys import Keys
@@ -100,12 +100,13 @@ class Desires:
             await self.change(key, seeded)
 
     async def say(self, key: ModelKey, moment: Moment) -> None:
-        """What the model does now. It becomes a line of its history, unless only its bytes have changed."""
+        """What the model does now. Another phase is a line of its history, and so is another reason of a failure."""
         slug, data = key.slug, moment.model_dump_json(exclude_none=True)
         former = await self.moment(key)
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.hset(self._keys.moments, slug, data)
-            if former is None or (former.phase, former.text) != (moment.phase, moment.text):
+            failed_anew = moment.phase is Phase.FAILED and former is not None and former.text != moment.text
+            if former is None or former.phase is not moment.phase or failed_anew:
                 pipe.rpush(self._keys.history(slug), data)
                 pipe.ltrim(self._keys.history(slug), -_HISTORY, -1)
             await pipe.execute()

@@ -46,6 +46,10 @@ class Reconciler:
         self._said: dict[str, Moment] = {}
         self._host: Host | None = None
 
+    def kept(self, key: ModelKey) -> Kept | None:
+        """What is remembered of a model."""
+        return self._kept.get(key.slug)
+
     async def adopt(self, placements: Sequence[Placement]) -> None:
         """Take over what was found of the configured models; of the others, what could not be found was refused."""
         found = {placement.key: placement for placement in placements}
@@ -195,6 +199,8 @@ class Reconciler:
         assert kept.finding is not None
         if not kept.finding.done():
             return
+        if kept.progress is not None:
+            await self._tell(kept)  # a small download is over before anybody has looked
         task, kept.finding, kept.progress = kept.finding, None, None
         small = kept.small
         try:
