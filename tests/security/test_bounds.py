@@ -48,7 +48,7 @@ while True:
     Attack("a jump to nowhere", "ctypes.CFUNCTYPE(None)(16)()", fails="SIGSEGV"),
     Attack(
         "a stack without end",
-        "sys.setrecursionlimit(10**9)\nimport pickle\ndeep = []\nfor _ in range(10**6): deep = [deep]\nrepr(deep)",
+        "sys.setrecursionlimit(10**9)\nimport pickle\ndeep = []\nfor _ in range(200_000): deep = [deep]\nrepr(deep)",
         fails="SIGSEGV|Recursion|MemoryError",
     ),
     Attack(

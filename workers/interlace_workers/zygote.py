@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from interlace_workers import channel
+from interlace_workers import channel, heap
 from interlace_workers.child import job, warm
 from interlace_workers.child.model import HostedModel, load
 from interlace_workers.order import Load, Loaded
@@ -114,6 +114,7 @@ def main() -> None:
         channel.send(parent, {"failed": _reason(error)})
         sys.exit(1)
     gc.collect()
+    heap.fill()
     gc.freeze()
     gc.enable()
     loaded = Loaded(model.n_params, model.size_bytes, layers=sandbox.layers, missing=sandbox.missing)

@@ -1,0 +1,100 @@
+"""Leave no holes in the heap that a zygote's children inherit.
+
+Loading leaves hundreds of megabytes free in small pieces: half-empty pools of Python objects, gaps between blocks of
+malloc's. A child would spread what it makes over all of them, and pay for a copy of each page that it writes to. With
+the holes filled it makes new things side by side in new memory, which malloc asks for in pages of 2 MiB where
+`spawn` has told it to. Measured with a model of 135 M parameters: a child's 15,500 page faults become 4,600, and its
+205 ms of processor time for a trace of 8 tokens 150.
+"""
+
+import ctypes
+import os
+import re
+import sys
+from pathlib import Path
+
+import torch
+
+_LARGEST, _SMALLEST = 64 << 20, 16  # bytes of the pieces that holes are filled with
+_TOP = 256 << 10  # bytes that stay at the end of the heap, for what this process itself still makes
+#: A line of the table that `sys._debugmallocstats` prints: class, size, pools, blocks in use, blocks that are free.
+_POOLS = re.compile(r"^\s*\d+\s+(\d+)\s+\d+\s+\d+\s+(\d+)\s*$", re.MULTILINE)
+_BYTES = sys.getsizeof(b"")  # of a bytes object, beside its content
+
+#: Objects of Python that lie where holes were.
+_filling: list[object] = []
+
+
+def fill() -> None:
+    """Fill the holes of this process's heap for good; does what it can where libc or Python are others."""
+    _free_scratch()
+    _fill_pools()
+    _fill_malloc()
+
+
+def _free_scratch() -> None:
+    """Free what matrix products have left for the next: pages that each child's first product would have to copy."""
+    torch_cpu = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+    if hasattr(torch_cpu, "mkl_serv_free_buffers"):
+        torch_cpu.mkl_serv_free_buffers()
+
+
+def _fill_pools() -> None:
+    for size, free in _POOLS.findall(_statistics()):
+        _filling.append([_object_of(int(size)) for _ in range(int(free))])
+
+
+def _statistics() -> str:
+    """What Python tells, on the standard error only, of its pools."""
+    with os.fdopen(os.memfd_create("pools"), "w+b") as told:
+        errors = os.dup(2)
+        try:
+            os.dup2(told.fileno(), 2)
+            sys._debugmallocstats()
+        finally:
+            os.dup2(errors, 2)
+            os.close(errors)
+        told.seek(0)
+        return told.read().decode(errors="replace")
+
+
+def _object_of(size: int) -> object:
+    """An object that takes a block of ``size`` bytes, a multiple of 16, in one of Python's pools."""
+    if size <= 16:
+        return object()
+    if size <= 32:
+        return float(size)
+    return bytes(size - _BYTES)
+
+
+class _Mallinfo2(ctypes.Structure):
+    """glibc's ``struct mallinfo2``, mallinfo(3)."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    )
+
+
+def _fill_malloc() -> None:
+    """Take blocks, the largest first, until malloc has none left but at the end of the heap; nothing touches them."""
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallinfo2"):  # glibc before 2.33, or another
+        return
+    libc.mallinfo2.restype = _Mallinfo2
+    libc.malloc.restype = libc.sbrk.restype = ctypes.c_void_p
+    libc.malloc.argtypes = [ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]
+    libc.malloc_trim(0)
+    end = libc.sbrk(0) - libc.mallinfo2().keepcost
+    size = _LARGEST
+    while size >= _SMALLEST:
+        block = libc.malloc(size)
+        if block is None or block >= end:  # no hole is that large
+            libc.free(block)
+            size //= 2
+    libc.malloc_trim(0)
+    libc.malloc(max(0, libc.mallinfo2().keepcost - _TOP))
