@@ -91,7 +91,7 @@ def _follow(client: Client, asked: ModelView) -> int:
         if line != said:
             said = line
             screen.say(line)
-        if model.phase in _SETTLED:
+        if model.phase in _SETTLED or (model.phase is Phase.EVICTED and not model.least):
             break
         time.sleep(_LOOK)
     if model.phase is Phase.FAILED:

@@ -36,6 +36,13 @@ def test_nobody_leaves_who_is_pinned_or_busy() -> None:
     assert "Reserved for jobs: 0.50 GiB (`memory.spare_bytes`)." in never.text
 
 
+def test_who_leaves_already_is_counted_and_nobody_else_goes() -> None:
+    there = [Occupant("going", {"here": GIB}, 5.0, "leaving", later=True, going=True), occupant("idle", GIB, 0.0)]
+    verdict = judge(GIB, [Room("here", 4 * GIB, 0)], there, SETTINGS)
+    assert (verdict.fits, verdict.leave, verdict.waits) == (False, (), True)
+    assert "Leaving: going." in verdict.text
+
+
 def test_of_two_machines_the_one_where_fewer_must_leave() -> None:
     rooms = [Room("a", 4 * GIB, 0), Room("b", 4 * GIB, GIB)]
     there = [Occupant("x", {"a": GIB}, 0.0), Occupant("y", {"a": GIB}, 1.0), Occupant("z", {"b": GIB}, 2.0)]

@@ -88,13 +88,13 @@ class Kept:
 
     def occupies(self) -> Occupant:
         """What memory it takes, and whether it would leave."""
-        stays = ""
-        if self.record.model.pin:
+        stays, going = "", self.target < self.live or self.leaving or self.record.resting
+        if going:
+            stays = "leaving"
+        elif self.record.model.pin:
             stays = "pinned"
         elif self.jobs:
             stays = f"{self.jobs} {'job' if self.jobs == 1 else 'jobs'}"
-        elif self.target < self.live or self.leaving or self.record.resting:
-            stays = "leaving"
         elif self.hosted is None or self.hosted.state is not ModelState.READY:
             stays = "being loaded"
         nodes: dict[str, int] = {}
@@ -103,7 +103,7 @@ class Kept:
             nodes[replica.node] = nodes.get(replica.node, 0) + need
         if (more := self.planned_bytes - sum(nodes.values())) > 0:  # it starts, or stops, without a sign of life
             nodes[""] = more
-        return Occupant(str(self.key), nodes, self.used_at, stays, later=stays not in ("", "pinned"))
+        return Occupant(str(self.key), nodes, self.used_at, stays, stays not in ("", "pinned"), going)
 
     def moment(self, now: float, at: float) -> Moment:
         """Where it stands; ``at`` is Unix time."""

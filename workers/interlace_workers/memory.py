@@ -40,6 +40,8 @@ class Occupant:
     stays: str = ""
     #: Whether it may leave later, when its jobs have ended.
     later: bool = False
+    #: Whether it is leaving already.
+    going: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,8 @@ def judge(wanted: int, rooms: Sequence[Room], occupants: Sequence[Occupant], set
     plans = [plan for room in rooms if (plan := _leaving(wanted, room, occupants)) is not None]
     if plans:
         leave = min(plans, key=len)
-        return Verdict(leave=tuple(leave), waits=True, text=f"{_numbers(wanted, rooms)} {', '.join(leave)}: leaves.")
+        who = ", ".join([one.name for one in occupants if one.going] + leave)
+        return Verdict(leave=tuple(leave), waits=True, text=f"{_numbers(wanted, rooms)} Leaving: {who}.")
     staying = [one for one in occupants if one.stays]
     who = f" In memory: {'; '.join(f'{one.name} ({one.stays})' for one in staying)}." if staying else ""
     waits = any(_gone(room, occupants, later=True) >= wanted for room in rooms)
@@ -78,11 +81,12 @@ def judge(wanted: int, rooms: Sequence[Room], occupants: Sequence[Occupant], set
 
 
 def _leaving(wanted: int, room: Room, occupants: Sequence[Occupant]) -> list[str] | None:
-    leave, free = [], room.free
+    leave: list[str] = []
+    free = room.free + sum(_bytes(one, room) for one in occupants if one.going)
     for one in sorted(occupants, key=lambda one: one.used_at):
         if free >= wanted:
             break
-        if not one.stays and one.on.get(room.node):
+        if not one.stays and not one.going and one.on.get(room.node):
             leave.append(one.name)
             free += one.on[room.node]
     return leave if free >= wanted else None
@@ -90,8 +94,13 @@ def _leaving(wanted: int, room: Room, occupants: Sequence[Occupant]) -> list[str
 
 def _gone(room: Room, occupants: Sequence[Occupant], *, later: bool) -> int:
     """What would be free without those that leave now, or ``later``."""
-    going = [one.on for one in occupants if not one.stays or (later and one.later)]
-    return room.free + sum(on.get(room.node, 0) + on.get("", 0) for on in going)
+    going = [one for one in occupants if not one.stays or one.going or (later and one.later)]
+    return room.free + sum(_bytes(one, room) for one in going)
+
+
+def _bytes(one: Occupant, room: Room) -> int:
+    """What it has there, or may have."""
+    return one.on.get(room.node, 0) + one.on.get("", 0)
 
 
 def _numbers(wanted: int, rooms: Sequence[Room]) -> str:
