@@ -47,6 +47,10 @@ class HeadStarts:
         self._keep(self._hand_over(zygote, listener, place, load), f"head start {zygote.pid}")
         return place
 
+    def meeting_place(self, name: str) -> Path:
+        """Where replicas of one load may meet; see `sharing`."""
+        return self._folder / f"{name}.share"
+
     def withdraw(self, place: str) -> None:
         """End the process that was offered there, if nobody has taken it."""
         if (zygote := self._offered.pop(place, None)) is not None:

@@ -53,8 +53,18 @@ class Kept:
         return self.record.key
 
     @property
+    def is_ready(self) -> bool:
+        return self.hosted is not None and self.hosted.state is ModelState.READY
+
+    @property
     def planned_bytes(self) -> int:
-        return 0 if self.placement is None else self.placement.need_bytes * max(self.target, self.live)
+        return 0 if self.placement is None else self.placement.bytes_of(max(self.target, self.live))
+
+    @property
+    def more_bytes(self) -> int:
+        """What its next replica takes."""
+        assert self.placement is not None
+        return self.placement.bytes_of(self.target + 1) - self.placement.bytes_of(self.target)
 
     @property
     def resident_bytes(self) -> int:
@@ -95,12 +105,12 @@ class Kept:
             stays = "pinned"
         elif self.jobs:
             stays = f"{self.jobs} {'job' if self.jobs == 1 else 'jobs'}"
-        elif self.hosted is None or self.hosted.state is not ModelState.READY:
+        elif not self.is_ready:
             stays = "being loaded"
         nodes: dict[str, int] = {}
-        for replica in () if self.hosted is None else self.hosted.replicas:
-            need = 0 if self.placement is None else self.placement.need_bytes
-            nodes[replica.node] = nodes.get(replica.node, 0) + need
+        there = () if self.hosted is None else self.hosted.replicas
+        for replica in there:
+            nodes[replica.node] = nodes.get(replica.node, 0) + self.planned_bytes // max(len(there), self.live)
         if (more := self.planned_bytes - sum(nodes.values())) > 0:  # it starts, or stops, without a sign of life
             nodes[""] = more
         return Occupant(str(self.key), nodes, self.used_at, stays, stays not in ("", "pinned"), going)
@@ -116,8 +126,7 @@ class Kept:
             done, total = self.progress
             text = f"Downloading {total / 1e6:,.0f} MB."
             return Moment(phase=Phase.DOWNLOADING, text=text, at=at, bytes_done=done, bytes_total=total)
-        ready = self.hosted is not None and self.hosted.state is ModelState.READY
-        if ready and self.target:
+        if self.is_ready and self.target:
             idle = not self.jobs and now - self.used_at >= IDLE_AFTER
             return Moment(phase=Phase.IDLE if idle else Phase.READY, text=self.waits, at=at)
         if self.target:

@@ -15,10 +15,11 @@ from interlace_state.store import State
 from interlace_state.tracing import Tracing
 from interlace_workers import headstart, memory, sources
 from interlace_workers.executors.base import LoadFailed
-from interlace_workers.executors.party import MergingExecutor
 from interlace_workers.executors.zygote_process import ZygoteProcess
+from interlace_workers.memory import SHARED_BYTES
 from interlace_workers.order import Load
 from interlace_workers.replica import Replica, give_up
+from interlace_workers.sharing import SharingExecutor
 from interlace_workers.telemetry import Telemetry
 
 
@@ -37,6 +38,13 @@ class Placement:
     generation: int = 0
     #: Where the first replica finds a process that loads it already; "" if there is none.
     ahead: str = ""
+    #: Where its replicas meet that share the weights; "" if they do not.
+    share: str = ""
+
+    def bytes_of(self, replicas: int) -> int:
+        """What so many of them take; those that share the weights take little each."""
+        more = SHARED_BYTES if self.share else self.need_bytes
+        return self.need_bytes + (replicas - 1) * more if replicas else 0
 
 
 @dataclass(frozen=True)
@@ -169,9 +177,16 @@ def threads_of(config: Config, model: ModelConfig) -> int:
 
 
 async def build_replica(
-    config: Config, state: State, tracing: Tracing, model: ModelConfig, key: ModelKey, name: str, ahead: str = ""
+    config: Config,
+    state: State,
+    tracing: Tracing,
+    model: ModelConfig,
+    key: ModelKey,
+    name: str,
+    ahead: str = "",
+    share: str = "",
 ) -> Replica:
-    """A replica of a model, not started; ``ahead``: where a process may be that loads it already.
+    """A replica of a model, not started; ``ahead`` and ``share`` as of a `Placement`.
 
     Raises LoadFailed if this machine has no weights for it.
     """
@@ -182,6 +197,6 @@ async def build_replica(
         raise LoadFailed(str(error)) from None
     load = _load(config, model, source)
     taken = headstart.take(Path(ahead), load) if ahead else None
-    executor = MergingExecutor(load, None if taken is None else ZygoteProcess(taken))
+    executor = SharingExecutor(load, share, None if taken is None else ZygoteProcess(taken))
     telemetry = Telemetry(state.metrics, tracing, key, name, model.slots)
     return Replica(config, state, key, executor, telemetry, name=name, slots=model.slots)

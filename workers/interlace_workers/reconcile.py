@@ -222,7 +222,14 @@ class Reconciler:
         if (reason := against(kept.record.model, checkpoint, self._config)) is not None:
             await self._fail(kept, reason)
         elif placement is not None:
-            kept.placement = replace(placement, generation=kept.record.generation)
+            kept.placement = self._met(replace(placement, generation=kept.record.generation))
+
+    def _met(self, placement: Placement) -> Placement:
+        """Its replicas share the weights, where all are on this machine."""
+        if self._ahead is None or placement.model.gpus:
+            return placement
+        place = self._ahead.meeting_place(f"{placement.key.slug}-{placement.generation}")
+        return replace(placement, share=str(place))
 
     async def _rename(self, kept: Kept, key: ModelKey) -> None:
         """The hub writes its name in another way than whoever asked for it, and clients will, too."""
@@ -244,6 +251,8 @@ class Reconciler:
         assert kept.placement is not None
         kept.waits = ""
         while kept.target < wanted:
+            if kept.target and kept.placement.share and not kept.is_ready:
+                break  # the others share what the first one loads
             verdict = await self._judge(kept)
             if not verdict.fits:
                 if not kept.target and not verdict.waits:
@@ -270,9 +279,8 @@ class Reconciler:
             rooms: Sequence[memory.Room] = [memory.this_machine(self._config, planned, resident)]
         else:
             rooms = await self._host.rooms(planned, resident)
-        assert kept.placement is not None
         occupants = [one.occupies() for one in others if one is not kept]
-        return memory.judge(kept.placement.need_bytes, rooms, occupants, self._config.memory)
+        return memory.judge(kept.more_bytes, rooms, occupants, self._config.memory)
 
     async def _let_go(self, names: Sequence[str], for_whom: Kept) -> None:
         for kept in self._kept.values():

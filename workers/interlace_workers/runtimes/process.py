@@ -120,6 +120,7 @@ class _Pool:
         command = [sys.executable, "-m", "interlace_workers.runtimes.replica_process"]
         command += ["--config", str(self._file), "--model", placement.model.model_dump_json(), "--name", name]
         command += ["--key", placement.key.canonical, "--ahead", placement.ahead]
+        command += ["--share", placement.share]
         pause = _FIRST_PAUSE
         while not stop.is_set():
             started = time.monotonic()

@@ -32,11 +32,12 @@ _LONGEST_TEMP_DIR = 20
 class ReplicaDeployment:
     """A replica inside a Ray Serve replica actor. Ray carries no payload: it pulls its jobs from Redis."""
 
-    async def __init__(self, config: str, model: str, key: str, ahead: str) -> None:  # type: ignore[misc]
+    async def __init__(self, config: str, model: str, key: str, *places: str) -> None:  # type: ignore[misc]
         self._config = Config.model_validate_json(config)
         self._model = ModelConfig.model_validate_json(model)
         self._key = ModelKey.parse(key)
-        self._ahead = ahead
+        #: As of a `Placement`: `ahead`, `share`.
+        self._places = places
         self._stop = asyncio.Event()
         self._serving = asyncio.get_running_loop().create_task(self._serve(), name="replica")
 
@@ -46,7 +47,7 @@ class ReplicaDeployment:
         async with AsyncExitStack() as stack:
             state = await stack.enter_async_context(open_state(self._config))
             tracing = await stack.enter_async_context(Tracing(self._config.telemetry, "interlace-worker", name))
-            replica = await build_replica(self._config, state, tracing, self._model, self._key, name, self._ahead)
+            replica = await build_replica(self._config, state, tracing, self._model, self._key, name, *self._places)
             await replica.serve(self._stop)
 
     def check_health(self) -> None:
@@ -175,7 +176,8 @@ def _application(config: Config, placement: Placement, count: int) -> Any:
         graceful_shutdown_wait_loop_s=0.1,
         graceful_shutdown_timeout_s=config.gateway.drain_seconds + 10,
     )
-    return deployment.bind(config.model_dump_json(), model.model_dump_json(), key.canonical, placement.ahead)
+    places = placement.ahead, placement.share
+    return deployment.bind(config.model_dump_json(), model.model_dump_json(), key.canonical, *places)
 
 
 def _deployment_name(config: Config, placement: Placement) -> str:

@@ -23,7 +23,7 @@ from interlace_workers.placement import build_replica
 from interlace_workers.runtimes.process import LOAD_FAILED
 
 
-async def _serve(config_file: Path, model: ModelConfig, key: ModelKey, name: str, ahead: str) -> int:
+async def _serve(config_file: Path, model: ModelConfig, key: ModelKey, name: str, *places: str) -> int:
     config = load(config_file, os.environ)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -37,7 +37,7 @@ async def _serve(config_file: Path, model: ModelConfig, key: ModelKey, name: str
     loop.add_reader(sys.stdin.fileno(), parent_gone)
     async with open_state(config) as state, Tracing(config.telemetry, "interlace-worker", name) as tracing:
         try:
-            replica = await build_replica(config, state, tracing, model, key, name, ahead)
+            replica = await build_replica(config, state, tracing, model, key, name, *places)
             await replica.serve(stop)
         except LoadFailed as error:
             log.warning("load_failed", error=str(error))
@@ -54,12 +54,13 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="what to host, as JSON")
     parser.add_argument("--key", required=True, help="the model's key")
     parser.add_argument("--ahead", default="", help="where a process may be that loads the model already")
+    parser.add_argument("--share", default="", help="where replicas of the model meet that share its weights")
     parser.add_argument("--name", required=True, help="the replica's name")
     arguments = parser.parse_args()
     key = ModelKey.parse(arguments.key)
     log.configure(model=str(key), replica=arguments.name)
     model = ModelConfig.model_validate_json(arguments.model)
-    sys.exit(asyncio.run(_serve(arguments.config, model, key, arguments.name, arguments.ahead)))
+    sys.exit(asyncio.run(_serve(arguments.config, model, key, arguments.name, arguments.ahead, arguments.share)))
 
 
 if __name__ == "__main__":
