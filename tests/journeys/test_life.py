@@ -230,6 +230,8 @@ def test_commands(on: interlace.Client, server: running.Running, models: Lab) ->
     assert listed[tiny.LLAMA]["phase"] == "evicted"
     shown = command(server, "models").stdout
     assert "evicted" in next(line for line in shown.splitlines() if line.startswith(tiny.LLAMA))
+    evicted = command(server, "evict", tiny.LLAMA)
+    assert evicted.stdout.strip() == f"{tiny.LLAMA} leaves the memory; the next job brings it back."
     forgotten = command(server, "evict", "--forget", tiny.LLAMA)
     assert forgotten.stdout.strip() == f"{tiny.LLAMA} is hosted no longer."
     until(lambda: tiny.LLAMA not in phases(on), "it is gone")
@@ -240,7 +242,7 @@ def test_commands(on: interlace.Client, server: running.Running, models: Lab) ->
     assert "needs a GPU" in impossible.stderr
     lines = (server.state_dir / "audit.jsonl").read_text().splitlines()
     actions = [one["action"] for one in map(json.loads, lines)]
-    assert {"model deployed", "model scaled", "model forgotten", "model evicted", "model asked for"} <= set(actions)
+    assert {"model deployed", "model scaled", "model forgotten", "model evicted", "model"} <= set(actions)
 
 
 def placer(server: running.Running) -> psutil.Process:

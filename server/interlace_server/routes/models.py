@@ -5,7 +5,7 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from starlette.exceptions import HTTPException
+from starlette.convertors import StringConvertor, register_url_convertor
 
 from interlace.protocol.errors import InvalidRequest, UnknownModel
 from interlace.protocol.hosting import ModelList, ModelView, Origin
@@ -24,20 +24,22 @@ from interlace_state.models import HostedModel, ModelState
 router = APIRouter(prefix="/v1/models", tags=["models"], route_class=SharedPath)
 
 _MOST_BYTES = 64 << 10  # of a body
-_SWITCHES = ("/pause", "/resume")
 _Body = TypeVar("_Body", bound=BaseModel)
 
 
-def _a_model(
-    model: Annotated[str, Path(max_length=256, description="A hosted model's repo id, or its slug.")],
-) -> str:
-    """Raises HTTPException for the paths of `admin`, which these would take for names."""
-    if model.endswith(_SWITCHES):
-        raise HTTPException(405, headers={"Allow": "POST"})
-    return model
+class _NameConvertor(StringConvertor):
+    """A repo id or a slug, and none of the paths of `admin` below it."""
+
+    regex = r".+(?<!/pause)(?<!/resume)"
 
 
-_Model = Annotated[str, Depends(_a_model)]
+register_url_convertor("hosted", _NameConvertor())
+_Model = Annotated[
+    str,
+    Path(
+        max_length=256, pattern=r"^[A-Za-z0-9][A-Za-z0-9_./-]*$", description="A hosted model's repo id, or its slug."
+    ),
+]
 _Admin = Annotated[Caller, Depends(an_admin)]
 
 
@@ -99,7 +101,7 @@ async def deploy_model(request: Request, caller: _Admin, gateway: TheGateway) ->
     return await _view(gateway, key)
 
 
-@router.get("/{model:path}", responses=refusals(401, 404, 405, 422, 429, 503))
+@router.get("/{model:hosted}", responses=refusals(401, 404, 422, 429, 503))
 async def show_model(model: _Model, caller: TheCaller, gateway: TheGateway) -> ModelView:
     """One model, with what happened to it lately."""
     found = await hosted(gateway, model)
@@ -109,8 +111,8 @@ async def show_model(model: _Model, caller: TheCaller, gateway: TheGateway) -> M
 
 
 @router.patch(
-    "/{model:path}",
-    responses=refusals(401, 403, 404, 405, 408, 413, 422, 429, 503),
+    "/{model:hosted}",
+    responses=refusals(401, 403, 404, 408, 413, 422, 429, 503),
     openapi_extra=_body(ModelChanges),
 )
 async def scale_model(model: _Model, request: Request, caller: _Admin, gateway: TheGateway) -> ModelView:
@@ -134,7 +136,7 @@ async def scale_model(model: _Model, request: Request, caller: _Admin, gateway: 
     return await _view(gateway, key)
 
 
-@router.delete("/{model:path}", status_code=202, responses=refusals(401, 403, 404, 405, 422, 429, 503))
+@router.delete("/{model:hosted}", status_code=202, responses=refusals(401, 403, 404, 422, 429, 503))
 async def evict_model(
     model: _Model,
     caller: _Admin,
