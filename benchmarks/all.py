@@ -24,6 +24,7 @@ SHORT = {
     "connections": [],
     "isolation": [],
     "fairness": [],
+    "model_life": [],
 }
 
 

@@ -50,7 +50,7 @@ def deploy(arguments: argparse.Namespace) -> int:
     """Have a model hosted, and wait until it is ready. Raises CommandProblem if it cannot be."""
     named = ("repo_id", "revision", "task", "dtype", "quantization", "gpus")
     settings = {name: value for name in named if (value := getattr(arguments, name)) is not None}
-    settings |= _terms(arguments)
+    settings |= terms(arguments)
     settings.setdefault("repo_id", sources.name_of(ModelConfig(source=arguments.model)))
     if not is_repo_id(settings["repo_id"]):
         raise UsageProblem(f"{arguments.model!r}: say with --repo-id what clients shall write.")
@@ -63,7 +63,7 @@ def deploy(arguments: argparse.Namespace) -> int:
 
 
 def scale(arguments: argparse.Namespace) -> int:
-    changes = _terms(arguments)
+    changes = terms(arguments)
     if not changes:
         raise UsageProblem("Nothing to change: give --replicas, --idle, --pin or --no-pin.")
     with client_of(arguments) as client:
@@ -100,7 +100,7 @@ def _follow(client: Client, asked: ModelView) -> int:
     return 0
 
 
-def _terms(arguments: argparse.Namespace) -> dict[str, Any]:
+def terms(arguments: argparse.Namespace) -> dict[str, Any]:
     """`--replicas`, `--idle`, `--pin` in the words of the configuration. Raises UsageProblem."""
     terms: dict[str, Any] = {}
     if arguments.idle is not None:

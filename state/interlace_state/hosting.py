@@ -37,4 +37,4 @@ class MemoryConfig(Section):
     spare_bytes: int = Field(default=512 << 20, ge=0, le=MOST_BYTES)
     """Bytes that loading a model must leave free, for the jobs."""
     margin: float = Field(default=0.1, ge=0, le=4)
-    """What a model takes over its weights, as a share of them; beside it, each process is counted with 420 MiB."""
+    """What a model takes over its weights, as a share of them; beside it, each process is counted with 480 MiB."""

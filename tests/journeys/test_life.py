@@ -28,7 +28,7 @@ from interlace.protocol.hosting import ModelView, Phase
 
 PROMPT = "The Eiffel Tower is in the city of"
 DEADLINE = 120.0  # seconds
-#: Room for two of the tiny models: each is counted with 420 MiB and its weights.
+#: Room for two of the tiny models: each is counted with 480 MiB and its weights.
 LIMIT = 1000 << 20
 SCRIPT = """
 from nnsight import TransformersModel

@@ -115,6 +115,7 @@ async def test_only_an_admin_may_and_a_key_shows_its_models(start_gateway: Any, 
 async def test_each_phase_in_the_words_of_stock_clients(
     gateway: Gateway, state: State, phase: Phase, application: str, level: str
 ) -> None:
+    await state.models.withdraw(NEW)
     failure = "no memory" if phase is Phase.FAILED else None
     await state.models.publish(ModelCard(key=NEW, commit=COMMIT, dtype="float32", config={}, failure=failure))
     if phase in (Phase.READY, Phase.IDLE):

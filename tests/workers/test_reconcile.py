@@ -109,7 +109,7 @@ async def test_what_can_never_fit_is_refused_with_the_numbers_and_its_jobs_end(c
     hosted = await state.models.find(GPT2)
     assert hosted.state is ModelState.FAILED
     assert hosted.card.failure is not None
-    assert hosted.card.failure.startswith("It needs 0.41 GiB of memory, and 0.29 GiB of 0.29 GiB are free.")
+    assert hosted.card.failure.startswith("It needs 0.47 GiB of memory, and 0.29 GiB of 0.29 GiB are free.")
     end = await state.events.last(job.id, job.tenant)
     assert isinstance(end, Ended)
     assert (end.state, hosted.card.failure in end.text) == (JobState.ERROR, True)
@@ -117,7 +117,7 @@ async def test_what_can_never_fit_is_refused_with_the_numbers_and_its_jobs_end(c
 
 
 async def test_the_idle_one_leaves_and_comes_back_with_its_next_job(config: Config, state: State) -> None:
-    one = await loop(config.model_copy(update={"memory": MemoryConfig(limit_bytes=500 << 20)}), state)
+    one = await loop(config.model_copy(update={"memory": MemoryConfig(limit_bytes=600 << 20)}), state)
     await wait(state, GPT2)
     assert await settled(one, GPT2) == 1
     sign = Replica(id="r", state=ModelState.READY, pid=1, node=socket.gethostname())
@@ -141,7 +141,7 @@ async def test_the_idle_one_leaves_and_comes_back_with_its_next_job(config: Conf
 
 
 async def test_one_that_is_pinned_stays(config: Config, state: State) -> None:
-    one = await loop(config.model_copy(update={"memory": MemoryConfig(limit_bytes=500 << 20)}), state)
+    one = await loop(config.model_copy(update={"memory": MemoryConfig(limit_bytes=600 << 20)}), state)
     await state.desired.put(deployed(LLAMA, pin=True, idle_seconds=0))
     assert await settled(one, LLAMA) == 1
     await wait(state, GPT2)

@@ -14,7 +14,7 @@ from interlace_state.config import Config, ModelConfig
 from interlace_state.hosting import MemoryConfig
 
 #: What a replica's two processes hold beside the weights: measured with SmolLM2, see docs/models.md.
-BASE_BYTES = 420 << 20
+BASE_BYTES = 480 << 20
 #: What another replica holds that shares the weights and all else of its zygote.
 SHARED_BYTES = 120 << 20
 _BITS = {"bitsandbytes-8bit": 8, "bitsandbytes-4bit": 4}

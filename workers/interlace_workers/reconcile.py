@@ -53,8 +53,11 @@ class Reconciler:
     async def adopt(self, placements: Sequence[Placement]) -> None:
         """Take over what was found of the configured models; of the others, what could not be found was refused."""
         found = {placement.key: placement for placement in placements}
+        policy = self._config.on_demand
         for record in await self._state.desired.all():
             kept = self._kept[record.key.slug] = Kept(record)
+            if kept.is_on_demand and not policy.allows(record.key.repo_id):
+                await self._state.desired.remove(record.key)
             if record.configured is None or record.configured != record.model:
                 continue  # it is found as commands say
             if (placement := found.get(record.key)) is None:
@@ -110,7 +113,9 @@ class Reconciler:
 
     async def _live(self, kept: Kept) -> int:
         assert self._host is not None
-        needed = kept.target or kept.live or kept.leaving or kept.record.resting
+        if kept.target and not kept.leaving and not kept.record.resting:
+            return kept.target  # asking Ray takes a while, and only matters where something has to go first
+        needed = kept.live or kept.leaving or kept.record.resting
         return await self._host.live(kept.key) if needed else 0
 
     async def _settle(self, kept: Kept, now: float) -> None:
@@ -142,11 +147,11 @@ class Reconciler:
         if kept.live:
             return
         self._withdraw_ahead(kept)
+        self._said.pop(kept.key.slug, None)
         if self._host is not None:
             await self._host.drop(kept.key)
         if kept.for_good:
             del self._kept[kept.key.slug]
-            self._said.pop(kept.key.slug, None)
             await withdraw(self._state, kept.key)
             return
         kept.leaving, kept.placement, kept.described = False, None, False

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.convertors import StringConvertor, register_url_convertor
 
 from interlace.protocol.errors import InvalidRequest, UnknownModel
-from interlace.protocol.hosting import ModelList, ModelView, Origin
+from interlace.protocol.hosting import ModelList, ModelView, Moment, Origin, Phase
 from interlace.protocol.model import ModelKey, is_repo_id
 from interlace_server import on_demand
 from interlace_server.allow import SharedPath
@@ -95,7 +95,11 @@ async def deploy_model(request: Request, caller: _Admin, gateway: TheGateway) ->
         changes = {"model": model, "origin": origin, "resting": False, "asked_at": time.time()}
         return one.model_copy(update=changes | {"generation": one.generation + fresh})
 
-    await gateway.state.desired.change(key, wanted)
+    before = await gateway.state.desired.find(key)
+    after = await gateway.state.desired.change(key, wanted)
+    if before is not None and after is not None and after.generation != before.generation:
+        moment = Moment(phase=Phase.QUEUED, text="It starts anew, as it was asked for now.", at=round(time.time(), 3))
+        await gateway.state.desired.say(key, moment)
     await on_demand.announce(gateway.state, key, model)
     note(gateway, caller, "model deployed", model=str(key), **model.model_dump(exclude_defaults=True))
     return await _view(gateway, key)

@@ -41,7 +41,7 @@ class Scaler:
             self._opened.result()
         if not self._state.done():
             return None
-        return await self._state.result().models.wanted(slug)
+        return await self._state.result().models.wanted(slug) or 0  # none of one that is hosted no longer
 
 
 class Wanted:
