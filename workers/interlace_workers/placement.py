@@ -190,6 +190,10 @@ async def build_replica(
 
     Raises LoadFailed if this machine has no weights for it.
     """
+    if model.gpus:  # what has an executor for these is chosen here
+        reason = "It asks for GPUs, and this version runs models on processors only: leave `gpus` out."
+        await give_up(state, key, reason)
+        raise LoadFailed(reason)
     try:
         source = await asyncio.to_thread(sources.resolve, model, config.cache_dir, lambda _: None)
     except sources.SourceError as error:

@@ -144,6 +144,8 @@ class Reconciler:
         if kept.finding is not None:
             await cancelled(kept.finding)
             kept.finding = None
+        if kept.for_good:
+            await self._state.models.withdraw(kept.key)  # first, so that no job comes any more
         if kept.live:
             return
         self._withdraw_ahead(kept)

@@ -91,7 +91,7 @@ class RayHost:
     def _run(self, fresh: Sequence[tuple[Placement, int]]) -> None:
         """Run applications, but those that a placer before us has left, whose replicas go on."""
         there = serve.status().applications
-        fresh = [one for one in fresh if not _runs(there.get(one[0].key.slug), _deployment_name(self._config, one[0]))]
+        fresh = [one for one in fresh if not _runs(there.get(one[0].key.slug), deployment_name(self._config, one[0]))]
         if not fresh:
             return
         targets = [serve.RunTarget(target=_application(self._config, *one), **_names(one[0])) for one in fresh]
@@ -169,9 +169,9 @@ def _application(config: Config, placement: Placement, count: int) -> Any:
     model, key = placement.model, placement.key
     deployment = serve.deployment(
         ReplicaDeployment,
-        name=_deployment_name(config, placement),
+        name=deployment_name(config, placement),
         autoscaling_config=ray_scaling.autoscaling(config.redis.prefix, key.slug, count),
-        ray_actor_options=_resources(config, placement),
+        ray_actor_options=resources(config, placement),
         health_check_period_s=_HEALTH_SECONDS,
         graceful_shutdown_wait_loop_s=0.1,
         graceful_shutdown_timeout_s=config.gateway.drain_seconds + 10,
@@ -180,13 +180,13 @@ def _application(config: Config, placement: Placement, count: int) -> Any:
     return deployment.bind(config.model_dump_json(), model.model_dump_json(), key.canonical, *places)
 
 
-def _deployment_name(config: Config, placement: Placement) -> str:
+def deployment_name(config: Config, placement: Placement) -> str:
     """Another one for another configuration: what a placer before us has started is known again by it."""
     facts = (config.model_dump_json(), placement.model.model_dump_json(), placement.key.canonical, placement.generation)
     return f"replica-{hashlib.sha256(repr(facts).encode()).hexdigest()[:12]}"
 
 
-def _resources(config: Config, placement: Placement) -> dict[str, Any]:
+def resources(config: Config, placement: Placement) -> dict[str, Any]:
     """What Ray reserves for a replica."""
     # Replicas bound their own threads; Ray's logical cores would only keep models from starting. But what needs
     # nothing at all it does not spread over its nodes.
