@@ -272,3 +272,22 @@ async def test_a_placer_that_dies_finds_all_of_it_again(
     assert (views[tiny.NEOX].origin, views[tiny.NEOX].pin, views[tiny.NEOX].idle_seconds) == ("deployed", True, 900)
     assert (views[tiny.GPT2].origin, views[tiny.GPT2].idle_seconds) == ("configured", 700)
     assert await asyncio.to_thread(placer, server) != former
+
+
+def test_on_ray_a_model_is_deployed_evicted_and_changed(
+    home: Path, tiny_models: Path, models: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configuration = {"runtime": "ray", "on_demand": {"allow": [tiny.GPT2]}, "gateway": {"port": 0, "drain_seconds": 1}}
+    with running.interlace(home, configuration, seconds=120) as server, interlace.connect(server.url) as on:
+        monkeypatch.setattr(CONFIG.API, "HOST", server.url)
+        client, local = models.client(tiny.GPT2), models.local(tiny.GPT2)
+        expected = logits_of(local)
+        torch.testing.assert_close(logits_of(client, remote=True), expected)  # on demand
+        on.evict(tiny.GPT2)
+        until(lambda: not in_memory(on), "it leaves the memory")
+        torch.testing.assert_close(logits_of(client, remote=True), expected)
+        on.deploy(tiny.GPT2, dtype="bfloat16")
+        until(lambda: on.model(tiny.GPT2).dtype == "bfloat16" and phases(on)[tiny.GPT2] is Phase.READY, "it is another")
+        assert logits_of(client, remote=True).dtype is torch.bfloat16
+        on.evict(tiny.GPT2, forget=True)
+        until(lambda: tiny.GPT2 not in phases(on), "it is hosted no longer")
