@@ -167,7 +167,7 @@ async def _in_child(executor: ForkExecutor, payload: bytes, result: Path) -> int
     result.write_bytes(b"")
     job = _job(payload, Limits())
     private = 0
-    child = await executor._spare if executor._spare else None
+    child = await executor._spare.sealed() if executor._spare else None
     async for happening in executor.run(job, payload, result):
         if isinstance(happening, Done) and child is not None:
             private = _private(child.memory)
@@ -285,7 +285,7 @@ async def _overrun(executor: ForkExecutor, folder: Path, source: str, limits: Li
     payload, result = _runaway(folder, source), folder / "result"
     result.write_bytes(b"")
     assert executor._spare is not None
-    child = await executor._spare
+    child = await executor._spare.sealed()
     pidfd = os.dup(child.pidfd)
     dying = asyncio.create_task(asyncio.to_thread(_died_at, pidfd))
     held, full, said = 0, None, ""

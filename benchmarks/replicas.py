@@ -4,8 +4,8 @@
 
 SmolLM2-135M-Instruct, one thread for each job, on a server with one replica and on one with two. For each length so
 many traces, which save one hidden state, are queued while the model is paused; then it is resumed, and the clock runs
-from there to the last job's end, so that no client's work is in the figure. Between these, plain nnsight runs the same
-traces in one process and in two at a time: all in turn, so that a machine that has other work has it for all alike.
+from the first job's end to the last's, so that no client's work is in the figure. Between these, plain nnsight runs
+the same traces in one process and in two at a time: all in turn, so that a machine that has other work has it for all.
 From what a job of the first length costs beside its forward with one replica, all else is predicted (docs/scaling.md).
 """
 
@@ -83,7 +83,7 @@ class Remote:
         self._client.start()
 
     async def rate(self, length: int) -> float:
-        """Jobs a second, from the resumption of the model to the end of the last of its jobs."""
+        """Jobs a second, from the end of the first of them to the end of the last."""
         async with open_state(self._config) as state:
             [hosted] = await state.models.all()
             key = hosted.card.key
@@ -95,11 +95,13 @@ class Remote:
             await asyncio.sleep(1.5)  # whoever asked before has his answer
             self._lengths.put(length)
             await asyncio.to_thread(self._posted.get)
-            await state.control.resume(key)
+            await state.control.resume(key)  # a replica looks once a second whether it may go on
+            while (left := await state.queue.length(key)) == self._jobs:
+                await asyncio.sleep(_LOOK)
             begun = time.perf_counter()
             while await state.queue.length(key):
                 await asyncio.sleep(_LOOK)
-            return self._jobs / (time.perf_counter() - begun)
+            return left / (time.perf_counter() - begun)
 
 
 def measure(servers: list[service.Service], folder: Path, path: str, arguments: argparse.Namespace) -> Any:

@@ -60,6 +60,10 @@ async def _serve(config: Config, screen: Screen, file: Path | None) -> None:
         asked = _stop_on_signals(service, screen)
         if config.isolation_level == "none":
             screen.warn("`isolation: none`: jobs run unprotected, as this account. Only for people that you trust.")
+        for model in config.models:
+            if model.executor == "resident":
+                names = ", ".join(model.trusted)
+                screen.warn(f"{model.source} is resident: the jobs of {names} run unprotected, as this account.")
         if warning := access(config, os.environ).warning:
             screen.warn(warning)
         try:

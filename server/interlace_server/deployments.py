@@ -27,6 +27,7 @@ class Deployment(BaseModel):
     #: COLD where no replica runs and the next job starts one; `nnsight.status()` leaves these out.
     deployment_level: Literal["HOT", "COLD"] = "HOT"
     pinned: bool = True
+    #: Whether its jobs run unprotected, for tenants that the operator trusts.
     trusted: bool = False
     trust_remote_code: bool
     dtype: str
@@ -94,7 +95,8 @@ def _deployment(
     model: HostedModel, replica: Replica | None, replica_id: str, wall_seconds: float, record: Desired | None
 ) -> Deployment:
     card, phase = model.card, phase_of(model)
-    state = model.state if replica is None else replica.state
+    # The replica of a failed model says for a moment that it still comes.
+    state = model.state if replica is None or model.state is ModelState.FAILED else replica.state
     if state is ModelState.COLD and phase in (Phase.QUEUED, Phase.DOWNLOADING, Phase.LOADING):
         state = ModelState.DEPLOYING  # no replica shall run yet, but one will
     return Deployment(
@@ -115,6 +117,7 @@ def _deployment(
         config=json.dumps(card.config),
         n_params=card.n_params,
         size_bytes=card.size_bytes,
+        trusted=card.trusted is not None,
         failure=card.failure,
         paused=model.paused,
         drained=replica is not None and replica.drained,

@@ -32,6 +32,7 @@ def _is_redis(url: str) -> bool:
 _Fsync = Annotated[
     Literal["always", "everysec", "no"], BeforeValidator(lambda value: "no" if value is False else value)
 ]
+_DEVICE = re.compile(r"cpu|auto|cuda(:\d{1,3})?")
 _Version = Annotated[str, _such(re.compile(r"\d+(\.\d+){0,3}").fullmatch, "a version, e.g. '3.10'")]
 
 
@@ -93,13 +94,36 @@ class ModelConfig(_Section):
     """Hold the weights in fewer bits, on GPUs: `bitsandbytes-8bit` or `bitsandbytes-4bit`."""
     gpus: float = Field(default=0, ge=0, le=64)
     """GPUs of a replica, which Ray reserves; 0 holds the model on processors."""
-    device_map: str | dict[str, str | int] | None = None
-    """How accelerate spreads a model over its GPUs; default: `auto` where there are any."""
     idle_seconds: float | None = Field(default=None, ge=0, le=_DECADE)
     """How long no job must have come before the model leaves the memory, whatever runs of it; the next job brings it
     back. Default: never by itself."""
     pin: bool = False
     """Keep it in memory: it never leaves for another model, nor for being idle."""
+    executor: Literal["fork", "resident"] = "fork"
+    """Where a job runs: `fork` in a hardened copy of the model's process, `resident` in that process itself, where
+    nothing protects the model, the service's account or other jobs from it. A model on a GPU has to be resident."""
+    trusted: tuple[str, ...] = ()
+    """Tenants whose jobs a resident model takes; all others are refused. Without keys everybody is `local`."""
+    device: Annotated[str, _such(_DEVICE.fullmatch, "cpu, cuda, cuda:0 or auto")] = "cpu"
+    """Where a resident model's weights go: `cpu`, `cuda`, `cuda:1`, or `auto`, which spreads them over all GPUs."""
+
+    @model_validator(mode="after")
+    def _resident(self) -> "ModelConfig":
+        if self.device != "cpu" and self.executor != "resident":
+            raise ValueError(
+                f"`device` is {self.device}, and a model on a GPU cannot be shared with a hardened process: set "
+                "`executor: resident` and name the tenants that you trust in `trusted`, or keep it on the cpu"
+            )
+        if self.executor == "resident" and not self.trusted:
+            raise ValueError(
+                "a resident model's jobs run unprotected: name the tenants that you trust with the service's account "
+                "in `trusted` (without keys everybody is `local`)"
+            )
+        if self.executor == "resident" and self.slots != 1:
+            raise ValueError(f"a resident model runs one job at a time: `slots` is {self.slots}, set it to 1")
+        if self.trusted and self.executor != "resident":
+            raise ValueError("`trusted` is for resident models: set `executor: resident`, or leave it out")
+        return self
 
     @property
     def first_replicas(self) -> int:
@@ -312,6 +336,16 @@ class Config(_Section):
     @classmethod
     def _absolute(cls, folder: Path) -> Path:
         return folder.expanduser().absolute()
+
+    @model_validator(mode="after")
+    def _protected(self) -> "Config":
+        resident = [model.source for model in self.models if model.executor == "resident"]
+        if self.isolation == "required" and resident:
+            raise ValueError(
+                f"`isolation: required` leaves no room for resident models, whose jobs run unprotected: {resident}. "
+                "Leave `isolation` out to have it for all others"
+            )
+        return self
 
     @property
     def exposed(self) -> bool:

@@ -198,6 +198,26 @@ def test_an_autoscale_that_cannot_be(written: Written, text: str, said: str) -> 
     assert said in mistake(path)
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("device: cuda", "`device` is cuda, and a model on a GPU cannot be shared with a hardened process"),
+        ("device: gpu", "expected cpu, cuda, cuda:0 or auto"),
+        ("executor: resident", "name the tenants that you trust with the service's account in `trusted`"),
+        ("executor: resident, trusted: [lab], slots: 2", "a resident model runs one job at a time: `slots` is 2"),
+        ("trusted: [lab]", "`trusted` is for resident models: set `executor: resident`"),
+    ],
+)
+def test_a_resident_model_that_cannot_be(written: Written, text: str, said: str) -> None:
+    assert said in mistake(written(f"models: [{{source: org/a, {text}}}]"))
+
+
+def test_isolation_that_is_required_leaves_no_room_for_a_resident_model(written: Written) -> None:
+    resident = "models: [{source: org/a, executor: resident, trusted: [lab], device: cuda}]"
+    assert load(written(resident), {}).models[0].device == "cuda"
+    assert "leaves no room for resident models" in mistake(written(f"isolation: required\n{resident}"))
+
+
 def test_autoscale_survives_its_way_to_a_process(written: Written) -> None:
     config = load(written("models: [{source: org/a, autoscale: {most: 2}}]"), {})
     again = load(written(dump(config)), {})

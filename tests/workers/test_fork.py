@@ -1,43 +1,29 @@
 """The fork executor: each job in a fresh child, and whatever it does there ends with it."""
 
 import asyncio
-import io
 import os
-import secrets
 import signal
 import stat
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import pytest_asyncio
 import torch
 import zstandard
 from nnsight.modeling.transformers import TransformersModel
-from nnsight.schema.request import RequestModel
-from nnsight.tracing.backend import Backend
+from parties import Capture, job_of, run
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from interlace.protocol.job import Job, Limits
-from interlace.protocol.model import ModelKey
-from interlace_workers.executors.base import Done, ExecutorLost, Failed, Happening, LoadFailed, Printed, Started
+from interlace_workers.executors import proc
+from interlace_workers.executors.base import Done, ExecutorLost, Failed, LoadFailed, Printed, Started
 from interlace_workers.executors.fork import ForkExecutor
 from interlace_workers.order import Load
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 WORDS = ["[UNK]", "the", "cat", "sat", "on", "mat"]
-
-
-class Capture(Backend):  # type: ignore[misc]
-    """Serializes a trace as the stock client does, and keeps it."""
-
-    payload = b""
-
-    def __call__(self, tracer: Any) -> None:
-        self.payload = RequestModel.serialize(tracer, True)
 
 
 @pytest.fixture(scope="module")
@@ -85,47 +71,6 @@ async def open_executor(folder: Path) -> AsyncIterator[ForkExecutor]:
     await executor.stop()
 
 
-class Run:
-    """What one job did."""
-
-    def __init__(self, happenings: list[Happening], result: bytes) -> None:
-        self.happenings = happenings
-        self.end = happenings[-1]
-        self._result = result
-
-    @property
-    def saved(self) -> dict[str, Any]:
-        assert isinstance(self.end, Done), self.end
-        data = zstandard.ZstdDecompressor().decompress(self._result)
-        saved: dict[str, Any] = torch.load(io.BytesIO(data), weights_only=False)
-        return saved
-
-    @property
-    def error(self) -> str:
-        assert isinstance(self.end, Failed), self.end
-        return self.end.text
-
-    @property
-    def printed(self) -> list[str]:
-        return [line for one in self.happenings if isinstance(one, Printed) for line in one.lines]
-
-
-async def run(executor: ForkExecutor, payload: bytes, result: Path, **limits: Any) -> Run:
-    job = Job(
-        id=secrets.token_hex(16),
-        tenant="local",
-        model=ModelKey(repo_id="tests/model"),
-        compress=True,
-        env={"attn_implementation": "sdpa"},
-        limits=Limits(**limits),
-        payload_bytes=len(payload),
-        submitted_at=time.time(),
-    )
-    result.write_bytes(b"")
-    happenings = [happening async for happening in executor.run(job, payload, result)]
-    return Run(happenings, result.read_bytes())
-
-
 def reading(client: TransformersModel) -> bytes:
     backend = Capture()
     with client.trace("the cat sat", backend=backend):
@@ -144,7 +89,7 @@ async def test_a_job_starts_prints_and_is_done(
         print("three", file=sys.stderr)
         print("four", end="")
         hidden = client.transformer.h[0].output.save()
-    ran = await run(executor, backend.payload, tmp_path / "result")
+    ran = await run(executor, backend.payload, tmp_path)
     assert ran.saved["hidden"].shape == (1, 3, 32)
     assert isinstance(ran.happenings[0], Started)
     assert ran.printed == ["one", "two", "three", "four"]
@@ -157,7 +102,7 @@ async def test_a_job_starts_prints_and_is_done(
 async def test_the_next_job_sees_the_model_as_it_was(
     executor: ForkExecutor, client: TransformersModel, tmp_path: Path
 ) -> None:
-    before = (await run(executor, reading(client), tmp_path / "result")).saved["hidden"]
+    before = (await run(executor, reading(client), tmp_path)).saved["hidden"]
     backend = Capture()
     with client.trace("the cat sat", backend=backend):
         import torch as library
@@ -167,9 +112,9 @@ async def test_the_next_job_sees_the_model_as_it_was(
         library.set_default_dtype(library.float64)
         library.Tensor.relu = None
         zeroed = client.transformer.h[0].mlp.output.save()
-    changed = (await run(executor, backend.payload, tmp_path / "result")).saved["zeroed"]
+    changed = (await run(executor, backend.payload, tmp_path)).saved["zeroed"]
     assert not changed.any()
-    after = (await run(executor, reading(client), tmp_path / "result")).saved["hidden"]
+    after = (await run(executor, reading(client), tmp_path)).saved["hidden"]
     assert torch.equal(before, after)
 
 
@@ -188,11 +133,11 @@ async def test_a_job_that_ends_its_process_fails_alone(
     with client.trace("the cat sat", backend=backend):
         exec(f"import os\n{ending}")
         hidden = client.transformer.h[0].output.save()
-    ran = await run(executor, backend.payload, tmp_path / "result")
+    ran = await run(executor, backend.payload, tmp_path)
     assert says in ran.error
     assert isinstance(ran.end, Failed)
     assert ran.end.cost.cpu_seconds
-    assert (await run(executor, reading(client), tmp_path / "result")).saved["hidden"].shape == (1, 3, 32)
+    assert (await run(executor, reading(client), tmp_path)).saved["hidden"].shape == (1, 3, 32)
 
 
 @pytest.mark.parametrize("number", [6, 9, 11])
@@ -203,7 +148,7 @@ async def test_a_signal_that_a_job_sends_itself_ends_it_alone(
     with client.trace("the cat sat", backend=backend):
         exec(f"import os; os.kill(os.getpid(), {number})")
         hidden = client.transformer.h[0].output.save()
-    assert signal.Signals(number).name in (await run(open_executor, backend.payload, tmp_path / "result")).error
+    assert signal.Signals(number).name in (await run(open_executor, backend.payload, tmp_path)).error
 
 
 async def test_a_job_that_does_not_end_is_stopped(
@@ -217,7 +162,7 @@ async def test_a_job_that_does_not_end_is_stopped(
         while True:
             sum(range(10**9))
     started = time.monotonic()
-    ran = await run(executor, backend.payload, tmp_path / "result", wall_seconds=1.0)
+    ran = await run(executor, backend.payload, tmp_path, wall_seconds=1.0)
     assert "ran for 1 s, its limit" in ran.error
     assert "limits.wall_seconds" in ran.error
     assert time.monotonic() - started < 10
@@ -231,7 +176,7 @@ async def test_a_job_over_its_memory_fails_with_the_name_of_the_limit(
         import torch as library
 
         held = library.ones(1 << 28).save()
-    ran = await run(executor, backend.payload, tmp_path / "result", memory_bytes=512 << 20)
+    ran = await run(executor, backend.payload, tmp_path, memory_bytes=512 << 20)
     assert "limits.memory_bytes" in ran.error
 
 
@@ -243,7 +188,7 @@ async def test_a_result_over_the_limit_fails_with_its_size(
         import torch as library
 
         held = library.ones(1 << 18).save()
-    ran = await run(executor, backend.payload, tmp_path / "result", result_bytes=1 << 16)
+    ran = await run(executor, backend.payload, tmp_path, result_bytes=1 << 16)
     assert "limits.result_bytes" in ran.error
     assert "65,536 bytes" in ran.error
 
@@ -254,7 +199,7 @@ async def test_printing_without_end_is_cut(executor: ForkExecutor, client: Trans
         for number in range(10_000):
             print("line", number)
         hidden = client.transformer.h[0].output.save()
-    ran = await run(executor, backend.payload, tmp_path / "result", log_bytes=200)
+    ran = await run(executor, backend.payload, tmp_path, log_bytes=200)
     assert "limits.log_bytes" in ran.printed[-1]
     assert sum(map(len, ran.printed)) < 400
     assert "hidden" in ran.saved
@@ -268,7 +213,7 @@ async def test_a_saved_view_does_not_ship_its_storage(
         import torch as library
 
         view = library.rand(1 << 20)[:4].save()
-    ran = await run(executor, backend.payload, tmp_path / "result", result_bytes=1 << 16)
+    ran = await run(executor, backend.payload, tmp_path, result_bytes=1 << 16)
     assert ran.saved["view"].shape == (4,)
     assert ran.saved["view"].untyped_storage().nbytes() == 16
 
@@ -286,12 +231,12 @@ async def test_a_saved_view_does_not_ship_its_storage(
 async def test_a_payload_that_is_none_is_refused(
     executor: ForkExecutor, tmp_path: Path, payload: bytes, says: str
 ) -> None:
-    assert says in (await run(executor, payload, tmp_path / "result")).error
+    assert says in (await run(executor, payload, tmp_path)).error
 
 
 async def test_a_payload_that_unpacks_to_too_much_stops_at_the_limit(executor: ForkExecutor, tmp_path: Path) -> None:
     bomb = zstandard.compress(bytes(64 << 20))
-    ran = await run(executor, bomb, tmp_path / "result", unpacked_bytes=1 << 20)
+    ran = await run(executor, bomb, tmp_path, unpacked_bytes=1 << 20)
     assert "limits.unpacked_bytes" in ran.error
 
 
@@ -307,7 +252,7 @@ async def test_a_trace_inside_that_says_remote_is_told_not_to(
                 hidden = client.transformer.h[0].output.save()
     finally:
         client.to_model_key = client_key
-    assert "leave out `remote=True`" in (await run(executor, backend.payload, tmp_path / "result")).error
+    assert "leave out `remote=True`" in (await run(executor, backend.payload, tmp_path)).error
 
 
 async def test_jobs_do_not_share_random_numbers(
@@ -321,8 +266,8 @@ async def test_jobs_do_not_share_random_numbers(
         import torch as library
 
         drawn = [library.rand(1).item(), random.random(), numpy.random.rand()].save()
-    first = (await run(executor, backend.payload, tmp_path / "result")).saved["drawn"]
-    second = (await run(executor, backend.payload, tmp_path / "result")).saved["drawn"]
+    first = (await run(executor, backend.payload, tmp_path)).saved["drawn"]
+    second = (await run(executor, backend.payload, tmp_path)).saved["drawn"]
     assert all(one != other for one, other in zip(first, second, strict=True))
 
 
@@ -342,7 +287,7 @@ async def test_the_child_has_no_descriptor_and_no_environment_of_ours(
                 continue
         kinds = kinds.save()
         lonely = (system.getsid(0) == system.getpid()).save()
-    saved = (await run(executor, backend.payload, tmp_path / "result")).saved
+    saved = (await run(executor, backend.payload, tmp_path)).saved
     assert not {"HOME", "REDIS_URL", "NDIF_API_KEY", "HF_TOKEN"} & set(saved["names"])
     # Nothing, two pipes for what is printed; then the payload is closed, result and values are files, events a pipe.
     kinds = [saved["kinds"].pop(fd) for fd in (0, 1, 2)]
@@ -360,17 +305,9 @@ async def test_closing_a_run_early_ends_its_process(
 
         print("here")
         clock.sleep(600)
-    (tmp_path / "result").write_bytes(b"")
-    job = Job(
-        id="0" * 32,
-        tenant="local",
-        model=ModelKey(repo_id="tests/model"),
-        compress=True,
-        limits=Limits(),
-        payload_bytes=1,
-        submitted_at=0.0,
-    )
-    running = executor.run(job, backend.payload, tmp_path / "result")
+    result = tmp_path / "result"
+    result.write_bytes(b"")
+    running = executor.run(job_of(backend.payload), backend.payload, result)
     async for happening in running:
         if isinstance(happening, Printed):
             break
@@ -390,7 +327,7 @@ async def test_a_lost_zygote_is_told_from_a_failed_job(folder: Path, client: Tra
     os.kill(executor._zygote.pid, 9)
     await executor._zygote._process.wait()
     with pytest.raises(ExecutorLost):
-        await run(executor, reading(client), tmp_path / "result")
+        await run(executor, reading(client), tmp_path)
     await executor.stop()
 
 
@@ -418,7 +355,7 @@ async def test_a_model_whose_process_is_killed_while_it_loads_is_loaded_again(
 ) -> None:
     executor = ForkExecutor(load_of(folder))
     await asyncio.gather(executor.start(), _kill_while_loading(executor, 2))
-    ran = await run(executor, reading(client), tmp_path / "result")
+    ran = await run(executor, reading(client), tmp_path)
     assert ran.saved["hidden"].shape[1] == 3
     await executor.stop()
 
@@ -432,19 +369,35 @@ async def test_a_model_whose_process_ends_at_every_load_cannot_be_loaded(folder:
     await executor.stop()
 
 
+@pytest.mark.parametrize("is_idle", [True, False])
+async def test_a_child_rehearses_only_while_a_core_is_idle(
+    folder: Path, client: TransformersModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_idle: bool
+) -> None:
+    monkeypatch.setattr(proc, "has_idle_core", lambda: is_idle)
+    executor = ForkExecutor(load_of(folder))
+    await executor.start()
+    assert executor._spare is not None
+    child = await executor._spare.sealed()
+    await asyncio.sleep(0.1)
+    first, second = [(await run(executor, reading(client), tmp_path)).saved["hidden"] for _ in range(2)]
+    assert child.is_warm is is_idle
+    assert torch.equal(first, second)
+    await executor.stop()
+
+
 async def test_no_descriptor_is_left_behind(executor: ForkExecutor, client: TransformersModel, tmp_path: Path) -> None:
     payload = reading(client)
-    await run(executor, payload, tmp_path / "result")
+    await run(executor, payload, tmp_path)
     before = await _descriptors(executor)
     for _ in range(5):
-        await run(executor, payload, tmp_path / "result")
+        await run(executor, payload, tmp_path)
     assert await _descriptors(executor) <= before
 
 
 async def _descriptors(executor: ForkExecutor) -> int:
     """How many are open while one child waits for its job."""
     assert executor._spare is not None
-    await asyncio.wait({executor._spare})
+    await executor._spare.sealed()
     return len(os.listdir("/proc/self/fd"))
 
 
@@ -465,7 +418,7 @@ async def test_a_process_that_a_job_leaves_behind_is_killed(
             system._exit(0)
         pid = int(system.read(reader, 32)).save()
         hidden = client.transformer.h[0].output.save()
-    saved = (await run(open_executor, backend.payload, tmp_path / "result")).saved
+    saved = (await run(open_executor, backend.payload, tmp_path)).saved
     deadline = time.monotonic() + 10
     while Path(f"/proc/{saved['pid']}").exists():
         assert time.monotonic() < deadline
@@ -502,7 +455,7 @@ async def test_a_flood_from_a_job_does_not_hold_up_the_parent(
             longest = max(longest, time.monotonic() - before)
 
     watching = asyncio.create_task(watch())
-    ran = await run(executor, backend.payload, tmp_path / "result", wall_seconds=2.0)
+    ran = await run(executor, backend.payload, tmp_path, wall_seconds=2.0)
     watching.cancel()
     assert ("its limit" if flood == "lines" else "channel that reports its end") in ran.error
     assert len(ran.printed) <= 1 + (1 << 20) // 64
@@ -530,6 +483,6 @@ async def test_a_value_that_cannot_be_sent_is_named(
 
         fine = client.transformer.h[0].output.save()
         guard = threading.Lock().save()
-    ran = await run(executor, backend.payload, tmp_path / "result")
+    ran = await run(executor, backend.payload, tmp_path)
     assert "`guard` (a lock)" in ran.error
     assert "Traceback" not in ran.error

@@ -172,14 +172,14 @@ async def test_one_that_is_idle_for_long_leaves(config: Config, state: State) ->
     ("settings", "said"),
     [
         ({"quantization": "bitsandbytes-8bit"}, "`quantization: bitsandbytes-8bit` needs a GPU"),
-        ({"device_map": "auto"}, "`device_map` spreads a model over GPUs, and this one has none"),
+        ({"executor": "resident", "trusted": ["a"]}, "`isolation: required` leaves no room for resident models"),
         ({"gpus": 1}, "`gpus: 1` are Ray's to reserve: set `runtime: ray`."),
     ],
 )
 async def test_what_cannot_be_is_refused_with_the_reason(
     config: Config, state: State, settings: dict[str, object], said: str
 ) -> None:
-    one = await loop(config, state)
+    one = await loop(config.model_copy(update={"isolation": "required"}), state)
     await state.desired.put(deployed(LLAMA, **settings))
     await settled(one, LLAMA)
     hosted = await state.models.find(LLAMA)

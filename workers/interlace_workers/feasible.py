@@ -16,6 +16,8 @@ def against(model: ModelConfig, checkpoint: dict[str, Any], config: Config) -> s
 
     ``checkpoint`` is its config.json.
     """
+    if model.executor == "resident" and config.isolation == "required":
+        return "`isolation: required` leaves no room for resident models, whose jobs run unprotected."
     if model.gpus:
         return _against_gpus(model, config)
     if model.quantization is not None:
@@ -23,8 +25,6 @@ def against(model: ModelConfig, checkpoint: dict[str, Any], config: Config) -> s
             f"`quantization: {model.quantization}` needs a GPU: on processors every job shares the model's plain "
             "pages, and packed weights are none. Leave it out and set `dtype: bfloat16`, or give the model `gpus`."
         )
-    if model.device_map is not None:
-        return "`device_map` spreads a model over GPUs, and this one has none: set `gpus`, or leave it out."
     said = checkpoint.get("quantization_config")
     method = str(said.get("quant_method", "")) if isinstance(said, dict) else ""
     if method in _NEEDS_GPU:
@@ -38,4 +38,8 @@ def against(model: ModelConfig, checkpoint: dict[str, Any], config: Config) -> s
 def _against_gpus(model: ModelConfig, config: Config) -> str | None:
     if config.runtime != "ray":
         return f"`gpus: {model.gpus:g}` are Ray's to reserve: set `runtime: ray`."
+    if model.executor != "resident" or model.device == "cpu":
+        return "A model with `gpus` is resident: set `executor: resident`, `trusted`, and `device: cuda` or `auto`."
+    if model.quantization is not None:
+        return "`quantization` does not reach the loader yet: leave it out, or host a checkpoint that is quantized."
     return None

@@ -17,6 +17,10 @@ class Load:
     threads: int
     #: `Config.isolation_level`.
     isolation: str = "available"
+    #: Where the weights go: "cpu", a device of torch's, or "auto", as accelerate spreads them.
+    device: str = "cpu"
+    #: Whether jobs run in the process that loads it.
+    resident: bool = False
     #: Layers of the sandbox to leave out; tests show with it that each of them matters.
     without: tuple[str, ...] = ()
 

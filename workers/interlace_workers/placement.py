@@ -14,7 +14,8 @@ from interlace_state.models import ModelCard
 from interlace_state.store import State
 from interlace_state.tracing import Tracing
 from interlace_workers import headstart, memory, sources
-from interlace_workers.executors.base import LoadFailed
+from interlace_workers.executors.base import Executor, LoadFailed
+from interlace_workers.executors.resident import ResidentExecutor
 from interlace_workers.executors.zygote_process import ZygoteProcess
 from interlace_workers.memory import SHARED_BYTES
 from interlace_workers.order import Load
@@ -167,6 +168,8 @@ def _load(config: Config, model: ModelConfig, source: sources.Source) -> Load:
         trust_remote_code=model.trust_remote_code,
         threads=threads_of(config, model),
         isolation=config.isolation_level,
+        device=model.device,
+        resident=model.executor == "resident",
     )
 
 
@@ -190,10 +193,6 @@ async def build_replica(
 
     Raises LoadFailed if this machine has no weights for it.
     """
-    if model.gpus:  # what has an executor for these is chosen here
-        reason = "It asks for GPUs, and this version runs models on processors only: leave `gpus` out."
-        await give_up(state, key, reason)
-        raise LoadFailed(reason)
     try:
         source = await asyncio.to_thread(sources.resolve, model, config.cache_dir, lambda _: None)
     except sources.SourceError as error:
@@ -201,6 +200,9 @@ async def build_replica(
         raise LoadFailed(str(error)) from None
     load = _load(config, model, source)
     taken = headstart.take(Path(ahead), load) if ahead else None
-    executor = SharingExecutor(load, share, None if taken is None else ZygoteProcess(taken))
+    zygote = None if taken is None else ZygoteProcess(taken)
+    executor: Executor = SharingExecutor(load, share, zygote)
+    if load.resident:
+        executor = ResidentExecutor(load, model.trusted, zygote)
     telemetry = Telemetry(state.metrics, tracing, key, name, model.slots)
     return Replica(config, state, key, executor, telemetry, name=name, slots=model.slots)

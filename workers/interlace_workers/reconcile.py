@@ -233,7 +233,7 @@ class Reconciler:
 
     def _met(self, placement: Placement) -> Placement:
         """Its replicas share the weights, where all are on this machine."""
-        if self._ahead is None or placement.model.gpus:
+        if self._ahead is None or placement.load.resident:
             return placement
         place = self._ahead.meeting_place(f"{placement.key.slug}-{placement.generation}")
         return replace(placement, share=str(place))

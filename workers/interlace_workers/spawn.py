@@ -14,7 +14,10 @@ import sys
 from interlace_workers import channel
 
 #: All that a zygote, and so user code, sees of our environment.
-_PASSED = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
+_PASSED = (
+    *("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"),
+    *("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NVIDIA_VISIBLE_DEVICES"),
+)
 _FIXED = {
     # A fork needs one thread, and a thread that spins for another's core costs 20 times the forward.
     "OMP_NUM_THREADS": "1",
@@ -28,8 +31,6 @@ _FIXED = {
     "NDIF_HOST": "http://remote-inside-a-job.invalid",
     "PYTHONUNBUFFERED": "1",
     "PYTHONHASHSEED": "0",
-    # Pages of 2 MiB for what malloc takes from the kernel: a job's memory comes in a few page faults.
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
 #: The module as a program, without the collector's 0.5 s of looks at modules that stay; it turns the collector on.
 _RUN = "import gc, runpy; gc.disable(); runpy.run_module('interlace_workers.zygote', None, '__main__', True)"

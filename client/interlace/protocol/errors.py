@@ -21,6 +21,7 @@
   x TooMany                 429  a bound on how much at a time: which, its value, when to try again
   x Unauthorized            401  no API key, or none that works
   x Forbidden               403  the API key works, and is not enough for this
+  x Untrusted               403  the model takes jobs of trusted tenants only
   x ShuttingDown            503
 """
 
@@ -230,6 +231,19 @@ class Forbidden(InterlaceError):
 
     code = "forbidden"
     http_status = 403
+
+
+class Untrusted(InterlaceError):
+    """A model's jobs run unprotected, and only for tenants that its operator trusts."""
+
+    code = "untrusted"
+    http_status = 403
+
+    def __init__(self, key: str, tenant: str) -> None:
+        super().__init__(
+            f"{key} runs jobs unprotected, for tenants that its operator trusts; yours ({tenant}) is not one of them. "
+            "The operator can add it: `models[].trusted`."
+        )
 
 
 class ShuttingDown(InterlaceError):

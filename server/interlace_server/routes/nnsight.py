@@ -12,7 +12,7 @@ from fastapi import APIRouter, File, Form, Header, Request, Response, UploadFile
 from pydantic import BaseModel
 from redis.exceptions import RedisError
 
-from interlace.protocol.errors import InterlaceError, ModelFailed, UnknownModel
+from interlace.protocol.errors import InterlaceError, ModelFailed, UnknownModel, Untrusted
 from interlace.protocol.event import Ended, StateChanged
 from interlace.protocol.job import Job, JobState, Limits
 from interlace.protocol.model import ModelKey
@@ -137,7 +137,7 @@ async def _look_again(gateway: Gateway, key: ModelKey, caller: Caller) -> None:
 
 
 async def _servable(gateway: Gateway, key: ModelKey, caller: Caller) -> HostedModel:
-    """Raises UnknownModel, also for one that the caller may not use, NotAllowed, or ModelFailed."""
+    """Raises UnknownModel, also for one that the caller may not use, NotAllowed, Untrusted or ModelFailed."""
     if not caller.reaches(key.repo_id):
         raise UnknownModel(str(key), caller.models or ())
     try:
@@ -148,6 +148,8 @@ async def _servable(gateway: Gateway, key: ModelKey, caller: Caller) -> HostedMo
         if caller.models is None:
             raise
         raise UnknownModel(str(key), caller.models) from None  # the names of others are not for this key
+    if model.card.trusted is not None and caller.tenant not in model.card.trusted:
+        raise Untrusted(str(model.card.key), caller.tenant)
     if model.state is ModelState.FAILED:
         raise ModelFailed(str(model.card.key), model.card.failure or "no reason is known")
     return model

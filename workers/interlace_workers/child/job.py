@@ -1,4 +1,5 @@
-"""A child's life: seal itself, wait for the order, limit itself, run it, tell how it ended, wait to be killed."""
+"""A child's life: seal itself, rehearse if told to, wait for the order, limit itself, run it, tell how it ended, wait
+to be killed."""
 
 import contextlib
 import gc
@@ -9,7 +10,7 @@ import signal
 import socket
 import sys
 import time
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 import numpy
 import torch
@@ -29,46 +30,42 @@ from interlace_workers.sandbox import Sandbox, limit
 def main(end: socket.socket, model: HostedModel, sandbox: Sandbox, slot: int) -> NoReturn:
     """Seal this process, run one order from ``end`` and never return."""
     space = _sealed(end, sandbox, slot)
-    # Ahead of its job: threads of its own, and the thousands of page faults of a first trace.
+    # Ahead of its job: threads of its own, and memory.
     torch.set_num_threads(model.threads)
     warm.keep_freed_memory()
-    warm.rehearse(model, model.rehearsal, dry=True)
-    # A collection amid the job would walk the rehearsal's tree of modules, and the job's own while it is read.
-    gc.collect()
-    gc.freeze()
-    gc.disable()
-    _start_afresh()
-    _say(end, "warm")
-    try:
-        message, fds = channel.receive(end)
-    except EOFError:
-        os._exit(0)
+    _keep_what_is_there()
+    say(end, "sealed")
+    message, fds = _order(end, model)
     end.close()
     if "orders" in message:
         _share(model, [Order(**order) for order in message["orders"]], fds, space)
     order, (payload, result, events, logs, values) = Order(**message), fds
-    os.dup2(logs, 1)
-    os.dup2(logs, 2)
-    os.close(logs)
-    sys.stdout, sys.stderr = _printer(1), _printer(2)
+    listen_to(logs)
     # A write over the limit shall be an OSError that names itself, not the end of the process.
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     limit(space, order.memory_bytes, packing.most_bytes(order.result_bytes), order.cpu_seconds)
+    perform(model, order, payload, result, events, values)
+    _wait_for_the_end()
+
+
+def perform(model: HostedModel, order: Order, payload: int, result: int, events: int, values: int) -> None:
+    """Run one order, and tell how it went; `listen_to` comes first, and both outputs are closed at the end."""
     outlet = Outlet(values, events, order)
-    Watch(outlet).start()
     times = [time.perf_counter()]
     try:
-        tracer = trace.read(model, order, payload)
-        times.append(time.perf_counter())
-        gc.freeze()
-        gc.enable()
-        _tell(events, FrameKind.RUNNING)
-        with receiving(outlet.stream):
-            saved = trace.run(model, tracer)
-        times.append(time.perf_counter())
-        output.write(saved, result, order)
-        times.append(time.perf_counter())
+        with Watch(outlet).watching():
+            tracer = trace.read(model, order, payload)
+            times.append(time.perf_counter())
+            if not gc.isenabled():  # `_keep_what_is_there`
+                gc.freeze()
+                gc.enable()
+            _tell(events, FrameKind.RUNNING)
+            with receiving(outlet.stream):
+                saved = trace.run(model, tracer)
+            times.append(time.perf_counter())
+            output.write(saved, result, order)
+            times.append(time.perf_counter())
     except BaseException as error:  # noqa: BLE001 - the edge of user code: whatever it raised is its result
         failure = trace.explain(error)
         _close_logs()
@@ -76,7 +73,42 @@ def main(end: socket.socket, model: HostedModel, sandbox: Sandbox, slot: int) ->
     else:
         _close_logs()
         _tell(events, FrameKind.DONE, steps.encode(times))
-    _wait_for_the_end()
+
+
+def listen_to(logs: int) -> None:
+    """Have everything that is printed go into a descriptor, which is closed otherwise."""
+    os.dup2(logs, 1)
+    os.dup2(logs, 2)
+    os.close(logs)
+    sys.stdout, sys.stderr = _printer(1), _printer(2)
+
+
+def _order(end: socket.socket, model: HostedModel) -> tuple[dict[str, Any], list[int]]:
+    """Wait for what to run; rehearse meanwhile, if the parent finds that nothing else wants the processor."""
+    while True:
+        try:
+            message, fds = channel.receive(end)
+        except EOFError:
+            os._exit(0)
+        if "rehearse" not in message:
+            return message, fds
+        warm.rehearse(model, model.rehearsal, dry=True)
+        _keep_what_is_there()
+        say(end, "warm")
+
+
+def _keep_what_is_there() -> None:
+    """Have no collection amid the job walk the tree of modules, the rehearsal's or, while it is read, the job's own.
+
+    And give the child random numbers of its own: it inherited the zygote's, and a rehearsal may have drawn some.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    seed = int.from_bytes(os.urandom(8), "big")
+    torch.manual_seed(seed)
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)
 
 
 def _share(model: HostedModel, orders: list[Order], fds: list[int], space: int) -> NoReturn:
@@ -109,7 +141,7 @@ def _sealed(end: socket.socket, sandbox: Sandbox, slot: int) -> int:
         os._exit(1)
 
 
-def _say(end: socket.socket, word: str) -> None:
+def say(end: socket.socket, word: str) -> None:
     """Tell the parent, by a call that a sealed process may make."""
     with contextlib.suppress(OSError):  # a parent that is gone shows at the next word from it
         os.write(end.fileno(), json.dumps({word: True}).encode())
@@ -117,14 +149,6 @@ def _say(end: socket.socket, word: str) -> None:
 
 def _printer(fd: int) -> TextIO:
     return os.fdopen(fd, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
-
-
-def _start_afresh() -> None:
-    """Give the child random numbers of its own; it inherited the zygote's."""
-    seed = int.from_bytes(os.urandom(8), "big")
-    torch.manual_seed(seed)
-    random.seed(seed)
-    numpy.random.seed(seed % 2**32)
 
 
 def _tell(events: int, kind: FrameKind, body: bytes = b"") -> None:

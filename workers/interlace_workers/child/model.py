@@ -28,7 +28,7 @@ class HostedModel:
 
 
 def load(order: Load) -> HostedModel:
-    """Load weights on the CPU, ready to trace. Raises whatever transformers and nnsight raise."""
+    """Load weights where they shall be, ready to trace. Raises whatever transformers and nnsight raise."""
     torch.set_num_threads(1)
     tqdm.monitor_interval = 0  # its monitor is a thread, and a fork needs a process of one
     transformers_logging.disable_progress_bar()  # it would go into a log file
@@ -47,8 +47,10 @@ def load(order: Load) -> HostedModel:
 
 def _transformers_model(order: Load) -> Any:
     dtype = order.dtype if order.dtype == "auto" else getattr(torch, order.dtype)
-    extras = {"trust_remote_code": True} if order.trust_remote_code else {}
+    extras: dict[str, Any] = {"trust_remote_code": True} if order.trust_remote_code else {}
     with contextlib.suppress(OSError, ValueError):  # not every task has a tokenizer
         # nnsight cannot guess the tokenizer of a local directory; given one it need not.
         extras["tokenizer"] = AutoTokenizer.from_pretrained(order.path, **extras)
+    # Said of a processor, too: a pipeline takes the first GPU that it finds.
+    extras |= {"device_map": "auto"} if order.device == "auto" else {"device": order.device}
     return TransformersModel(order.path, task=order.task, dispatch=True, dtype=dtype, **extras)

@@ -48,6 +48,7 @@ class Execution:
         self._child = child
         self._limits = limits
         self._resident_at_start = proc.resident_bytes(child.pid)
+        self._cpu_at_start = proc.cpu_seconds(child.pid)
         self._memory = memory or memory_of(child, limits.memory_bytes)
         self._stopped: Failed | None = None
         self._started, self._started_at = time.monotonic(), time.time()
@@ -210,9 +211,10 @@ class Execution:
         """What the child has used so far, or had used at its end."""
         pid = self._child.pid
         peak = exit.peak_bytes if exit else proc.peak_resident_bytes(pid)
+        used = exit.cpu_seconds if exit else proc.cpu_seconds(pid)
         return Cost(
             runtime=round(time.monotonic() - self._started, 4),
-            cpu_seconds=round(exit.cpu_seconds if exit else proc.cpu_seconds(pid), 4),
+            cpu_seconds=round(max(0.0, used - self._cpu_at_start), 4),
             max_memory_usage=max(0, peak - self._resident_at_start),
         )
 

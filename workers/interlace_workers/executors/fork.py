@@ -9,13 +9,13 @@ from pathlib import Path
 
 from interlace.protocol.job import Job
 from interlace_state import log
-from interlace_state.tasks import cancelled
 from interlace_workers import metrics
 from interlace_workers.executors import proc
 from interlace_workers.executors.base import Done, ExecutorLost, Failed, Happening, LoadFailed, Started, Step
 from interlace_workers.executors.cgroup import JobGroups
 from interlace_workers.executors.execution import Execution, order_of
 from interlace_workers.executors.memory import MemoryWatch
+from interlace_workers.executors.spare import Spare
 from interlace_workers.executors.zygote_process import Child, Unsealed, ZygoteProcess
 from interlace_workers.order import Load, Loaded
 
@@ -31,9 +31,9 @@ class ForkExecutor:
         self._load = load
         self._zygote = zygote
         self._groups: JobGroups | None = None
-        self._spare: asyncio.Task[Child] | None = None
-        #: Bytes that a child holds while it waits; all of them do the same until then.
-        self._held: int | None = None
+        self._spare: Spare | None = None
+        #: Bytes that a child holds while it waits, a warm one and another; all of a kind have done the same until then.
+        self._held: dict[bool, int] = {}
 
     async def start(self) -> Loaded:
         self._groups = JobGroups.open()
@@ -44,7 +44,7 @@ class ForkExecutor:
                 loaded = await self._zygote.loaded()
                 self.fork_ahead()
                 assert self._spare is not None
-                await asyncio.shield(self._spare)
+                await self._spare.sealed()
             except Unsealed as error:
                 raise LoadFailed(str(error)) from None
             except ExecutorLost as error:
@@ -83,7 +83,7 @@ class ForkExecutor:
 
     async def stop(self) -> None:
         if self._spare is not None:
-            await cancelled(self._spare)
+            await self._spare.close()
         if self._zygote is not None:
             await self._zygote.stop()
         if self._groups is not None:
@@ -95,10 +95,10 @@ class ForkExecutor:
         return self._load.threads
 
     def fork_ahead(self) -> None:
-        """Have a child forked, unless one is: beside a job, so that the next job finds it sealed and warm."""
+        """Have a child forked, unless one is: beside a job, so that the next job finds it sealed and perhaps warm."""
         assert self._zygote is not None, "start() comes first"
         if self._spare is None:
-            self._spare = asyncio.create_task(self._fork(self._zygote), name="fork ahead")
+            self._spare = Spare(self._fork(self._zygote))
 
     async def _fork(self, zygote: ZygoteProcess) -> Child:
         with metrics.SANDBOX_START_SECONDS.time():
@@ -106,9 +106,6 @@ class ForkExecutor:
         if self._groups is not None:
             with contextlib.suppress(OSError):  # then it is watched
                 child.group = await asyncio.to_thread(self._groups.add, child.pid)
-        if child.group is None:
-            child.watch = MemoryWatch(child.pid, child.memory, self._held)
-            self._held = child.watch.held
         metrics.SANDBOX_STARTS.inc()
         return child
 
@@ -117,7 +114,8 @@ class ForkExecutor:
         self.fork_ahead()
         assert self._spare is not None
         spare, self._spare = self._spare, None
-        child = await spare
-        if child.exited.done():
-            raise ExecutorLost("the child that was forked ahead has ended")
+        child = await spare.take()
+        if child.group is None:
+            child.watch = MemoryWatch(child.pid, child.memory, self._held.get(child.is_warm))
+            self._held[child.is_warm] = child.watch.held
         return child

@@ -1,5 +1,6 @@
 """What the kernel tells of a process, read from outside it."""
 
+import contextlib
 import os
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -27,6 +28,12 @@ def peak_resident_bytes(pid: int) -> int:
     return 0
 
 
+def reset_peak(pid: int) -> None:
+    """Have `peak_resident_bytes` begin anew, where the kernel lets us."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/clear_refs", "w") as file:
+        file.write("5")
+
+
 def cpu_seconds(pid: int) -> float:
     """Processor seconds that the process used; 0 if it is gone."""
     try:
@@ -35,3 +42,10 @@ def cpu_seconds(pid: int) -> float:
     except OSError:
         return 0.0
     return (int(fields[11]) + int(fields[12])) / _TICK if len(fields) > 12 else 0.0
+
+
+def has_idle_core() -> bool:
+    """Whether this machine has a core that nothing runs on at this moment."""
+    with open("/proc/loadavg") as file:
+        running = int(file.read().split()[3].partition("/")[0])
+    return running - 1 < (os.cpu_count() or 1)  # we are one of them

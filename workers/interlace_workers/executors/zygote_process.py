@@ -46,6 +46,8 @@ class Child:
     #: Where it and all that it starts are counted, if groups were delegated to us; else it is watched.
     group: JobGroup | None = None
     watch: MemoryWatch | None = None
+    #: Whether it has rehearsed.
+    is_warm: bool = False
 
     def kill(self) -> None:
         """Kill the child; the zygote kills what it leaves. It cannot block, catch or outrun this."""
@@ -63,9 +65,19 @@ class Child:
         if self.memory >= 0:
             os.close(self.memory)
 
-    async def ready(self) -> None:
-        """Wait until the process is behind its sandbox's layers, and warm. Raises ExecutorLost if it cannot be."""
+    async def sealed(self) -> None:
+        """Wait until the process is behind its sandbox's layers. Raises ExecutorLost if it cannot be."""
         self.order.setblocking(False)
+        await self._says("sealed")
+
+    async def rehearse(self) -> None:
+        """Have the process do ahead what each first trace pays for. Raises ExecutorLost."""
+        with contextlib.suppress(OSError):  # its end shows below
+            channel.send(self.order, {"rehearse": True})
+        await self._says("warm")
+        self.is_warm = True
+
+    async def _says(self, word: str) -> None:
         readable = asyncio.Event()
         loop = asyncio.get_running_loop()
         loop.add_reader(self.order, readable.set)
@@ -79,7 +91,7 @@ class Child:
                     continue  # announced twice, read once
                 if "memory" in message:
                     (self.memory,) = fds
-                elif "warm" in message:
+                elif word in message:
                     return
                 else:
                     raise Unsealed(f"a child could not be sealed: {message.get('refused')}")
@@ -134,7 +146,7 @@ class ZygoteProcess:
         return Spawned(self.pid, os.dup(self._process.pidfd), ours)
 
     async def fork(self) -> Child:
-        """A new child, sealed, warm and waiting for its order. Raises ExecutorLost."""
+        """A new child, sealed and waiting for its order. Raises ExecutorLost."""
         if self._lost is not None:
             raise self._lost
         future: asyncio.Future[Child] = asyncio.get_running_loop().create_future()
@@ -145,7 +157,7 @@ class ZygoteProcess:
             self._lose()
         child = await future
         try:
-            await child.ready()
+            await child.sealed()
         except BaseException:
             child.kill()
             child.close()

@@ -30,6 +30,7 @@ def card(source: Source, key: ModelKey, model: ModelConfig) -> ModelCard:
         commit=source.commit,
         dtype=dtype,
         config=config,
+        trusted=model.trusted if model.executor == "resident" else None,
         n_params=n_params,
         size_bytes=n_params * width if n_params is not None and width is not None else as_stored,
     )
