@@ -25,6 +25,7 @@ SHORT = {
     "connections": [],
     "isolation": [],
     "fairness": [],
+    "model_life": [],
 }
 
 

@@ -18,6 +18,7 @@ from interlace._http import Http, path, read
 from interlace._jobs import RunningJob, Value
 from interlace._stream import Socket
 from interlace.protocol.event import Ended, Event, Log
+from interlace.protocol.hosting import ModelList, ModelView
 from interlace.protocol.jobs import JobPage, JobView
 
 if TYPE_CHECKING:
@@ -196,6 +197,27 @@ class Client:
     def whoami(self) -> dict[str, Any]:
         """Whose key this is: `email` is the tenant, None where no key is asked for."""
         return self._object("GET", "/whoami")
+
+    def models(self) -> list[ModelView]:
+        """The hosted models that the key reaches, and where each stands."""
+        return read(ModelList, self._http.ask("GET", "/v1/models")).models
+
+    def model(self, model: str) -> ModelView:
+        """One hosted model (repo id or slug), with what happened to it lately."""
+        return read(ModelView, self._http.ask("GET", path("/v1/models", model)))
+
+    def deploy(self, source: str, **settings: Any) -> ModelView:
+        """Host a model; ``settings`` are those of the configuration's `models`. For admins, as what follows."""
+        return read(ModelView, self._http.ask("POST", "/v1/models", body={"source": source, **settings}))
+
+    def scale(self, model: str, **changes: Any) -> ModelView:
+        """Change `replicas` or `autoscale`, `idle_seconds`, `pin` of a hosted model."""
+        return read(ModelView, self._http.ask("PATCH", path("/v1/models", model), body=changes))
+
+    def evict(self, model: str, *, forget: bool = False) -> ModelView:
+        """Take a model out of memory until its next job, or with ``forget`` off the server."""
+        asked = {"forget": "true" if forget else "false"}
+        return read(ModelView, self._http.ask("DELETE", path("/v1/models", model), asked))
 
     def pause(self, model: str) -> dict[str, Any]:
         """Start no more jobs of a model (repo id or slug); they wait. For admins, as what follows."""

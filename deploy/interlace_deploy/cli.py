@@ -16,6 +16,8 @@ _COMMANDS = {
     "down": "interlace_deploy.detach:down",
     "status": "interlace_deploy.status:run",
     "doctor": "interlace_deploy.doctor:run",
+    "models": "interlace_deploy.hosting:list_",
+    **{word: f"interlace_deploy.hosting:{word}" for word in ("deploy", "evict", "scale")},
     "models pull": "interlace_deploy.models:pull",
     "models list": "interlace_deploy.models:list_",
     "keys create": "interlace_deploy.keys:create",
@@ -85,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands.add_parser("version", help="show the version", allow_abbrev=False)
     _add_models(commands)
+    _add_hosting(commands)
     _add_keys(commands)
     _add_jobs(commands)
     _add_artifacts(commands)
@@ -94,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add(commands: "argparse._SubParsersAction[_Parser]", name: str, summary: str) -> argparse.ArgumentParser:
+def _add(commands: "argparse._SubParsersAction[_Parser]", name: str, summary: str) -> _Parser:
     command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
     command.add_argument(
         "--config",
@@ -146,17 +149,44 @@ def _add_keys(commands: "argparse._SubParsersAction[_Parser]") -> None:
 
 
 def _add_models(commands: "argparse._SubParsersAction[_Parser]") -> None:
-    models = commands.add_parser("models", help="fetch models, or list those that are here", allow_abbrev=False)
-    actions = models.add_subparsers(dest="action", required=True, metavar="ACTION")
+    models = _add_remote(commands, "models", "show the models of a server; or fetch and list files on this machine")
+    models.add_argument("--json", action="store_true", help="for programs")
+    models.set_defaults(command="models")
+    actions = models.add_subparsers(dest="action", metavar="ACTION")
     pull = _add(actions, "pull", "fetch models, and convert them where that is needed")
     pull.add_argument("models", nargs="+", metavar="REPO|PATH|PACKAGE|NAME")
     pull.set_defaults(command="models pull")
-    listing = _add(actions, "list", "list the known models and those that are here")
+    listing = _add(actions, "list", "list the known models and those that are on this machine")
     listing.add_argument("--json", action="store_true", help="for programs")
     listing.set_defaults(command="models list")
 
 
-def _add_remote(commands: "argparse._SubParsersAction[_Parser]", name: str, summary: str) -> argparse.ArgumentParser:
+def _add_hosting(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    deploy = _add_remote(commands, "deploy", "have a server that runs host a model")
+    deploy.add_argument("model", metavar="REPO|PATH|PACKAGE|NAME")
+    deploy.add_argument("--repo-id", metavar="REPO", help="what clients write (default: as with `up --model`)")
+    deploy.add_argument("--revision", help="branch, tag or commit on the hub (default: main)")
+    deploy.add_argument("--task", help="the transformers pipeline task (default: text-generation)")
+    deploy.add_argument("--dtype", choices=("float32", "bfloat16", "float16", "auto"))
+    deploy.add_argument("--quantization", choices=("bitsandbytes-8bit", "bitsandbytes-4bit"), help="needs a GPU")
+    deploy.add_argument("--gpus", type=float, metavar="N", help="GPUs of a replica (default: 0)")
+    deploy.add_argument("--no-wait", action="store_true", help="return at once; `interlace models` shows how it goes")
+    scale = _add_remote(
+        commands, "scale", "change how many replicas run, for how long it may be idle, whether it stays"
+    )
+    scale.add_argument("model", metavar="REPO|SLUG")
+    for command in (deploy, scale):
+        command.add_argument("--replicas", metavar="N|MIN:MAX", help="how many run; by need, between two numbers")
+        command.add_argument("--idle", metavar="30m|2h|never", help="leave the memory after so long without a job")
+        command.add_argument(
+            "--pin", action=argparse.BooleanOptionalAction, default=None, help="never leave the memory"
+        )
+    evict = _add_remote(commands, "evict", "take a model out of memory; the next job brings it back")
+    evict.add_argument("model", metavar="REPO|SLUG")
+    evict.add_argument("--forget", action="store_true", help="host it no longer; its jobs end")
+
+
+def _add_remote(commands: "argparse._SubParsersAction[_Parser]", name: str, summary: str) -> _Parser:
     """A command that asks a server over HTTP."""
     command = _add(commands, name, summary)
     command.add_argument("--url", help="the server (default: $NDIF_HOST, or what runs here with this configuration)")

@@ -175,7 +175,7 @@ class Service:
             await self._start_part("workers", self._say_of_workers)
             models = await catalogue.settled()
             failed = [model for model in models if model.state is ModelState.FAILED]
-            if len(failed) == len(models):
+            if models and len(failed) == len(models):
                 raise CommandProblem(_failures("No model could be loaded:", failed))
             details.append(", ".join(_named(model) for model in models if model not in failed))
         if failed:

@@ -88,6 +88,7 @@ def _models(overview: dict[str, Any]) -> list[dict[str, Any]]:
         state = _STATES[deployment["application_state"]]
         if model["state"] != "ready":
             model["state"] = state
+        model["phase"] = deployment.get("phase")
         model["paused"] = deployment.get("paused", False)
         if (replica_id := deployment["replica_id"]) in resident:
             drained = deployment.get("drained", False)

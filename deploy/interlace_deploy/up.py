@@ -50,7 +50,7 @@ def configuration(arguments: argparse.Namespace, environ: Mapping[str, str]) -> 
         if value is not None:
             overrides[key] = value
     config = read(arguments.config, environ, overrides)
-    if not config.models:
+    if not config.models and not config.on_demand.allow:
         overrides["models"] = [{"source": DEFAULT_MODEL}]
     if config.redis.url is None and (url := environ.get("REDIS_URL")):
         environ = {**environ, "INTERLACE_REDIS__URL": url}

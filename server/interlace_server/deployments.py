@@ -1,11 +1,14 @@
 """The hosted models in the form that ``nnsight.status()`` reads."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from interlace.protocol.hosting import Phase
+from interlace_server.views import phase_of
+from interlace_state.desired import Desired
 from interlace_state.models import HostedModel, ModelState, Replica
 
 _ApplicationState = Literal["RUNNING", "DEPLOYING", "UNHEALTHY", "NOT_STARTED"]
@@ -38,12 +41,15 @@ class Deployment(BaseModel):
     config: str
     n_params: int | None
     size_bytes: int | None
-    gpus: int = 0
+    gpus: float = 0
     #: Why the model could not be loaded.
     failure: str | None
     #: Whether an operator lets the model's jobs wait, or gives this replica none.
     paused: bool = False
     drained: bool = False
+    #: Where the model stands in its life, and a sentence on it.
+    phase: Phase
+    phase_text: str = ""
 
 
 class Node(BaseModel):
@@ -64,14 +70,18 @@ class Overview(BaseModel):
     cluster: Cluster = Cluster()
 
 
-def overview(models: Iterable[HostedModel], wall_seconds: float) -> Overview:
+def overview(models: Iterable[HostedModel], wall_seconds: float, records: Mapping[str, Desired]) -> Overview:
+    """``records``: what shall be hosted, by slug."""
     deployments: dict[str, Deployment] = {}
     nodes: dict[str, Node] = {}
     for model in models:
         key = model.card.key.canonical
+        record = records.get(model.card.key.slug)
         for replica in model.replicas or (None,):
             replica_id = model.card.key.slug if replica is None else replica.id
-            deployments[f"{replica_id}:ModelActor:{key}"] = _deployment(model, replica, replica_id, wall_seconds)
+            deployments[f"{replica_id}:ModelActor:{key}"] = _deployment(
+                model, replica, replica_id, wall_seconds, record
+            )
             if replica is not None:
                 node = nodes.setdefault(replica.node, Node())
                 node.deployments.setdefault(key, {})[replica_id] = {
@@ -81,13 +91,21 @@ def overview(models: Iterable[HostedModel], wall_seconds: float) -> Overview:
     return Overview(deployments=deployments, cluster=Cluster(nodes=nodes))
 
 
-def _deployment(model: HostedModel, replica: Replica | None, replica_id: str, wall_seconds: float) -> Deployment:
-    card = model.card
+def _deployment(
+    model: HostedModel, replica: Replica | None, replica_id: str, wall_seconds: float, record: Desired | None
+) -> Deployment:
+    card, phase = model.card, phase_of(model)
     # The replica of a failed model says for a moment that it still comes.
     state = model.state if replica is None or model.state is ModelState.FAILED else replica.state
+    if state is ModelState.COLD and phase in (Phase.QUEUED, Phase.DOWNLOADING, Phase.LOADING):
+        state = ModelState.DEPLOYING  # no replica shall run yet, but one will
     return Deployment(
         application_state=_APPLICATION_STATE[state],
-        deployment_level="COLD" if model.state is ModelState.COLD else "HOT",
+        deployment_level="COLD" if state is ModelState.COLD else "HOT",
+        pinned=record is None or record.model.pin or record.model.idle_seconds is None,
+        gpus=0 if record is None else record.model.gpus,
+        phase=phase,
+        phase_text=card.failure or (model.moment.text if model.moment and model.moment.phase is phase else ""),
         trust_remote_code=card.key.trust_remote_code,
         dtype=card.dtype,
         execution_timeout_seconds=wall_seconds,

@@ -7,12 +7,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from interlace.protocol.errors import InvalidRequest
 from interlace.protocol.event import Ended, Log, Progress, Saved, StateChanged
+from interlace.protocol.hosting import Moment
 from interlace.protocol.job import Cost, JobState
 from interlace.protocol.model import ModelKey
 from interlace_server import torch_frame
 from interlace_server.doors.admission import check_env
 from interlace_server.errors import describe
 from interlace_server.torch_frame import Plain
+from interlace_server.views import sentence
 from interlace_state.queue import Place
 
 #: nnsight's closed enum; any other word breaks the client.
@@ -121,6 +123,11 @@ def failed(job_id: str, sentence: str) -> Update:
 def waits(job_id: str, place: Place) -> Update:
     """Where a job stands in its queue."""
     return Update(id=job_id, status="QUEUED", description=place.sentence)
+
+
+def deploys(job_id: str, moment: Moment) -> Update:
+    """What the model does that a job waits for."""
+    return Update(id=job_id, status="DEPLOYING", description=sentence(moment))
 
 
 def saved(job_id: str, event: Saved) -> Update:

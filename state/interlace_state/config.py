@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, ValidationInfo, field_v
 from interlace.protocol.job import Limits
 from interlace.protocol.model import is_repo_id, is_revision, is_task
 from interlace_state.adapters_config import AdaptersConfig
+from interlace_state.hosting import MemoryConfig, OnDemandConfig
 from interlace_state.section import DAY as _DAY
 from interlace_state.section import DECADE as _DECADE
 from interlace_state.section import MOST_BYTES as _MOST_BYTES
@@ -63,6 +64,9 @@ class Autoscale(_Section):
         return self
 
 
+Quantization = Literal["bitsandbytes-8bit", "bitsandbytes-4bit"]
+
+
 class ModelConfig(_Section):
     """One model to host."""
 
@@ -88,6 +92,15 @@ class ModelConfig(_Section):
     """Processor threads for one job; 0 shares the cores evenly among all slots."""
     trust_remote_code: bool = False
     """Run the Python code that the checkpoint brings. Only for repositories that you have read."""
+    quantization: Quantization | None = None
+    """Hold the weights in fewer bits, on GPUs: `bitsandbytes-8bit` or `bitsandbytes-4bit`."""
+    gpus: float = Field(default=0, ge=0, le=64)
+    """GPUs of a replica, which Ray reserves; 0 holds the model on processors."""
+    idle_seconds: float | None = Field(default=None, ge=0, le=_DECADE)
+    """How long no job must have come before the model leaves the memory, whatever runs of it; the next job brings it
+    back. Default: never by itself."""
+    pin: bool = False
+    """Keep it in memory: it never leaves for another model, nor for being idle."""
     executor: Literal["fork", "resident"] = "fork"
     """Where a job runs: `fork` in a hardened copy of the model's process, `resident` in that process itself, where
     nothing protects the model, the service's account or other jobs from it. A model on a GPU has to be resident."""
@@ -314,6 +327,8 @@ class Config(_Section):
     """`ray` hosts replicas with Ray Serve, `process` as plain supervised processes."""
     models: tuple[ModelConfig, ...] = ()
     """The models to host."""
+    on_demand: OnDemandConfig = OnDemandConfig()
+    memory: MemoryConfig = MemoryConfig()
     gateway: GatewayConfig = GatewayConfig()
     redis: RedisConfig = RedisConfig()
     store: StoreConfig = StoreConfig()

@@ -14,6 +14,7 @@ from interlace.protocol.errors import InvalidRequest, UnknownJob
 from interlace.protocol.event import Ended, StateChanged
 from interlace.protocol.job import Job, JobState
 from interlace.protocol.jobs import JobPage, JobView, Standing
+from interlace.protocol.model import ModelKey
 from interlace_state.keys import Keys
 from interlace_state.queue import Queue
 
@@ -80,6 +81,11 @@ class Jobs:
         if view is None or tenant not in (None, view.tenant):
             raise _unknown(job_id)
         return await self._placed(view)
+
+    async def model_of(self, job_id: str) -> ModelKey | None:
+        """The model of a job; None if nothing is known of it."""
+        record = await self._redis.hget(self._keys.job(job_id), "record")
+        return None if record is None else Job.model_validate_json(record).model
 
     async def forget(self, view: JobView) -> None:
         """Remove the record and the events of a job that has ended; `Results` has its bytes."""

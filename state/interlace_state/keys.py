@@ -35,6 +35,9 @@
 | rate:{tenant}:{min}  | string | two minutes            | tenants         | requests in that minute                   |
 | models               | hash   | forever                | models          | slug -> ModelCard as JSON                 |
 | environment          | string | forever                | models          | workers' Python and packages              |
+| desired              | hash   | forever                | desired         | slug -> Desired as JSON: what shall be    |
+| moments              | hash   | forever                | desired         | slug -> Moment as JSON: what it does now  |
+| history:{slug}       | list   | forever                | desired         | the last 50 of these moments              |
 | replicas:{slug}      | set    | forever                | models          | replica ids                               |
 | wanted:{slug}        | string | forever                | models          | how many replicas shall run               |
 | replica:{slug}:{id}  | string | three heartbeats       | models          | Replica as JSON                           |
@@ -54,6 +57,8 @@ class Keys:
     def __init__(self, prefix: str) -> None:
         self.prefix = prefix
         self.models = f"{prefix}models"
+        self.desired = f"{prefix}desired"
+        self.moments = f"{prefix}moments"
         self.environment = f"{prefix}environment"
         self.api_keys = f"{prefix}api_keys"
         self.jobs = f"{prefix}jobs"
@@ -118,6 +123,9 @@ class Keys:
 
     def replicas(self, slug: str) -> str:
         return f"{self.prefix}replicas:{slug}"
+
+    def history(self, slug: str) -> str:
+        return f"{self.prefix}history:{slug}"
 
     def wanted(self, slug: str) -> str:
         return f"{self.prefix}wanted:{slug}"

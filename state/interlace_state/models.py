@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from redis.asyncio import Redis
 
 from interlace.protocol.errors import UnknownModel
+from interlace.protocol.hosting import Moment
 from interlace.protocol.model import ModelKey
 from interlace_state.files import Files
 from interlace_state.keys import Keys
@@ -72,6 +73,8 @@ class HostedModel(BaseModel):
     wanted: int | None = None
     #: Whether an operator lets its jobs wait.
     paused: bool = False
+    #: Where it stands in its life; None where no placement loop has said.
+    moment: Moment | None = None
 
 
 class Models:
@@ -86,11 +89,16 @@ class Models:
         """Add a model, or say something new of it."""
         await self._redis.hset(self._keys.models, card.key.slug, card.model_dump_json())
 
+    async def announce(self, card: ModelCard) -> None:
+        """Add a model of which little is known yet; one that is there stays as it is."""
+        await self._redis.hsetnx(self._keys.models, card.key.slug, card.model_dump_json())
+
     async def withdraw(self, key: ModelKey) -> None:
         """Take a model and its hub files out of the catalogue."""
         await self.forget_replicas(key)
         await self._redis.hdel(self._keys.models, key.slug)
-        await self._redis.delete(self._keys.wanted(key.slug))
+        await self._redis.delete(self._keys.wanted(key.slug), self._keys.history(key.slug))
+        await self._redis.hdel(self._keys.moments, key.slug)
         await self._files.delete_folder(f"hub/{key.slug}")
 
     async def forget_replicas(self, key: ModelKey) -> None:
@@ -101,6 +109,11 @@ class Models:
     async def want(self, key: ModelKey, replicas: int) -> None:
         """Say how many replicas of a model shall run."""
         await self._redis.set(self._keys.wanted(key.slug), replicas)
+
+    async def wanted(self, slug: str) -> int | None:
+        """How many replicas of a model shall run; None where nobody has said."""
+        said = await self._redis.get(self._keys.wanted(slug))
+        return None if said is None else int(said)
 
     async def beat(self, key: ModelKey, replica: Replica) -> None:
         """A replica's sign of life; it counts for three heartbeats."""
@@ -120,6 +133,11 @@ class Models:
         if data is None:
             raise UnknownModel(str(key), [str(model.card.key) for model in await self.all()])
         return await self._with_replicas(ModelCard.model_validate_json(data))
+
+    async def look(self, key: ModelKey) -> HostedModel | None:
+        """The hosted model of this key, if there is one."""
+        data = await self._redis.hget(self._keys.models, key.slug)
+        return None if data is None else await self._with_replicas(ModelCard.model_validate_json(data))
 
     async def all(self) -> list[HostedModel]:
         """Every hosted model, by repo id."""
@@ -168,16 +186,22 @@ class Models:
         replicas = tuple(Replica.model_validate_json(data) for data in found if data is not None)
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.get(self._keys.wanted(slug))
+            pipe.hget(self._keys.moments, slug)
             pipe.sismember(self._keys.paused, slug)
             for replica in replicas:
                 pipe.sismember(self._keys.drained, replica.id)
-            said, *switches = await pipe.execute()
+            said, moment, *switches = await pipe.execute()
             paused, *drained = map(bool, switches)
         wanted = None if said is None else int(said)
         told = zip(replicas, drained, strict=True)
         replicas = tuple(replica.model_copy(update={"drained": rests}) for replica, rests in told)
         return HostedModel(
-            card=card, state=_state(card, replicas, wanted), replicas=replicas, wanted=wanted, paused=paused
+            card=card,
+            state=_state(card, replicas, wanted),
+            replicas=replicas,
+            wanted=wanted,
+            paused=paused,
+            moment=None if moment is None else Moment.model_validate_json(moment),
         )
 
 

@@ -161,6 +161,10 @@ class Queue:
                 pipe.xlen(stream)
             return sum(await pipe.execute())
 
+    async def submitted(self, model: ModelKey) -> int:
+        """Jobs that have ever come to a model: another number, and somebody has used it."""
+        return int(await self._redis.hget(self._keys.fair(model.slug), "submitted") or 0)
+
     async def running(self, model: ModelKey) -> int:
         """Jobs that workers hold."""
         return int(await self._redis.zcount(self._keys.leases(model.slug), "(0", "+inf"))

@@ -17,6 +17,7 @@ from interlace_state.audit import Audit
 from interlace_state.config import Config
 from interlace_state.config_file import ConfigError
 from interlace_state.control import Control
+from interlace_state.desired import Desires
 from interlace_state.events import Events
 from interlace_state.files import Files
 from interlace_state.jobs import Jobs
@@ -46,6 +47,7 @@ class State:
     artifacts: Artifacts
     sessions: Sessions
     models: Models
+    desired: Desires
     tenants: Tenants
     control: Control
     metrics: ReplicaMetrics
@@ -81,6 +83,7 @@ async def open_state(config: Config) -> AsyncIterator[State]:
             artifacts=Artifacts(redis, keys, files, config.store, config.adapters),
             sessions=Sessions(redis, keys),
             models=Models(redis, keys, files),
+            desired=Desires(redis, keys),
             tenants=Tenants(redis, keys),
             control=Control(redis, keys, config),
             metrics=ReplicaMetrics(redis, keys),

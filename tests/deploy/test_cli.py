@@ -46,7 +46,6 @@ def test_small_commands_import_nothing_big(command: str, environ: dict[str, str]
         (["up", "--port", "70000"], "command line: `gateway.port`: Input should be less than or equal to 65535"),
         (["upp"], "'upp' (choose from 'up'"),
         ([], "COMMAND"),
-        (["models"], "ACTION"),
         (["status", "--config", "nowhere.yaml"], "nowhere.yaml: No such file or directory"),
     ],
 )

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import groupby
 from typing import Any
 
 import httpx
@@ -63,6 +64,11 @@ def zygotes(server: running.Running) -> int:
     return found
 
 
+def replicas(server: running.Running) -> int:
+    deployments = httpx.get(f"{server.url}/status").json()["deployments"].values()
+    return sum(one["application_state"] == "RUNNING" for one in deployments)
+
+
 def is_cold(server: running.Running) -> bool:
     deployments = httpx.get(f"{server.url}/status").json()["deployments"].values()
     return all(one["deployment_level"] == "COLD" for one in deployments) and zygotes(server) == 0
@@ -111,7 +117,8 @@ async def test_an_idle_model_is_stopped_and_the_next_job_starts_it(
 
     # Longer than a model may be idle: who has a job is not idle.
     statuses, result = await followed(posted(client, 2 * IDLE))
-    assert [one for one in statuses if one != "LOG"] == ["DEPLOYING", "DISPATCHED", "RUNNING", "COMPLETED"]
+    told = [one for one, _ in groupby(statuses) if one != "LOG"]  # it is told what its model does meanwhile
+    assert told == ["DEPLOYING", "DISPATCHED", "RUNNING", "COMPLETED"]
     assert statuses.count("LOG") == 1
     local = models.local(tiny.GPT2)
     with torch.no_grad(), local.trace(PROMPT):
@@ -123,12 +130,14 @@ async def test_an_idle_model_is_stopped_and_the_next_job_starts_it(
 
 async def test_two_jobs_get_two_replicas(client: Any, server: running.Running) -> None:
     jobs = [asyncio.create_task(followed(posted(client, 3.0))) for _ in range(4)]
-    seen = 0
+    seen = weights = 0
     while not all(job.done() for job in jobs):
-        seen = max(seen, await asyncio.to_thread(zygotes, server))
+        weights = max(weights, await asyncio.to_thread(zygotes, server))
+        seen = max(seen, await asyncio.to_thread(replicas, server))
         await asyncio.sleep(0.1)
     for job in jobs:
         statuses, result = await job
         assert statuses.count("LOG") == 1  # it ran once
         assert result["logits"].shape[0] == 1
     assert seen == 2
+    assert weights == 1  # which both of them share

@@ -282,6 +282,8 @@ async def test_status_of_models_in_every_state(gateway: Gateway, state: State) -
         "size_bytes": None,
         "gpus": 0,
         "failure": None,
+        "phase": "ready",
+        "phase_text": "",
     }
     assert deployments[f"{broken.slug}:ModelActor:{broken.canonical}"]["failure"] == "no weights"
     assert found["cluster"]["nodes"]["n2"]["deployments"] == {canonical: {"r2": {"gpus": {}, "resident_bytes": 7}}}

@@ -75,6 +75,11 @@ SUCCESSES: list[tuple[str, str, dict[str, str]]] = [
     ("/v1/artifacts/{artifact_id}", "GET", {"artifact_id": "artifact_id"}),
     ("/v1/artifacts/{artifact_id}/files/{name}", "GET", {"artifact_id": "artifact_id", "name": "adapter_config.json"}),
     ("/v1/artifacts/{artifact_id}", "DELETE", {"artifact_id": "artifact_id"}),
+    ("/v1/models", "GET", {}),
+    ("/v1/models", "POST", {}),
+    ("/v1/models/{model}", "GET", {"model": "lab/new"}),
+    ("/v1/models/{model}", "PATCH", {"model": "lab/new"}),
+    ("/v1/models/{model}", "DELETE", {"model": "lab/new"}),
     ("/v1/models/{model}/pause", "POST", {"model": KEY.repo_id}),
     ("/v1/models/{model}/resume", "POST", {"model": KEY.slug}),
     ("/v1/replicas/{replica}/drain", "POST", {"replica": "r1"}),
@@ -82,7 +87,11 @@ SUCCESSES: list[tuple[str, str, dict[str, str]]] = [
     ("/v1/tenants/{tenant}", "GET", {"tenant": "lab"}),
     ("/v1/tenants/{tenant}", "PUT", {"tenant": "lab"}),
 ]
-BODIES = {("/v1/tenants/{tenant}", "PUT"): {"weight": 2, "limits": {"running_jobs": 3}}}
+BODIES = {
+    ("/v1/tenants/{tenant}", "PUT"): {"weight": 2, "limits": {"running_jobs": 3}},
+    ("/v1/models", "POST"): {"source": "lab/new", "autoscale": {"most": 2}},
+    ("/v1/models/{model}", "PATCH"): {"replicas": 2},
+}
 
 
 async def test_every_success_is_as_declared(gateway: Gateway, facts: dict[str, Any]) -> None:
@@ -97,7 +106,7 @@ async def test_every_success_is_as_declared(gateway: Gateway, facts: dict[str, A
         body = {"body": BODIES[path, method], "media_type": "application/json"} if (path, method) in BODIES else {}
         case = schema[path][method].Case(path_parameters=values, **body)
         answer = await asyncio.to_thread(case.call)
-        assert answer.status_code in (200, 204), (path, answer.text)
+        assert answer.status_code in (200, 202, 204), (path, answer.text)
         case.validate_response(answer)
 
 

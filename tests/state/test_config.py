@@ -103,7 +103,7 @@ def test_a_wrong_key_names_line_key_suggestion_and_allowed_keys(written: Written
 def test_a_wrong_key_at_the_top(written: Written) -> None:
     said = mistake(written("\nlimts: {wall_seconds: 1}\n"))
     assert "line 2: unknown key `limts`. Did you mean `limits`?" in said
-    assert "runtime, models, gateway" in said
+    assert "runtime, models, on_demand" in said
 
 
 def test_a_wrong_key_in_a_list(written: Written) -> None:

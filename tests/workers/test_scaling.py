@@ -1,6 +1,5 @@
 """How many replicas shall run: the rule by itself, and its look at a real queue."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -9,12 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from interlace.protocol.event import Ended
-from interlace.protocol.job import JobState
-from interlace_state.config import Autoscale, Config, RedisConfig
+from interlace_state.config import Autoscale, Config, ModelConfig, RedisConfig
 from interlace_state.models import ModelCard, ModelState, Replica
 from interlace_state.store import State, open_state
-from interlace_workers.scaling import Scale, follow, scaled
+from interlace_workers.scaling import Scale, rule, scaled
 
 _IDLE = 10.0
 
@@ -83,23 +80,10 @@ async def state(redis_url: str, tmp_path: Path) -> AsyncIterator[State]:
         yield state
 
 
-async def test_the_queue_is_followed_and_the_catalogue_says_so(state: State) -> None:
-    rule = Autoscale(least=0, most=2, jobs_per_replica=2, idle_seconds=0.6)
-    wanted = follow(state, meeting.MODEL, rule)
-    async with asyncio.timeout(30):
-        assert await anext(wanted) == 0
-        assert (await state.models.find(meeting.MODEL)).state is ModelState.COLD
-        for _ in range(3):
-            await meeting.submitted(state)
-        assert await anext(wanted) == 2
-        hosted = await state.models.find(meeting.MODEL)
-        assert (hosted.state, hosted.wanted) == (ModelState.DEPLOYING, 2)
-        leases = [await meeting.lease(state) for _ in range(3)]
-        for lease in leases[:2]:  # one runs yet
-            await state.queue.finish(lease, Ended(state=JobState.COMPLETED))
-        assert await anext(wanted) == 1
-        await state.queue.finish(leases[2], Ended(state=JobState.COMPLETED))
-        assert await anext(wanted) == 0
+def test_there_is_one_form_of_rule() -> None:
+    assert rule(ModelConfig(source="a", replicas=3)) == Autoscale(least=3, most=3)
+    assert rule(ModelConfig(source="a", autoscale=Autoscale(most=2))).least == 0
+    assert rule(ModelConfig(source="a", autoscale=Autoscale(most=2), pin=True)).least == 1
 
 
 async def test_a_model_at_rest_is_neither_broken_nor_loading(state: State) -> None:

@@ -31,7 +31,7 @@ class HeadStarts:
     def __init__(self, folder: Path, first: Spawned) -> None:
         self._folder = folder
         self._first: Spawned | None = first
-        self._offered: set[Spawned] = set()
+        self._offered: dict[str, Spawned] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self, load: Load) -> Path:
@@ -43,9 +43,19 @@ class HeadStarts:
         listener.bind(str(place))
         listener.listen()
         listener.setblocking(False)
-        self._offered.add(zygote)
+        self._offered[str(place)] = zygote
         self._keep(self._hand_over(zygote, listener, place, load), f"head start {zygote.pid}")
         return place
+
+    def meeting_place(self, name: str) -> Path:
+        """Where replicas of one load may meet; see `sharing`."""
+        return self._folder / f"{name}.share"
+
+    def withdraw(self, place: str) -> None:
+        """End the process that was offered there, if nobody has taken it."""
+        if (zygote := self._offered.pop(place, None)) is not None:
+            _end(zygote)
+            self._keep(zygote.wait(), "withdrawn")
 
     def spare(self) -> None:
         """End the first process, if no model has needed it."""
@@ -57,7 +67,7 @@ class HeadStarts:
     def close(self) -> None:
         """End what nobody has taken."""
         self.spare()
-        for zygote in self._offered:
+        for zygote in self._offered.values():
             _end(zygote)
         for task in self._tasks:
             task.cancel()
@@ -71,7 +81,8 @@ class HeadStarts:
         """Give the process to the first who asks. It ends with whoever holds its channel: us, until then."""
         with listener:
             asker, _ = await asyncio.get_running_loop().sock_accept(listener)
-        self._offered.remove(zygote)
+        if self._offered.pop(str(place), None) is None:
+            return  # it was withdrawn meanwhile
         place.unlink()
         with asker, zygote.end, contextlib.suppress(OSError):
             message = {"pid": zygote.pid, "load": asdict(load)}

@@ -1,4 +1,4 @@
-"""From the configuration's models to what a runtime can start: resolve the weights, publish the catalogue."""
+"""From a model that shall be hosted to what a runtime can start: resolve the weights, publish the catalogue."""
 
 import asyncio
 import os
@@ -6,20 +6,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from interlace.protocol.errors import ModelFailed
+from interlace.protocol.errors import ModelFailed, UnknownModel
 from interlace.protocol.model import ModelKey
 from interlace_state.config import Config, ModelConfig
 from interlace_state.config_file import ConfigError
 from interlace_state.models import ModelCard
 from interlace_state.store import State
 from interlace_state.tracing import Tracing
-from interlace_workers import headstart, sources
+from interlace_workers import headstart, memory, sources
 from interlace_workers.executors.base import Executor, LoadFailed
-from interlace_workers.executors.party import MergingExecutor
 from interlace_workers.executors.resident import ResidentExecutor
 from interlace_workers.executors.zygote_process import ZygoteProcess
+from interlace_workers.memory import SHARED_BYTES
 from interlace_workers.order import Load
 from interlace_workers.replica import Replica, give_up
+from interlace_workers.sharing import SharingExecutor
 from interlace_workers.telemetry import Telemetry
 
 
@@ -27,14 +28,38 @@ from interlace_workers.telemetry import Telemetry
 class Placement:
     """One model that is to be hosted, its weights on this machine."""
 
-    #: Position in `Config.models`.
-    index: int
+    #: With the processor threads that a job of it gets.
     model: ModelConfig
     key: ModelKey
     #: What each replica loads.
     load: Load
+    #: Bytes of memory that a replica takes.
+    need_bytes: int
+    #: Of its record.
+    generation: int = 0
     #: Where the first replica finds a process that loads it already; "" if there is none.
     ahead: str = ""
+    #: Where its replicas meet that share the weights; "" if they do not.
+    share: str = ""
+
+    def bytes_of(self, replicas: int) -> int:
+        """What so many of them take; those that share the weights take little each."""
+        more = SHARED_BYTES if self.share else self.need_bytes
+        return self.need_bytes + (replicas - 1) * more if replicas else 0
+
+
+@dataclass(frozen=True)
+class Search:
+    """How a model's files are looked for."""
+
+    #: Takes lines for people.
+    say: Callable[[str], None]
+    #: Takes the bytes that are here, and those in all.
+    tell: Callable[[int, int], None] | None = None
+    #: The largest checkpoint that may come; None: any.
+    most_bytes: int | None = None
+    #: Configuration and tokenizer only.
+    small: bool = False
 
 
 def key_of(model: ModelConfig, repo_id: str, *, is_pipeline: bool) -> ModelKey:
@@ -54,17 +79,20 @@ def _expected(model: ModelConfig) -> ModelKey:
 
 
 async def place(config: Config, state: State, say: Callable[[str], None]) -> list[Placement]:
-    """Resolve every model side by side and publish its card; one that cannot be resolved is published as failed.
+    """Resolve every configured model side by side, publish its card, and have a record of it.
 
-    Says ``placed SLUG`` of each, once the catalogue holds these and no others. Raises ConfigError if two are one model
-    to clients.
+    One that cannot be resolved is published as failed. What commands and requests have brought before stays.
+
+    Says ``placed SLUG`` of each, once the catalogue holds what shall be hosted and no others. Raises ConfigError if two
+    are one model to clients.
     """
     _refuse_twins(config, list(map(_expected, config.models)))
     await state.control.publish_weights()
     placed = await asyncio.gather(*(_place(config, state, index, say) for index in range(len(config.models))))
     keys = [key for key, _ in placed]
     _refuse_twins(config, keys)  # once more: the hub may have given two spellings one id
-    await _withdraw_others(state, set(keys))
+    await state.desired.seed(dict(zip(keys, config.models, strict=True)))
+    await _withdraw_others(state, {record.key for record in await state.desired.all()})
     for key in keys:
         say(f"placed {key.slug}")
     return [placement for _, placement in placed if placement is not None]
@@ -85,9 +113,14 @@ def _refuse_twins(config: Config, keys: Sequence[ModelKey]) -> None:
 async def _withdraw_others(state: State, keys: set[ModelKey]) -> None:
     """Take models of a former configuration out of the catalogue and end their jobs: a Redis prefix has one placer."""
     for hosted in await state.models.all():
-        if (key := hosted.card.key) not in keys:
-            await state.models.withdraw(key)
-            await state.queue.fail_all(key, f"{key} is no longer hosted on this server.")
+        if hosted.card.key not in keys:
+            await withdraw(state, hosted.card.key)
+
+
+async def withdraw(state: State, key: ModelKey) -> None:
+    """Take a model out of the catalogue, and end its jobs."""
+    await state.models.withdraw(key)
+    await state.queue.fail_all(key, f"{key} is no longer hosted on this server.")
 
 
 async def _place(
@@ -95,28 +128,40 @@ async def _place(
 ) -> tuple[ModelKey, Placement | None]:
     model = config.models[index]
     try:
-        load, card, files = await asyncio.to_thread(_resolve_blocking, config, model, say)
+        placement = await find(config, state, model, Search(say))
     except sources.SourceError as error:
         key = _expected(model)
-        await state.models.forget_replicas(key)
-        await state.models.publish(
-            ModelCard(key=key, commit="0" * 40, dtype=model.dtype, config={}, failure=str(error))
-        )
-        await state.queue.fail_waiting(key, str(ModelFailed(str(key), str(error))))
+        await refuse(state, key, model, str(error))
         say(f"{key}: {error}")
         return key, None
+    await state.models.want(placement.key, model.first_replicas)
+    return placement.key, placement
+
+
+async def find(config: Config, state: State, model: ModelConfig, search: Search) -> Placement:
+    """Get a model's files onto this machine, and publish its card and what clients need of it. Raises SourceError."""
+    load, card, files = await asyncio.to_thread(_resolve_blocking, config, model, search)
     await state.models.forget_replicas(card.key)
     await state.models.replace_files(card.key, files)
-    await state.models.want(card.key, model.first_replicas)
     await state.models.publish(card)
-    return card.key, Placement(index=index, model=model, key=card.key, load=load)
+    fixed = model.model_copy(update={"threads": load.threads})
+    return Placement(fixed, card.key, load, memory.need(card.size_bytes, model, config.memory))
 
 
-def _resolve_blocking(
-    config: Config, model: ModelConfig, say: Callable[[str], None]
-) -> tuple[Load, ModelCard, dict[str, bytes]]:
+async def refuse(state: State, key: ModelKey, model: ModelConfig, reason: str) -> None:
+    """Publish why a model cannot be hosted, and end its jobs with that."""
+    await state.models.forget_replicas(key)
+    try:
+        card = (await state.models.find(key)).card
+    except UnknownModel:
+        card = ModelCard(key=key, commit="0" * 40, dtype=model.dtype, config={})
+    await state.models.publish(card.model_copy(update={"failure": reason}))
+    await state.queue.fail_waiting(key, str(ModelFailed(str(key), reason)))
+
+
+def _resolve_blocking(config: Config, model: ModelConfig, search: Search) -> tuple[Load, ModelCard, dict[str, bytes]]:
     """What to load, a model's card and its hub files, its weights on this machine. Raises SourceError."""
-    source = sources.resolve(model, config.cache_dir, say)
+    source = sources.find(model, config.cache_dir, search.say, search.tell, search.most_bytes, small=search.small)
     with sources.reading(source.path):
         files = {name: path.read_bytes() for name, path in source.hub_files().items()}
     key = key_of(model, source.repo_id, is_pipeline=source.is_pipeline)
@@ -144,13 +189,19 @@ def threads_of(config: Config, model: ModelConfig) -> int:
 
 
 async def build_replica(
-    config: Config, state: State, tracing: Tracing, index: int, key: ModelKey, name: str, ahead: str = ""
+    config: Config,
+    state: State,
+    tracing: Tracing,
+    model: ModelConfig,
+    key: ModelKey,
+    name: str,
+    ahead: str = "",
+    share: str = "",
 ) -> Replica:
-    """A replica of the model at ``index``, not started; ``ahead``: where a process may be that loads it already.
+    """A replica of a model, not started; ``ahead`` and ``share`` as of a `Placement`.
 
     Raises LoadFailed if this machine has no weights for it.
     """
-    model = config.models[index]
     try:
         source = await asyncio.to_thread(sources.resolve, model, config.cache_dir, lambda _: None)
         load = _load(config, model, source)
@@ -159,7 +210,7 @@ async def build_replica(
         raise LoadFailed(str(error)) from None
     taken = headstart.take(Path(ahead), load) if ahead else None
     zygote = None if taken is None else ZygoteProcess(taken)
-    executor: Executor = MergingExecutor(load, zygote)
+    executor: Executor = SharingExecutor(load, share, zygote)
     if load.resident:
         executor = ResidentExecutor(load, model.trusted, zygote)
     telemetry = Telemetry(state.metrics, tracing, key, name, model.slots)

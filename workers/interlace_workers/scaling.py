@@ -1,20 +1,9 @@
-"""How many replicas of a model shall run: one rule, which both runtimes follow, and its look at the queue."""
+"""How many replicas of a model shall run: one rule, whichever runtime hosts them."""
 
-import asyncio
-import contextlib
 import math
-import time
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from redis.exceptions import RedisError
-
-from interlace.protocol.model import ModelKey
-from interlace_state import log
-from interlace_state.config import Autoscale
-from interlace_state.store import State
-
-LOOK = 0.5  # seconds between two looks at a queue
+from interlace_state.config import Autoscale, ModelConfig
 
 
 @dataclass(frozen=True)
@@ -45,19 +34,7 @@ def scaled(settings: Autoscale, former: Scale, jobs: int, now: float) -> Scale:
     return Scale(former.replicas, former.fewer_since, most)
 
 
-async def follow(state: State, key: ModelKey, settings: Autoscale) -> AsyncIterator[int]:
-    """How many replicas of the model shall run, at first and whenever that changes; published as well.
-
-    While Redis is away, it stays as it was.
-    """
-    scale = Scale(settings.least)
-    said = None
-    while True:
-        with contextlib.suppress(RedisError, OSError):
-            scale = scaled(settings, scale, await state.queue.length(key), time.monotonic())
-            if scale.replicas != said:
-                await state.models.want(key, scale.replicas)
-                log.info("scaled", model=str(key), replicas=scale.replicas)
-                said = scale.replicas
-                yield scale.replicas
-        await asyncio.sleep(LOOK)
+def rule(model: ModelConfig) -> Autoscale:
+    """How many replicas of a model run, in the one form that there is for it; of one that is pinned, never none."""
+    settings = model.autoscale or Autoscale(least=model.replicas, most=model.replicas)
+    return settings.model_copy(update={"least": 1}) if model.pin and not settings.least else settings

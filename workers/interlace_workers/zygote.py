@@ -10,6 +10,7 @@ import itertools
 import os
 import re
 import select
+import signal
 import socket
 import sys
 from collections.abc import Sequence
@@ -29,61 +30,90 @@ _RAISED = re.compile(r"^[\w.]*(?:Error|Exception): ", re.MULTILINE)
 
 
 class Zygote:
-    """Forks on demand, reaps what ended, tells the parent of both."""
+    """Forks on demand, reaps what ended, tells whoever asked of both.
+
+    One parent has started it; that one may bring others, replicas of the same model on the same machine, which then
+    share its weights. It ends when the last of them is gone.
+    """
 
     def __init__(self, parent: socket.socket, model: HostedModel, sandbox: Sandbox, family: Family) -> None:
-        self._parent = parent
         self._model = model
         self._sandbox = sandbox
         self._family = family
-        self._children: dict[int, tuple[int, int]] = {}  # pidfd -> pid, slot
+        self._parents: dict[int, socket.socket] = {}
+        self._children: dict[int, tuple[int, int, socket.socket]] = {}  # pidfd -> pid, slot, whose it is
         self._poll = select.poll()
-        self._poll.register(parent, select.POLLIN)
+        self._adopted_by(parent)
 
     def serve(self) -> None:
-        """Fork for each request of the parent until it is gone, then end what is left."""
-        while True:
+        """Fork for each request until no parent is left, then end what is left."""
+        while self._parents:
             for fd, _ in self._poll.poll():
                 if fd in self._children:
                     self._reap(fd)
-                    continue
-                try:
-                    channel.receive(self._parent)
-                except EOFError:
-                    self._family.kill()
-                    return
-                self._fork()
+                elif fd in self._parents:
+                    self._heed(self._parents[fd])
+        self._family.kill()
 
-    def _fork(self) -> None:
+    def _adopted_by(self, parent: socket.socket) -> None:
+        self._parents[parent.fileno()] = parent
+        self._poll.register(parent, select.POLLIN)
+
+    def _heed(self, parent: socket.socket) -> None:
+        """One message of a parent, or its end."""
+        try:
+            message, fds = channel.receive(parent)
+        except EOFError:
+            self._left_by(parent)
+            return
+        if "share" in message:
+            (fd,) = fds
+            other = socket.socket(fileno=fd)
+            self._adopted_by(other)
+            self._tell(other, {"loaded": message["share"]})
+        else:
+            self._fork(parent)
+
+    def _left_by(self, parent: socket.socket) -> None:
+        """A parent has gone: its children end, those of others go on."""
+        self._poll.unregister(parent)
+        del self._parents[parent.fileno()]
+        for pidfd, (_, _, whose) in self._children.items():
+            if whose is parent:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        parent.close()
+
+    def _fork(self, parent: socket.socket) -> None:
         ours, theirs = channel.pair()
-        taken = {slot for _, slot in self._children.values()}
+        taken = {slot for _, slot, _ in self._children.values()}
         slot = next(number for number in itertools.count() if number not in taken)
         pid = self._sandbox.fork()
         if pid == 0:
             job.main(theirs, self._model, self._sandbox, slot)
         theirs.close()
         pidfd = os.pidfd_open(pid)
-        self._children[pidfd] = pid, slot
+        self._children[pidfd] = pid, slot, parent
         self._poll.register(pidfd, select.POLLIN)
-        self._tell({"forked": pid}, [ours.fileno(), pidfd])
+        self._tell(parent, {"forked": pid}, [ours.fileno(), pidfd])
         ours.close()
 
     def _reap(self, pidfd: int) -> None:
         self._poll.unregister(pidfd)
-        pid, _ = self._children.pop(pidfd)
+        pid, _, parent = self._children.pop(pidfd)
         os.close(pidfd)
         _, status, usage = os.wait4(pid, 0)
         # What the child left running has become ours.
-        self._family.kill(but=[pid for pid, _ in self._children.values()])
+        self._family.kill(but=[pid for pid, _, _ in self._children.values()])
         cpu_seconds = usage.ru_utime + usage.ru_stime
         peak_bytes = usage.ru_maxrss << 10
         code = os.waitstatus_to_exitcode(status)
-        self._tell({"exited": pid, "code": code, "cpu_seconds": cpu_seconds, "peak_bytes": peak_bytes})
+        self._tell(parent, {"exited": pid, "code": code, "cpu_seconds": cpu_seconds, "peak_bytes": peak_bytes})
 
-    def _tell(self, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
+    def _tell(self, parent: socket.socket, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
         # A parent that is gone shows at the next poll.
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            channel.send(self._parent, message, fds)
+        with contextlib.suppress(OSError):
+            channel.send(parent, message, fds)
 
 
 def _reason(error: Exception) -> str:

@@ -8,12 +8,14 @@
     - ClientTooOld          400
     - InvalidArtifact       422  a file of an artifact, or an adapter, is not what it must be
     - AdapterRefused        422  this adapter cannot be had for this model
+    - NotAllowed            422  the model is not hosted, and may not come on demand
   x UnknownModel            404
   x UnknownJob              404
   x UnknownValue            404
   x UnknownReplica          404
   x UnknownArtifact         404
   x ModelFailed             503  the model could not be loaded
+  x ModelComing             503  the model's files are being fetched
   x SessionRefused          409
   x NotCompleted            409  a job has no result, or none yet
   x StoreFull               503  there is no room for another job's bytes
@@ -90,6 +92,21 @@ class AdapterRefused(InvalidRequest):
     """The adapter cannot be had for this model."""
 
     code = "adapter_refused"
+
+
+class NotAllowed(InvalidRequest):
+    """The model is not hosted here, and a request may not bring it."""
+
+    code = "not_allowed"
+
+    def __init__(self, wanted: str, allowed: Sequence[str], hosted: Sequence[str]) -> None:
+        super().__init__(
+            f"This server does not host {wanted}, and it is none of those that a request may bring: "
+            f"{', '.join(allowed)}. Hosted models: {', '.join(hosted) or 'none yet'}. The operator can allow it "
+            "(`on_demand.allow` in the configuration) or host it (`interlace deploy REPO`)."
+        )
+        self.wanted = wanted
+        self.allowed = tuple(allowed)
 
 
 class UnknownModel(InterlaceError):
@@ -169,6 +186,14 @@ class ModelFailed(InterlaceError):
         super().__init__(f"{model} could not be loaded on this server: {reason}")
         self.model = model
         self.reason = reason
+
+
+class ModelComing(InterlaceError):
+    """The model is hosted on demand, and its configuration is being fetched. Ask again in a few seconds."""
+
+    code = "model_coming"
+    http_status = 503
+    retry_after = 2
 
 
 class SessionRefused(InterlaceError):

@@ -77,7 +77,7 @@ _CHANGES = {"requestBody": {"required": True, "content": {"application/json": {"
 @router.post("/models/{model:path}/pause", responses=refusals(401, 403, 404, 422, 429, 503))
 async def pause_model(model: _Model, caller: TheCaller, gateway: TheGateway) -> ModelControl:
     """Start no more of a model's jobs: they wait."""
-    found = await _hosted(gateway, model)
+    found = await hosted(gateway, model)
     await gateway.state.control.pause(found.card.key)
     return _paused(gateway, caller, found, paused=True)
 
@@ -85,18 +85,18 @@ async def pause_model(model: _Model, caller: TheCaller, gateway: TheGateway) -> 
 @router.post("/models/{model:path}/resume", responses=refusals(401, 403, 404, 422, 429, 503))
 async def resume_model(model: _Model, caller: TheCaller, gateway: TheGateway) -> ModelControl:
     """Start a paused model's jobs again."""
-    found = await _hosted(gateway, model)
+    found = await hosted(gateway, model)
     await gateway.state.control.resume(found.card.key)
     return _paused(gateway, caller, found, paused=False)
 
 
 def _paused(gateway: Gateway, caller: Caller, model: HostedModel, *, paused: bool) -> ModelControl:
     key = model.card.key
-    _note(gateway, caller, "model paused" if paused else "model resumed", model=str(key))
+    note(gateway, caller, "model paused" if paused else "model resumed", model=str(key))
     return ModelControl(model=key.repo_id, slug=key.slug, paused=paused)
 
 
-async def _hosted(gateway: Gateway, name: str) -> HostedModel:
+async def hosted(gateway: Gateway, name: str) -> HostedModel:
     """The model with this slug or repo id. Raises UnknownModel, or InvalidRequest where a repo id names several."""
     models = await gateway.state.models.all()
     found = [model for model in models if name in (model.card.key.slug, model.card.key.repo_id)]
@@ -116,7 +116,7 @@ async def drain_replica(replica: _ReplicaId, caller: TheCaller, gateway: TheGate
     if replica not in known:
         raise UnknownReplica(f"There is no replica {replica}. Those that give a sign of life: {', '.join(known)}.")
     await gateway.state.control.drain(replica)
-    _note(gateway, caller, "replica drained", replica=replica)
+    note(gateway, caller, "replica drained", replica=replica)
     return ReplicaControl(replica=replica, drained=True)
 
 
@@ -124,7 +124,7 @@ async def drain_replica(replica: _ReplicaId, caller: TheCaller, gateway: TheGate
 async def undrain_replica(replica: _ReplicaId, caller: TheCaller, gateway: TheGateway) -> ReplicaControl:
     """Give a drained replica jobs again; one that was not drained is fine."""
     await gateway.state.control.undrain(replica)
-    _note(gateway, caller, "replica undrained", replica=replica)
+    note(gateway, caller, "replica undrained", replica=replica)
     return ReplicaControl(replica=replica, drained=False)
 
 
@@ -143,7 +143,7 @@ async def change_tenant(tenant: _Tenant, request: Request, caller: TheCaller, ga
         await gateway.state.control.set_weight(tenant, changes.weight)
     if changes.limits is not None:
         await gateway.state.control.set_limits(tenant, changes.limits)
-    _note(gateway, caller, "tenant changed", owner=tenant, **changes.model_dump(exclude_none=True))
+    note(gateway, caller, "tenant changed", owner=tenant, **changes.model_dump(exclude_none=True))
     return await show_tenant(tenant, gateway)
 
 
@@ -160,6 +160,6 @@ async def _changes(request: Request) -> TenantChanges:
         raise InvalidRequest(describe(error.errors(), "The request")) from None
 
 
-def _note(gateway: Gateway, caller: Caller, action: str, **fields: object) -> None:
+def note(gateway: Gateway, caller: Caller, action: str, **fields: object) -> None:
     with log.instead_of(OSError, "audit_failed"):
         gateway.state.audit.write(action, tenant=caller.tenant, key=caller.key_id, **fields)

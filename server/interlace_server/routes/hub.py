@@ -13,13 +13,17 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from interlace_server.doors.auth import visible
+from interlace.protocol.errors import ModelComing, NotAllowed
+from interlace.protocol.model import ModelKey, is_repo_id, is_revision
+from interlace_server import on_demand
+from interlace_server.doors.auth import Caller, visible
 from interlace_server.errors import Responses, refusals
 from interlace_server.gateway import Gateway, TheGateway
 from interlace_state.models import HostedModel, ModelCard
 
 router = APIRouter(prefix="/hf", tags=["hub"])
 
+_PATIENCE = 8.0  # seconds; a hub's client waits for ten
 _LIBRARY = {"TransformersModel": "transformers", "DiffusionModel": "diffusers"}
 _FILE: Responses = {
     200: {"content": {"*/*": {"schema": {}}}, "description": "The file."},
@@ -153,8 +157,10 @@ async def _find_in(request: Request, gateway: Gateway, repo_id: str, rest: str) 
     """The model that `REVISION/PATH` belongs to, and PATH; a revision may hold slashes. Raises NotOnHub."""
     models = visible(await gateway.state.models.all(), request)
     cards = [model.card for model in models if model.card.key.repo_id.lower() == repo_id.lower()]
+    cards = cards or await _brought(request, gateway, repo_id, rest)
     if not cards:
         raise NotOnHub("RepoNotFound", _no_repo(repo_id, models))
+    cards = [await _described(gateway, card) for card in cards]
     # The hub's default branch stands for whatever is hosted, but a model hosted at `main` goes first.
     cards.sort(key=lambda card: card.key.revision != "main")
     for card in cards:
@@ -162,6 +168,36 @@ async def _find_in(request: Request, gateway: Gateway, repo_id: str, rest: str) 
             if rest == revision or rest.startswith(f"{revision}/"):
                 return card, rest[len(revision) + 1 :]
     raise _no_revision(cards[0], rest)
+
+
+async def _brought(request: Request, gateway: Gateway, repo_id: str, rest: str) -> list[ModelCard]:
+    """A model that may come on demand; its weights come with its first job. Where keys are needed, here, too.
+
+    Raises NotOnHub where the policy says no.
+    """
+    viewer: Caller | None = request.scope["state"].get("viewer")
+    if not on_demand.is_on(gateway) or not is_repo_id(repo_id) or (viewer is not None and not viewer.reaches(repo_id)):
+        return []
+    if viewer is None and (gateway.config.exposed or await gateway.state.tenants.any()):
+        return []
+    revision = rest.partition("/")[0]
+    key = ModelKey(repo_id=repo_id, revision=revision if is_revision(revision) else "main")
+    try:
+        return [(await on_demand.bring(gateway, key)).card]
+    except NotAllowed as error:
+        raise NotOnHub("RepoNotFound", str(error)) from None
+
+
+async def _described(gateway: Gateway, card: ModelCard) -> ModelCard:
+    """The card of a model whose small files are here. Raises ModelComing, NotOnHub if they cannot be had."""
+    if card.commit != on_demand.NO_COMMIT:
+        return card
+    found = await on_demand.described(gateway, card.key, _PATIENCE)
+    if found is None:
+        raise ModelComing
+    if found.commit == on_demand.NO_COMMIT:
+        raise NotOnHub("RepoNotFound", found.failure or "It cannot be had.")
+    return found
 
 
 def _no_repo(repo_id: str, models: list[HostedModel]) -> str:

@@ -16,7 +16,7 @@ from interlace.protocol.errors import InterlaceError, ModelFailed, UnknownModel,
 from interlace.protocol.event import Ended, StateChanged
 from interlace.protocol.job import Job, JobState, Limits
 from interlace.protocol.model import ModelKey
-from interlace_server import metrics, nnsight_wire
+from interlace_server import metrics, nnsight_wire, on_demand
 from interlace_server.deployments import Overview, overview
 from interlace_server.doors.adapters import check_adapters
 from interlace_server.doors.admission import check_payload
@@ -139,12 +139,14 @@ async def _look_again(gateway: Gateway, key: ModelKey, caller: Caller) -> None:
 
 
 async def _servable(gateway: Gateway, key: ModelKey, caller: Caller) -> HostedModel:
-    """Raises UnknownModel, also for one that the caller may not use, Untrusted or ModelFailed."""
+    """Raises UnknownModel, also for one that the caller may not use, NotAllowed, Untrusted or ModelFailed."""
     if not caller.reaches(key.repo_id):
         raise UnknownModel(str(key), caller.models or ())
     try:
         model = await gateway.state.models.find(key)
     except UnknownModel:
+        if on_demand.is_on(gateway):
+            return await on_demand.bring(gateway, key)
         if caller.models is None:
             raise
         raise UnknownModel(str(key), caller.models) from None  # the names of others are not for this key
@@ -230,6 +232,10 @@ async def poll(job_id: str, request: Request, caller: TheCaller, gateway: TheGat
     if isinstance(event, StateChanged) and event.state is JobState.QUEUED and event.model_ready:
         place = await gateway.state.queue.place(job_id)
         return nnsight_wire.render(job_id, event) if place is None else nnsight_wire.waits(job_id, place)
+    if isinstance(event, StateChanged) and event.state is JobState.QUEUED and not event.model_ready:
+        key = await gateway.state.jobs.model_of(job_id)
+        if key is not None and (moment := await gateway.state.desired.moment(key)) is not None:
+            return nnsight_wire.deploys(job_id, moment)
     update = nnsight_wire.render(job_id, event)
     if not isinstance(event, Ended) or event.result is None:
         return update
@@ -239,7 +245,8 @@ async def poll(job_id: str, request: Request, caller: TheCaller, gateway: TheGat
 @router.get("/status", responses=refusals(503))
 async def status(request: Request, gateway: TheGateway) -> Overview:
     """The hosted models, one entry a replica."""
-    return overview(visible(await gateway.state.models.all(), request), gateway.config.limits.wall_seconds)
+    records = {record.key.slug: record for record in await gateway.state.desired.all()}
+    return overview(visible(await gateway.state.models.all(), request), gateway.config.limits.wall_seconds, records)
 
 
 @router.get("/env", responses=refusals(503))

@@ -54,6 +54,8 @@ class Stream:
         self._greeted = False
         self._ended = False
         self._waiting = False
+        #: Whether it waits for its model.
+        self._deploying = False
         self._redis_lost: float | None = None
 
     async def run(self) -> None:
@@ -140,22 +142,34 @@ class Stream:
         await asyncio.sleep(_RETRY)
 
     async def _tell_places(self) -> None:
-        """Say where the job stands while it waits, as that changes."""
-        told = None
+        """Say where the job stands while it waits, or what its model does, as that changes."""
+        told: Update | None = None
         while not self._ended:
             await asyncio.sleep(_PLACE_PERIOD)
             with suppress(RedisError, WebSocketDisconnect):  # the events will tell of either
-                place = await self._gateway.state.queue.place(self._job_id) if self._waiting else None
-                if self._waiting and place is not None and place != told:
-                    told = place
-                    await self._send(nnsight_wire.waits(self._job_id, place).text())
+                update = await self._place()
+                if update is not None and update != told and (self._waiting or self._deploying):
+                    told = update
+                    await self._send(update.text())
+
+    async def _place(self) -> Update | None:
+        state = self._gateway.state
+        if self._waiting:
+            place = await state.queue.place(self._job_id)
+            return None if place is None else nnsight_wire.waits(self._job_id, place)
+        if self._deploying and (key := await state.jobs.model_of(self._job_id)) is not None:
+            moment = await state.desired.moment(key)
+            return None if moment is None else nnsight_wire.deploys(self._job_id, moment)
+        return None
 
     async def _tell(self, event: Event) -> None:
         if isinstance(event, Saved):
             await self._tell_value(event)
             return
         if not isinstance(event, Log):
-            self._waiting = isinstance(event, StateChanged) and event.state is JobState.QUEUED and event.model_ready
+            queued = isinstance(event, StateChanged) and event.state is JobState.QUEUED
+            ready = isinstance(event, StateChanged) and event.model_ready
+            self._waiting, self._deploying = queued and ready, queued and not ready
         update = nnsight_wire.render(self._job_id, event)
         result = event.result if isinstance(event, Ended) else None
         if result is None:

@@ -114,6 +114,8 @@ class ZygoteProcess:
         self._children: dict[int, asyncio.Future[Exit]] = {}
         self._loaded: asyncio.Future[Loaded] = asyncio.get_running_loop().create_future()
         self._lost: ExecutorLost | None = None
+        #: Whether other replicas have it, too: it may go on when we let go of it.
+        self.shared = False
         self._end.setblocking(False)
         asyncio.get_running_loop().add_reader(self._end, self._read)
 
@@ -131,6 +133,19 @@ class ZygoteProcess:
     async def loaded(self) -> Loaded:
         """Wait for the model. Raises LoadFailed; ExecutorLost if the process has ended, which is no verdict on it."""
         return await asyncio.shield(self._loaded)
+
+    def share(self, loaded: Loaded) -> Spawned:
+        """The same process for another replica of the model, with a channel of its own: it lives while either does.
+
+        Raises ExecutorLost.
+        """
+        if self._lost is not None:
+            raise self._lost
+        ours, theirs = channel.pair()
+        with theirs:
+            channel.send(self._end, {"share": asdict(loaded)}, [theirs.fileno()])
+        self.shared = True
+        return Spawned(self.pid, os.dup(self._process.pidfd), ours)
 
     async def fork(self) -> Child:
         """A new child, sealed and waiting for its order. Raises ExecutorLost."""
@@ -155,6 +170,8 @@ class ZygoteProcess:
         """End the zygote; it ends its children when the channel does."""
         loading = not self._loaded.done()
         self._lose()
+        if self.shared:
+            return
         if loading:
             with contextlib.suppress(ProcessLookupError):
                 self._process.terminate()

@@ -1,20 +1,43 @@
 """What hosts replicas: Ray Serve, or plain supervised processes. One runtime a file, chosen by name."""
 
-import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from importlib import import_module
 from pathlib import Path
+from typing import Protocol
 
+from interlace.protocol.model import ModelKey
 from interlace_state.config import Config
 from interlace_state.store import State
+from interlace_workers.memory import Room
 from interlace_workers.placement import Placement
 
-#: Hosts the placements until the event is set, then lets running jobs end. ``Path`` is the configuration's file.
-Runtime = Callable[[Config, Path, State, Sequence[Placement], asyncio.Event], Awaitable[None]]
+
+class Host(Protocol):
+    """Runs as many replicas of each model as it is told. Closing it lets running jobs end, and ends all."""
+
+    async def keep(self, wanted: Sequence[tuple[Placement, int]]) -> None:
+        """Have so many replicas run of each; returns at once. A replica that ends is started again."""
+
+    async def live(self, key: ModelKey) -> int:
+        """Replicas of a model that there are, those that start or stop included."""
+
+    async def drop(self, key: ModelKey) -> None:
+        """Stop what runs of a model, let its jobs end, and forget it: another placement may come."""
+
+    def takes_ahead(self, key: ModelKey) -> bool:
+        """Whether the next replica of a model that has none asks for the process at `Placement.ahead`."""
+
+    async def rooms(self, planned: int, resident: int) -> Sequence[Room]:
+        """The machines and what they have free, where replicas here are planned with so many bytes."""
+
+
+#: ``Path`` is the configuration's file.
+Runtime = Callable[[Config, Path, State], AbstractAsyncContextManager[Host]]
 
 _RUNTIMES = {
-    "ray": "interlace_workers.runtimes.ray_serve:host",
-    "process": "interlace_workers.runtimes.process:host",
+    "ray": "interlace_workers.runtimes.ray_serve:hosting",
+    "process": "interlace_workers.runtimes.process:hosting",
 }
 
 

@@ -4,17 +4,16 @@ import asyncio
 import contextlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from redis.exceptions import RedisError
-
+from interlace.protocol.model import ModelKey
 from interlace_state import log
-from interlace_state.config import Autoscale, Config
+from interlace_state.config import Config
 from interlace_state.store import State
-from interlace_state.tasks import cancelled
-from interlace_workers import scaling
+from interlace_workers.memory import Room, this_machine
 from interlace_workers.placement import Placement
 
 #: A replica that could not load its model exits with this code and is not started again.
@@ -24,9 +23,48 @@ _LONGEST_PAUSE = 30.0  # seconds
 _STEADY = 10.0  # seconds after which a replica's end is not one of a row
 
 
-async def host(config: Config, file: Path, state: State, placements: Sequence[Placement], stop: asyncio.Event) -> None:
-    """Run every replica until ``stop``."""
-    await asyncio.gather(*(_Pool(config, file, state, placement).run(stop) for placement in placements))
+@asynccontextmanager
+async def hosting(config: Config, file: Path, state: State) -> AsyncIterator["ProcessHost"]:
+    """Host replicas while the block runs, then let them end."""
+    host = ProcessHost(config, file)
+    try:
+        yield host
+    finally:
+        await host.close()
+
+
+class ProcessHost:
+    """The pools of all models."""
+
+    def __init__(self, config: Config, file: Path) -> None:
+        self._config = config
+        self._file = file
+        self._pools: dict[str, _Pool] = {}
+
+    async def keep(self, wanted: Sequence[tuple[Placement, int]]) -> None:
+        for placement, count in wanted:
+            pool = self._pools.get(placement.key.slug)
+            if pool is None:
+                pool = self._pools[placement.key.slug] = _Pool(self._config, self._file)
+            pool.keep(placement, count)
+
+    async def live(self, key: ModelKey) -> int:
+        pool = self._pools.get(key.slug)
+        return 0 if pool is None else pool.live
+
+    async def drop(self, key: ModelKey) -> None:
+        if (pool := self._pools.pop(key.slug, None)) is not None:
+            await pool.close()
+
+    def takes_ahead(self, key: ModelKey) -> bool:
+        return True
+
+    async def rooms(self, planned: int, resident: int) -> Sequence[Room]:
+        return [this_machine(self._config, planned, resident)]
+
+    async def close(self) -> None:
+        """Stop all, and let running jobs end."""
+        await asyncio.gather(*(pool.close() for pool in self._pools.values()))
 
 
 @dataclass(frozen=True)
@@ -39,59 +77,37 @@ class _Supervised:
 class _Pool:
     """The replicas of one model."""
 
-    def __init__(self, config: Config, file: Path, state: State, placement: Placement) -> None:
+    def __init__(self, config: Config, file: Path) -> None:
         self._config = config
         self._file = file
-        self._state = state
-        self._placement = placement
         #: By number; those that are told to stop are here until they have ended.
         self._replicas: dict[int, _Supervised] = {}
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Keep as many replicas as shall run until ``stop``, then let them end."""
-        model = self._placement.model
-        keeping = asyncio.create_task(self._scale(model.autoscale) if model.autoscale else self._keep(model.replicas))
-        stopping = asyncio.create_task(stop.wait(), name="stop")
-        try:
-            await asyncio.wait({keeping, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            if keeping.done():
-                keeping.result()
-        finally:
-            await cancelled(keeping, stopping)
-            replicas = list(self._replicas.values())
-            for replica in replicas:
-                replica.stop.set()
-            await asyncio.gather(*(replica.task for replica in replicas))
+    @property
+    def live(self) -> int:
+        return len(self._replicas)
 
-    async def _keep(self, count: int) -> None:
-        """So many replicas; returns when none of them can load its model."""
-        for _ in range(count):
-            self._start()
-        await asyncio.wait([replica.task for replica in self._replicas.values()])
+    def keep(self, placement: Placement, count: int) -> None:
+        """Have so many replicas run, now and later."""
+        kept = [number for number, replica in self._replicas.items() if not replica.stop.is_set()]
+        for _ in range(count - len(kept)):
+            self._start(placement)
+        for number in kept[count:]:
+            self._replicas[number].stop.set()
+            if self._replicas[number].task.done():  # it could not load its model
+                del self._replicas[number]
 
-    async def _scale(self, settings: Autoscale) -> None:
-        """As many replicas as the queue needs, now and later."""
-        async for wanted in scaling.follow(self._state, self._placement.key, settings):
-            kept = [number for number, replica in self._replicas.items() if not replica.stop.is_set()]
-            for _ in range(wanted - len(kept)):
-                self._start()
-            for number in (await self._idle_first(kept))[: max(0, len(kept) - wanted)]:
-                self._replicas[number].stop.set()  # its jobs end, or are given back
-                if self._replicas[number].task.done():
-                    self._forget(number)
+    async def close(self) -> None:
+        """Stop all, and let running jobs end."""
+        replicas = list(self._replicas.values())
+        for replica in replicas:
+            replica.stop.set()
+        await asyncio.gather(*(replica.task for replica in replicas))
 
-    async def _idle_first(self, numbers: list[int]) -> list[int]:
-        """These replicas, those with the fewest running jobs first, and of equals the youngest."""
-        running: dict[str, int] = {}
-        with contextlib.suppress(RedisError, OSError):
-            hosted = await self._state.models.find(self._placement.key)
-            running = {replica.id: replica.running for replica in hosted.replicas}
-        return sorted(numbers, key=lambda number: (running.get(self._replicas[number].name, 0), -number))
-
-    def _start(self) -> None:
+    def _start(self, placement: Placement) -> None:
         number = next(number for number in range(len(self._replicas) + 1) if number not in self._replicas)
-        name, stop = f"{self._placement.key.slug}-{number}", asyncio.Event()
-        task = asyncio.create_task(self._supervise(name, stop), name=f"supervise {name}")
+        name, stop = f"{placement.key.slug}-{number}", asyncio.Event()
+        task = asyncio.create_task(self._supervise(placement, name, stop), name=f"supervise {name}")
         self._replicas[number] = _Supervised(name, stop, task)
         task.add_done_callback(lambda _: self._forget(number))
 
@@ -100,11 +116,11 @@ class _Pool:
         if self._replicas[number].stop.is_set():
             del self._replicas[number]
 
-    async def _supervise(self, name: str, stop: asyncio.Event) -> None:
-        placement = self._placement
+    async def _supervise(self, placement: Placement, name: str, stop: asyncio.Event) -> None:
         command = [sys.executable, "-m", "interlace_workers.runtimes.replica_process"]
-        command += ["--config", str(self._file), "--index", str(placement.index), "--name", name]
+        command += ["--config", str(self._file), "--model", placement.model.model_dump_json(), "--name", name]
         command += ["--key", placement.key.canonical, "--ahead", placement.ahead]
+        command += ["--share", placement.share]
         pause = _FIRST_PAUSE
         while not stop.is_set():
             started = time.monotonic()

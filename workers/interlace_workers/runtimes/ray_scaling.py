@@ -1,58 +1,50 @@
-"""Ray Serve's autoscaling by our queues, of which Ray knows nothing: replicas pull their jobs from Redis.
+"""How many replicas Ray Serve runs: as many as the placement loop says in Redis, of which Ray knows nothing.
 
-An actor follows the queues; the policy that Serve asks, in its controller, hears from the actor without ever waiting.
+An actor reads it; the policy that Serve asks, in its controller, hears from the actor without ever waiting.
 Serve writes a policy's arguments to its log, so that Redis' address, which has a password in it, is the actor's alone.
 """
 
 import asyncio
 import time
-from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import Any
 
 import ray
 from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingPolicy
 
-from interlace.protocol.model import ModelKey
 from interlace_state import log
-from interlace_state.config import Autoscale, Config
-from interlace_state.store import open_state
-from interlace_workers import scaling
+from interlace_state.config import Config
+from interlace_state.store import State, open_state
 
 _NAME, _NAMESPACE = "interlace-scaler", "interlace"
 _PAUSE = 1.0  # seconds until an actor that was not there is looked for again
+_MOST = 10_000  # replicas: it is for the placement loop to say how many
 
 
 class Scaler:
     """The actor: how many replicas of each model shall run."""
 
-    async def __init__(self, config: str, models: Mapping[str, int]) -> None:  # type: ignore[misc]
-        """``models``: canonical keys, and their positions in the configuration."""
+    async def __init__(self, config: str) -> None:  # type: ignore[misc]
         self._config = Config.model_validate_json(config)
-        self._models = {ModelKey.parse(key): index for key, index in models.items()}
-        self._wanted: dict[str, int] = {}
-        self._following = asyncio.get_running_loop().create_task(self._follow(), name="scaler")
+        self._state: asyncio.Future[State] = asyncio.get_running_loop().create_future()
+        self._opened = asyncio.get_running_loop().create_task(self._open(), name="scaler")
 
-    async def _follow(self) -> None:
+    async def _open(self) -> None:
         log.configure(model="*", replica=_NAME)
-        async with open_state(self._config) as state, asyncio.TaskGroup() as group:
-
-            async def follow(key: ModelKey, settings: Autoscale) -> None:
-                async for wanted in scaling.follow(state, key, settings):
-                    self._wanted[key.slug] = wanted
-
-            for key, index in self._models.items():
-                if (settings := self._config.models[index].autoscale) is not None:
-                    group.create_task(follow(key, settings))
+        async with open_state(self._config) as state:
+            self._state.set_result(state)
+            await asyncio.Event().wait()
 
     async def wanted(self, slug: str) -> int | None:
-        """None while that is not known. Raises what ended the following of the queues."""
-        if self._following.done():
-            self._following.result()
-        return self._wanted.get(slug)
+        """None while that is not known. Raises RedisError, and what kept Redis from being opened."""
+        if self._opened.done():
+            self._opened.result()
+        if not self._state.done():
+            return None
+        return await self._state.result().models.wanted(slug) or 0  # none of one that is hosted no longer
 
 
-class QueueDepth:
+class Wanted:
     """The policy of one model. While the actor is not there, what is stays."""
 
     def __init__(self, prefix: str, slug: str) -> None:
@@ -83,21 +75,21 @@ class QueueDepth:
             self._not_before = time.monotonic() + _PAUSE
 
 
-def start(config: Config, models: Mapping[str, int]) -> Any:
+def start(config: Config) -> Any:
     """Start the actor and return its handle, without which it ends. Blocks until Ray knows of it."""
     options = {"name": f"{_NAME} {config.redis.prefix}", "namespace": _NAMESPACE, "num_cpus": 0, "max_restarts": -1}
-    return ray.remote(Scaler).options(**options).remote(config.model_dump_json(), dict(models))
+    return ray.remote(Scaler).options(**options, get_if_exists=True).remote(config.model_dump_json())
 
 
-def autoscaling(prefix: str, slug: str, settings: Autoscale) -> AutoscalingConfig:
+def autoscaling(prefix: str, slug: str, first: int) -> AutoscalingConfig:
     """What Serve is told: do at once what the policy says, which has waited for all that there is to wait for."""
     policy = AutoscalingPolicy(
-        policy_function=f"{__name__}:{QueueDepth.__name__}", policy_kwargs={"prefix": prefix, "slug": slug}
+        policy_function=f"{__name__}:{Wanted.__name__}", policy_kwargs={"prefix": prefix, "slug": slug}
     )
     return AutoscalingConfig(
-        min_replicas=settings.least,
-        initial_replicas=settings.least,
-        max_replicas=settings.most,
+        min_replicas=0,
+        initial_replicas=first,
+        max_replicas=_MOST,
         upscale_delay_s=0,
         downscale_delay_s=0,
         downscale_to_zero_delay_s=0,

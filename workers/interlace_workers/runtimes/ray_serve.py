@@ -1,12 +1,12 @@
 """Replicas as Ray Serve applications, one for each model: Ray places them, watches them and starts them again."""
 
 import asyncio
+import hashlib
 import os
-import signal
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ from ray import serve
 
 from interlace.protocol.model import ModelKey
 from interlace_state import log
-from interlace_state.config import Config
+from interlace_state.config import Config, ModelConfig
 from interlace_state.store import State, open_state
 from interlace_state.tracing import Tracing
 from interlace_workers.executors.base import LoadFailed
+from interlace_workers.memory import Room, this_machine
 from interlace_workers.placement import Placement, build_replica
 from interlace_workers.runtimes import ray_scaling
 
@@ -31,11 +32,12 @@ _LONGEST_TEMP_DIR = 20
 class ReplicaDeployment:
     """A replica inside a Ray Serve replica actor. Ray carries no payload: it pulls its jobs from Redis."""
 
-    async def __init__(self, config: str, index: int, key: str, ahead: str) -> None:  # type: ignore[misc]
+    async def __init__(self, config: str, model: str, key: str, *places: str) -> None:  # type: ignore[misc]
         self._config = Config.model_validate_json(config)
-        self._index = index
+        self._model = ModelConfig.model_validate_json(model)
         self._key = ModelKey.parse(key)
-        self._ahead = ahead
+        #: As of a `Placement`: `ahead`, `share`.
+        self._places = places
         self._stop = asyncio.Event()
         self._serving = asyncio.get_running_loop().create_task(self._serve(), name="replica")
 
@@ -45,7 +47,7 @@ class ReplicaDeployment:
         async with AsyncExitStack() as stack:
             state = await stack.enter_async_context(open_state(self._config))
             tracing = await stack.enter_async_context(Tracing(self._config.telemetry, "interlace-worker", name))
-            replica = await build_replica(self._config, state, tracing, self._index, self._key, name, self._ahead)
+            replica = await build_replica(self._config, state, tracing, self._model, self._key, name, *self._places)
             await replica.serve(self._stop)
 
     def check_health(self) -> None:
@@ -60,22 +62,75 @@ class ReplicaDeployment:
         await asyncio.wait({self._serving})
 
 
-async def host(config: Config, file: Path, state: State, placements: Sequence[Placement], stop: asyncio.Event) -> None:
-    """Run every model's application until ``stop``. Ray carries the configuration, not ``file``."""
+@asynccontextmanager
+async def hosting(config: Config, file: Path, state: State) -> AsyncIterator["RayHost"]:
+    """Start Ray, or join it, for as long as the block runs. Ray carries the configuration, not ``file``."""
     with _temp_dir(config) as folder:
-        scaler = await asyncio.to_thread(_start_blocking, config, placements, folder)
-        # ray.init has put a handler of its own in place, which ends the process after it has written a stack trace.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        host = RayHost(config, await asyncio.to_thread(_start_blocking, config, folder))
         try:
-            await stop.wait()
+            yield host
         finally:
-            del scaler
-            await asyncio.to_thread(_stop_blocking, placements)
+            await asyncio.to_thread(host.close)
 
 
-def _start_blocking(config: Config, placements: Sequence[Placement], folder: str) -> Any:
-    """Start Ray, or join it, and have it host the placements; the handle of what scales them, None if nothing does."""
+class RayHost:
+    """One Serve application for each model that has run; Serve asks Redis how many replicas it shall have."""
+
+    def __init__(self, config: Config, scaler: Any) -> None:
+        self._config = config
+        #: Without its handle it ends.
+        self._scaler = scaler
+        self._placements: dict[str, Placement] = {}
+
+    async def keep(self, wanted: Sequence[tuple[Placement, int]]) -> None:
+        fresh = [(one, count) for one, count in wanted if count and one.key.slug not in self._placements]
+        if fresh:
+            self._placements |= {one.key.slug: one for one, _ in fresh}
+            await asyncio.to_thread(self._run, fresh)
+
+    def _run(self, fresh: Sequence[tuple[Placement, int]]) -> None:
+        """Run applications, but those that a placer before us has left, whose replicas go on."""
+        there = serve.status().applications
+        fresh = [one for one in fresh if not _runs(there.get(one[0].key.slug), deployment_name(self._config, one[0]))]
+        if not fresh:
+            return
+        targets = [serve.RunTarget(target=_application(self._config, *one), **_names(one[0])) for one in fresh]
+        serve.run_many(targets, wait_for_applications_running=False)
+
+    async def live(self, key: ModelKey) -> int:
+        if key.slug not in self._placements:
+            return 0
+        status = await asyncio.to_thread(serve.status)
+        application = status.applications.get(key.slug)
+        deployments = [] if application is None else application.deployments.values()
+        return sum(sum(deployment.replica_states.values()) for deployment in deployments)
+
+    async def drop(self, key: ModelKey) -> None:
+        if self._placements.pop(key.slug, None) is not None:
+            await asyncio.to_thread(serve.delete, key.slug)
+
+    def takes_ahead(self, key: ModelKey) -> bool:
+        return key.slug not in self._placements  # later ones are started with what the first was told
+
+    async def rooms(self, planned: int, resident: int) -> Sequence[Room]:
+        if self._config.ray.address is None:
+            return [this_machine(self._config, planned, resident)]
+        return await asyncio.to_thread(_rooms_of_cluster, self._config)
+
+    def close(self) -> None:
+        """Let running jobs end, and let go of Ray. Blocks."""
+        with ThreadPoolExecutor(max_workers=max(1, len(self._placements))) as threads:
+            list(threads.map(serve.delete, self._placements))
+        self._scaler = None
+        ray.shutdown()
+
+
+def _runs(application: Any, deployment: str) -> bool:
+    return application is not None and application.status != "DELETING" and deployment in application.deployments
+
+
+def _start_blocking(config: Config, folder: str) -> Any:
+    """Start Ray, or join it; the handle of the actor that Serve asks how many replicas shall run."""
     if config.ray.address is None:
         ray.init(
             address="local",
@@ -91,38 +146,56 @@ def _start_blocking(config: Config, placements: Sequence[Placement], folder: str
         )
     else:
         ray.init(address=config.ray.address, log_to_driver=False)
-    scaled = {one.key.canonical: one.index for one in placements if one.model.autoscale is not None}
-    scaler = ray_scaling.start(config, scaled) if scaled else None
+    scaler = ray_scaling.start(config)
     serve.start(proxy_location="Disabled")
-    targets = [serve.RunTarget(target=_application(config, placement), **_names(placement)) for placement in placements]
-    serve.run_many(targets, wait_for_applications_running=False)
     return scaler
 
 
-def _stop_blocking(placements: Sequence[Placement]) -> None:
-    with ThreadPoolExecutor(max_workers=max(1, len(placements))) as threads:
-        list(threads.map(lambda placement: serve.delete(placement.key.slug), placements))
-    ray.shutdown()
+def _rooms_of_cluster(config: Config) -> list[Room]:
+    """What Ray has reserved of each node's memory, and what it has left."""
+    available: Mapping[str, Mapping[str, float]] = ray._private.state.available_resources_per_node()
+    rooms: dict[str, Room] = {}
+    for node in ray.nodes():
+        if node["Alive"] and (total := int(node["Resources"].get("memory", 0))):
+            name, free = node["NodeManagerHostname"], int(available.get(node["NodeID"], {}).get("memory", 0))
+            if (limit := config.memory.limit_bytes) is not None:
+                free, total = free - max(0, total - limit), min(total, limit)
+            room = Room(name, total, free - config.memory.spare_bytes)
+            rooms[name] = max(room, rooms.get(name, room), key=lambda one: one.free)
+    return list(rooms.values())
 
 
-def _application(config: Config, placement: Placement) -> Any:
+def _application(config: Config, placement: Placement, count: int) -> Any:
     model, key = placement.model, placement.key
-    if model.autoscale is None:
-        replicas: dict[str, Any] = {"num_replicas": model.replicas}
-    else:
-        replicas = {"autoscaling_config": ray_scaling.autoscaling(config.redis.prefix, key.slug, model.autoscale)}
     deployment = serve.deployment(
         ReplicaDeployment,
-        name="replica",
-        **replicas,
-        # Replicas bound their own threads; Ray's logical cores would only keep models from starting. But what needs
-        # nothing at all it does not spread over its nodes.
-        ray_actor_options={"num_cpus": _HARDLY_A_CORE},
+        name=deployment_name(config, placement),
+        autoscaling_config=ray_scaling.autoscaling(config.redis.prefix, key.slug, count),
+        ray_actor_options=resources(config, placement),
         health_check_period_s=_HEALTH_SECONDS,
         graceful_shutdown_wait_loop_s=0.1,
         graceful_shutdown_timeout_s=config.gateway.drain_seconds + 10,
     )
-    return deployment.bind(config.model_dump_json(), placement.index, placement.key.canonical, placement.ahead)
+    places = placement.ahead, placement.share
+    return deployment.bind(config.model_dump_json(), model.model_dump_json(), key.canonical, *places)
+
+
+def deployment_name(config: Config, placement: Placement) -> str:
+    """Another one for another configuration: what a placer before us has started is known again by it."""
+    facts = (config.model_dump_json(), placement.model.model_dump_json(), placement.key.canonical, placement.generation)
+    return f"replica-{hashlib.sha256(repr(facts).encode()).hexdigest()[:12]}"
+
+
+def resources(config: Config, placement: Placement) -> dict[str, Any]:
+    """What Ray reserves for a replica."""
+    # Replicas bound their own threads; Ray's logical cores would only keep models from starting. But what needs
+    # nothing at all it does not spread over its nodes.
+    resources: dict[str, Any] = {"num_cpus": _HARDLY_A_CORE}
+    if placement.model.gpus:
+        resources["num_gpus"] = placement.model.gpus
+    if config.ray.address is not None:
+        resources["memory"] = placement.need_bytes
+    return resources
 
 
 def _names(placement: Placement) -> dict[str, Any]:

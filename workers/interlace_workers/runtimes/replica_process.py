@@ -14,6 +14,7 @@ from redis.exceptions import RedisError
 
 from interlace.protocol.model import ModelKey
 from interlace_state import log
+from interlace_state.config import ModelConfig
 from interlace_state.config_file import load
 from interlace_state.store import open_state
 from interlace_state.tracing import Tracing
@@ -22,7 +23,7 @@ from interlace_workers.placement import build_replica
 from interlace_workers.runtimes.process import LOAD_FAILED
 
 
-async def _serve(config_file: Path, index: int, key: ModelKey, name: str, ahead: str) -> int:
+async def _serve(config_file: Path, model: ModelConfig, key: ModelKey, name: str, *places: str) -> int:
     config = load(config_file, os.environ)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -36,7 +37,7 @@ async def _serve(config_file: Path, index: int, key: ModelKey, name: str, ahead:
     loop.add_reader(sys.stdin.fileno(), parent_gone)
     async with open_state(config) as state, Tracing(config.telemetry, "interlace-worker", name) as tracing:
         try:
-            replica = await build_replica(config, state, tracing, index, key, name, ahead)
+            replica = await build_replica(config, state, tracing, model, key, name, *places)
             await replica.serve(stop)
         except LoadFailed as error:
             log.warning("load_failed", error=str(error))
@@ -50,14 +51,16 @@ async def _serve(config_file: Path, index: int, key: ModelKey, name: str, ahead:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", type=Path, required=True)
-    parser.add_argument("--index", type=int, required=True, help="position of the model in the configuration")
+    parser.add_argument("--model", required=True, help="what to host, as JSON")
     parser.add_argument("--key", required=True, help="the model's key")
     parser.add_argument("--ahead", default="", help="where a process may be that loads the model already")
+    parser.add_argument("--share", default="", help="where replicas of the model meet that share its weights")
     parser.add_argument("--name", required=True, help="the replica's name")
     arguments = parser.parse_args()
     key = ModelKey.parse(arguments.key)
     log.configure(model=str(key), replica=arguments.name)
-    sys.exit(asyncio.run(_serve(arguments.config, arguments.index, key, arguments.name, arguments.ahead)))
+    model = ModelConfig.model_validate_json(arguments.model)
+    sys.exit(asyncio.run(_serve(arguments.config, model, key, arguments.name, arguments.ahead, arguments.share)))
 
 
 if __name__ == "__main__":

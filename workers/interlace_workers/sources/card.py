@@ -19,11 +19,12 @@ def card(source: Source, key: ModelKey, model: ModelConfig) -> ModelCard:
     path = source.path / (pipeline.INDEX if source.is_pipeline else "config.json")
     with weights.reading(path):
         config = json.loads(path.read_text())
-        dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32")
+        stored = dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32")
     if source.is_pipeline or model.dtype != "auto":
         dtype = dtype_of(source, model)
-    n_params = weights.n_params(source.path)
+    n_params = source.n_params or weights.n_params(source.path)
     width = _BYTES.get(dtype)
+    as_stored = source.size_bytes * (width or 1) // (_BYTES.get(stored) or width or 1)
     return ModelCard(
         key=key,
         commit=source.commit,
@@ -31,7 +32,7 @@ def card(source: Source, key: ModelKey, model: ModelConfig) -> ModelCard:
         config=config,
         trusted=model.trusted if model.executor == "resident" else None,
         n_params=n_params,
-        size_bytes=n_params * width if n_params is not None and width is not None else source.size_bytes,
+        size_bytes=n_params * width if n_params is not None and width is not None else as_stored,
     )
 
 

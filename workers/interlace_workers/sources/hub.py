@@ -27,11 +27,13 @@ from huggingface_hub.errors import (
 
 from interlace_state.config import ModelConfig
 from interlace_workers.sources import pipeline, weights
-from interlace_workers.sources.source import Say, Source, SourceError
+from interlace_workers.sources.progress import watching
+from interlace_workers.sources.source import Say, Source, SourceError, Tell
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 #: What says that a folder is a model, or a pipeline.
 _OWN = ["config.json", pipeline.INDEX]
+_HEAVY = (".safetensors", ".bin")
 _SMALL = ("*.json", "*.txt", "*.model", "*.spm", "*.codes", "*.jinja", "*.tiktoken")
 
 
@@ -39,18 +41,25 @@ def is_repo_id(source: str) -> bool:
     return _REPO_ID.fullmatch(source) is not None
 
 
-def resolve(model: ModelConfig, say: Say) -> Source:
-    """The repository's snapshot on this machine. Raises SourceError, with what to type."""
+def resolve(
+    model: ModelConfig, say: Say, tell: Tell | None = None, most_bytes: int | None = None, *, small: bool = False
+) -> Source:
+    """The repository's snapshot on this machine. Raises SourceError, with what to type.
+
+    ``small``: without the weights, where they would have to come over the network. See `sources.find`.
+    """
     folder = _in_cache(model.source, model.revision)
-    repo_id = model.source
     if folder is None:
-        repo_id, folder = _fetch(model, say)
+        return _fetch(model, say, tell, most_bytes, small=small)
+    repo_id, size = model.source, weights.size(folder)
+    if most_bytes is not None and size > most_bytes:
+        raise too_large(repo_id, size, most_bytes)
     return Source(
         path=folder,
         repo_id=model.repo_id or repo_id,
         revision=model.revision,
         commit=folder.name,
-        size_bytes=weights.size(folder),
+        size_bytes=size,
         with_code=model.trust_remote_code,
     )
 
@@ -60,6 +69,13 @@ def is_pipeline(repo_id: str, revision: str) -> bool:
     with suppress(HFValidationError):
         return isinstance(try_to_load_from_cache(repo_id, pipeline.INDEX, revision=revision), str)
     return False
+
+
+def too_large(repo_id: str, size: int, most: int) -> SourceError:
+    return SourceError(
+        f"{repo_id} has {size:,} bytes of weights; {most:,} may come on demand (`on_demand.size_bytes`). An operator "
+        f"can host it: `interlace deploy {repo_id}`."
+    )
 
 
 def cached() -> Iterator[tuple[str, Path]]:
@@ -92,20 +108,36 @@ def _complete(folder: Path) -> bool:
         return False
 
 
-def _fetch(model: ModelConfig, say: Say) -> tuple[str, Path]:
-    """Download what is needed: the hub's spelling of the repo id, and the snapshot."""
+def _fetch(model: ModelConfig, say: Say, tell: Tell | None, most_bytes: int | None, *, small: bool) -> Source:
+    """Download what is needed."""
     try:
         info = HfApi().model_info(model.source, revision=model.revision, files_metadata=True)
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
         needed = _needed(info, set(sizes), model)
-        say(f"downloading {info.id} ({sum(sizes[name] for name in needed) / 1e6:,.0f} MB) from {constants.ENDPOINT}")
-        folder = snapshot_download(info.id, revision=model.revision, allow_patterns=needed)
+        checkpoint = {name for name in needed if name.endswith(_HEAVY)}
+        size = sum(sizes[name] for name in checkpoint)
+        if most_bytes is not None and size > most_bytes:
+            raise too_large(info.id, size, most_bytes)
+        if small:
+            needed = sorted(set(needed) - checkpoint)
+        total = sum(sizes[name] for name in needed)
+        say(f"downloading {info.id} ({total / 1e6:,.0f} MB) from {constants.ENDPOINT}")
+        with watching(info.id, total, tell):
+            folder = snapshot_download(info.id, revision=model.revision, allow_patterns=needed)
     except SourceError:
         raise
     except Exception as error:
         # Transport errors are those of the library under huggingface_hub: requests, httpx or httpx2 by its version.
         raise SourceError(_sentence(error, model)) from error
-    return info.id, Path(folder)
+    return Source(
+        path=Path(folder),
+        repo_id=model.repo_id or info.id,
+        revision=model.revision,
+        commit=Path(folder).name,
+        size_bytes=size,
+        n_params=getattr(getattr(info, "safetensors", None), "total", None),
+        with_code=model.trust_remote_code,
+    )
 
 
 def _needed(info: ModelInfo, names: set[str], model: ModelConfig) -> list[str]:

@@ -12,6 +12,9 @@ from interlace_workers.sources import pipeline
 Say = Callable[[str], None]
 """Takes one line of progress for people."""
 
+Tell = Callable[[int, int], None]
+"""Takes bytes that are here, and bytes in all."""
+
 LONGEST_HUB_FILE = 64 << 20  # bytes; the largest tokenizer.json in common use has 33 MiB
 _HUB_FILES = (
     "config.json",
@@ -54,6 +57,8 @@ class Source:
     commit: str
     #: Bytes of the weight files.
     size_bytes: int
+    #: How many numbers the weights hold, where the hub says it.
+    n_params: int | None = None
     #: Whether clients get the checkpoint's Python files too.
     with_code: bool = False
 

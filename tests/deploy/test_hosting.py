@@ -1,0 +1,60 @@
+"""`interlace deploy, scale, evict, models`: what is typed, in the words of the configuration; the rest is a journey."""
+
+import argparse
+import subprocess
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from interlace_deploy.cli import main
+from interlace_deploy.hosting import seconds, terms
+from interlace_deploy.problems import UsageProblem
+
+Interlace = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def typed(**options: Any) -> dict[str, Any]:
+    return terms(argparse.Namespace(**{"replicas": None, "idle": None, "pin": None, **options}))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"replicas": "3"}, {"replicas": 3}),
+        ({"replicas": "0:2"}, {"autoscale": {"least": 0, "most": 2}}),
+        ({"replicas": "2:2"}, {"replicas": 2}),
+        (
+            {"replicas": "0:2", "idle": "30m"},
+            {"autoscale": {"least": 0, "most": 2, "idle_seconds": 1800}, "idle_seconds": 1800},
+        ),
+        ({"idle": "never"}, {"idle_seconds": None}),
+        ({"pin": False}, {"pin": False}),
+        ({}, {}),
+    ],
+)
+def test_terms(options: dict[str, Any], said: dict[str, Any]) -> None:
+    assert typed(**options) == said
+
+
+@pytest.mark.parametrize("replicas", ["0", "0:0", "2:1", "two", "1:", "-1"])
+def test_replicas_that_cannot_be(replicas: str) -> None:
+    with pytest.raises(UsageProblem, match=r"MIN:MAX such as 0:2"):
+        typed(replicas=replicas)
+
+
+def test_times() -> None:
+    assert [seconds(text) for text in ("90", "90s", "1.5m", "2h", "1d")] == [90, 90, 90, 7200, 86400]
+    with pytest.raises(UsageProblem, match="30m"):
+        seconds("soon")
+
+
+def test_nothing_runs(interlace: Interlace) -> None:
+    for words in (("models",), ("deploy", "a/b"), ("scale", "a/b", "--pin"), ("evict", "a/b")):
+        done = interlace(*words, "--url", "http://127.0.0.1:9")
+        assert (done.returncode, done.stderr.count("\n")) == (3, 1), done.stderr
+
+
+def test_scale_with_nothing_to_change(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["scale", "a/b", "--url", "http://127.0.0.1:9"]) == UsageProblem.code
+    assert "Nothing to change" in capsys.readouterr().err

@@ -1,0 +1,77 @@
+"""Replicas of a model on one machine have its weights once; what one does, and its end, is no other's affair."""
+
+import asyncio
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from nnsight.modeling.transformers import TransformersModel
+from parties import Capture, run
+from transformers import AutoTokenizer
+
+from interlace_workers.executors.base import Done
+from interlace_workers.executors.zygote_process import ZygoteProcess
+from interlace_workers.order import Load
+from interlace_workers.sharing import SharingExecutor
+
+
+@pytest.fixture
+def load(tiny_models: Path) -> Load:
+    return Load(path=str(tiny_models), task="text-generation", dtype="float32", trust_remote_code=False, threads=1)
+
+
+def payload_of(folder: Path, seconds: float = 0.0) -> bytes:
+    model = TransformersModel(str(folder), task="text-generation", tokenizer=AutoTokenizer.from_pretrained(folder))
+    backend = Capture()
+    with model.trace("The Eiffel Tower", backend=backend):
+        import time
+
+        time.sleep(seconds)
+        with torch.no_grad():
+            model.lm_head.weight.fill_(0.0)
+        logits = model.lm_head.output.detach().save()
+    return backend.payload
+
+
+def zygote_of(executor: SharingExecutor) -> ZygoteProcess:
+    assert executor._zygote is not None
+    return executor._zygote
+
+
+async def test_the_second_takes_the_firsts_process_and_outlives_it(
+    load: Load, tiny_models: Path, tmp_path: Path
+) -> None:
+    place = str(tmp_path / "m.share")
+    first = SharingExecutor(load, place)
+    loaded = await first.start()
+    second = SharingExecutor(load, place)
+    assert await second.start() == loaded
+    pid = zygote_of(first).pid
+    assert zygote_of(second).pid == pid
+
+    slow, quick = payload_of(tiny_models, 2.0), payload_of(tiny_models)
+    running = asyncio.create_task(run(second, slow, tmp_path))
+    ran = await run(first, quick, tmp_path)
+    assert isinstance(ran.end, Done), ran.end
+    assert not running.done()
+    await first.stop()  # its children end, and the other's go on
+    assert psutil.pid_exists(pid)
+    saved = (await running).saved
+    assert torch.equal(saved["logits"], ran.saved["logits"])
+    assert isinstance((await run(second, quick, tmp_path)).end, Done)
+    await second.stop()
+    async with asyncio.timeout(10):
+        while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+            await asyncio.sleep(0.05)
+
+
+async def test_another_load_takes_nobodys_process(load: Load, tmp_path: Path) -> None:
+    place = str(tmp_path / "m.share")
+    first = SharingExecutor(load, place)
+    await first.start()
+    other = SharingExecutor(Load(**{**vars(load), "dtype": "bfloat16"}), place)
+    await other.start()
+    assert zygote_of(other).pid != zygote_of(first).pid
+    await other.stop()
+    await first.stop()

@@ -1,0 +1,45 @@
+"""What this service cannot do with a checkpoint, known before anything is loaded."""
+
+from typing import Any
+
+from interlace_state.config import Config, ModelConfig
+
+#: Formats of checkpoints whose kernels are for GPUs, as transformers says of them.
+_NEEDS_GPU = frozenset(
+    {"awq", "aqlm", "bitsandbytes", "compressed-tensors", "eetq", "fbgemm_fp8", "fp_quant", "gptq", "higgs", "spqr"}
+    | {"vptq", "auto-round", "nvfp4", "quark"}
+)
+
+
+def against(model: ModelConfig, checkpoint: dict[str, Any], config: Config) -> str | None:
+    """Why the model cannot be hosted so, and what would be right; None where nothing is known against it.
+
+    ``checkpoint`` is its config.json.
+    """
+    if model.executor == "resident" and config.isolation == "required":
+        return "`isolation: required` leaves no room for resident models, whose jobs run unprotected."
+    if model.gpus:
+        return _against_gpus(model, config)
+    if model.quantization is not None:
+        return (
+            f"`quantization: {model.quantization}` needs a GPU: on processors every job shares the model's plain "
+            "pages, and packed weights are none. Leave it out and set `dtype: bfloat16`, or give the model `gpus`."
+        )
+    said = checkpoint.get("quantization_config")
+    method = str(said.get("quant_method", "")) if isinstance(said, dict) else ""
+    if method in _NEEDS_GPU:
+        return (
+            f"Its checkpoint is quantized ({method}), in a form whose kernels need a GPU. Host a checkpoint of the "
+            "model that is not quantized, or give it `gpus`."
+        )
+    return None
+
+
+def _against_gpus(model: ModelConfig, config: Config) -> str | None:
+    if config.runtime != "ray":
+        return f"`gpus: {model.gpus:g}` are Ray's to reserve: set `runtime: ray`."
+    if model.executor != "resident" or model.device == "cpu":
+        return "A model with `gpus` is resident: set `executor: resident`, `trusted`, and `device: cuda` or `auto`."
+    if model.quantization is not None:
+        return "`quantization` does not reach the loader yet: leave it out, or host a checkpoint that is quantized."
+    return None
