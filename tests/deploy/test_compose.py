@@ -147,3 +147,12 @@ def test_its_configuration_loads(compose: dict[str, Any], service: str, tmp_path
     assert config.redis.url == (tmp_path / "redis_url").read_text()
     assert config.isolation_level == "required"
     assert (ROOT / described["build"]["dockerfile"]).is_file()
+
+
+def test_the_page_starts_what_there_is(compose: dict[str, Any]) -> None:
+    there = {name for service in compose["services"].values() for name in service.get("profiles", [])}
+    assert there == {"cpu", "nvidia", "ray", "observe"}
+    for page in ("docker-compose.yml", "docs/deploy.md", "docs/observability.md"):
+        text = (ROOT / page).read_text()
+        assert set(re.findall(r"--profile (\w+)", text)) <= there
+        assert set(re.findall(r"docker compose run --rm (?:-\S+ (?:/\S+ )?)*(\w+)", text)) <= {"gateway"}
