@@ -18,6 +18,7 @@ SHORT = {
     "own_client": ["--rounds", "25"],
     "generation": ["--rounds", "5"],
     "merging": [],
+    "adapters": [],
     "streaming": [],
     "large_results": [],
     "replicas": [],

@@ -4,8 +4,8 @@
 
 SmolLM2-135M-Instruct, one thread for each job, on a server with one replica and on one with two. For each length so
 many traces, which save one hidden state, are queued while the model is paused; then it is resumed, and the clock runs
-from the first job's end to the last's, so that no client's work is in the figure. Between these, plain nnsight runs the same
-traces in one process and in two at a time: all in turn, so that a machine that has other work has it for all alike.
+from the first job's end to the last's, so that no client's work is in the figure. Between these, plain nnsight runs
+the same traces in one process and in two at a time: all in turn, so that a machine that has other work has it for all.
 From what a job of the first length costs beside its forward with one replica, all else is predicted (docs/scaling.md).
 """
 

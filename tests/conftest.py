@@ -31,6 +31,19 @@ def pytest_unconfigure() -> None:
     shutil.rmtree(_HOME, ignore_errors=True)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out what needs a GPU where there is none."""
+    if not any("gpu" in item.keywords for item in items):
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        skip = pytest.mark.skip(reason="needs an NVIDIA GPU")
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(skip)
+
+
 @pytest.fixture(scope="session")
 def home() -> Path:
     """The session's folder, with a short path."""
@@ -45,6 +58,15 @@ def tiny_models(home: Path) -> Path:
     lab = home / "lab" / "own-model"
     tiny.write_all(home / "hf" / "hub", lab)
     return lab
+
+
+@pytest.fixture(scope="session")
+def families(home: Path, tiny_models: Path) -> Path:
+    """The cache, with the models of other families in it, too."""
+    import tiny_families
+
+    tiny_families.write(home / "hf" / "hub")
+    return home / "hf" / "hub"
 
 
 @pytest.fixture(scope="session")

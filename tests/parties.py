@@ -16,8 +16,7 @@ from nnsight.tracing.backend import Backend
 
 from interlace.protocol.job import Job, Limits
 from interlace.protocol.model import ModelKey
-from interlace_workers.executors.base import Apart, Done, Failed, Happening, Printed, Runner
-from interlace_workers.executors.party import MergingExecutor
+from interlace_workers.executors.base import Apart, Done, Executor, Failed, Happening, Printed, Runner
 
 
 class Capture(Backend):  # type: ignore[misc]
@@ -81,7 +80,7 @@ async def run(runner: Runner, payload: bytes, folder: Path, **limits: Any) -> Ru
         return Run([happening async for happening in happenings], result.read_bytes())
 
 
-async def together(executor: MergingExecutor, payloads: Sequence[bytes], folder: Path, **limits: Any) -> list[Run]:
+async def together(executor: Executor, payloads: Sequence[bytes], folder: Path, **limits: Any) -> list[Run]:
     """Run them in one party; those that cannot share run alone afterwards, as their replica has them run."""
     seats = executor.party(len(payloads))
     running = [run(seat, payload, folder, **limits) for seat, payload in zip(seats, payloads, strict=True)]
@@ -91,9 +90,7 @@ async def together(executor: MergingExecutor, payloads: Sequence[bytes], folder:
     ]
 
 
-async def settled(
-    executor: MergingExecutor, ran: Run | BaseException, payload: bytes, folder: Path, **limits: Any
-) -> Run:
+async def settled(executor: Executor, ran: Run | BaseException, payload: bytes, folder: Path, **limits: Any) -> Run:
     """What a job did in a party, or, where that counts for nothing, what it does alone."""
     if isinstance(ran, Apart):
         return await run(executor, payload, folder, **limits)

@@ -53,7 +53,7 @@ def write_all(hub: Path, lab: Path) -> None:
     for seed, (repo_id, build) in enumerate(builders.items()):
         scratch = hub / "scratch"
         _save(build, seed, scratch)
-        _cache(hub, repo_id, scratch)
+        cache(hub, repo_id, scratch)
         shutil.rmtree(scratch)
     _save(_gpt2, 99, lab)
     wrong = {"transformer.wte.weight": torch.zeros(7, 7)}
@@ -61,7 +61,7 @@ def write_all(hub: Path, lab: Path) -> None:
         scratch = hub / "scratch"
         _save(_gpt2, 0, scratch)
         (scratch / "model.safetensors").write_bytes(weights)
-        _cache(hub, repo_id, scratch)
+        cache(hub, repo_id, scratch)
         shutil.rmtree(scratch)
 
 
@@ -70,10 +70,10 @@ def _save(build: Callable[[], PreTrainedModel], seed: int, folder: Path) -> None
         torch.manual_seed(seed)
         model = build().eval()
     model.save_pretrained(folder)
-    _tokenizer(is_encoder=isinstance(model, BertForMaskedLM)).save_pretrained(folder)
+    tokenizer(is_encoder=isinstance(model, BertForMaskedLM)).save_pretrained(folder)
 
 
-def _cache(hub: Path, repo_id: str, source: Path) -> None:
+def cache(hub: Path, repo_id: str, source: Path) -> None:
     """Lay ``source``'s files out as huggingface_hub would have downloaded them."""
     repo = hub / f"models--{repo_id.replace('/', '--')}"
     commit = hashlib.sha1(repo_id.encode()).hexdigest()
@@ -88,7 +88,7 @@ def _cache(hub: Path, repo_id: str, source: Path) -> None:
         (snapshot / file.name).symlink_to(Path("../..") / "blobs" / blob.name)
 
 
-def _tokenizer(*, is_encoder: bool) -> PreTrainedTokenizerFast:
+def tokenizer(*, is_encoder: bool) -> PreTrainedTokenizerFast:
     """A byte-level BPE trained on a few sentences."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -12,12 +12,15 @@ if TYPE_CHECKING:
     from interlace._client import Client, connect
     from interlace._errors import JobFailed, Refused, Unreachable
     from interlace._jobs import RunningJob, Value
+    from interlace._tasks import add_tasks
+    from interlace.protocol.artifact import Artifact
     from interlace.protocol.errors import InterlaceError
 
 from interlace._values import receiving, stream
 
 __version__ = "0.1.0"
 __all__ = [
+    "Artifact",
     "Client",
     "InterlaceError",
     "JobFailed",
@@ -26,6 +29,7 @@ __all__ = [
     "Unreachable",
     "Value",
     "__version__",
+    "add_tasks",
     "connect",
     "receiving",
     "stream",
@@ -38,7 +42,9 @@ _HOMES = {
     "Unreachable": "_errors",
     "RunningJob": "_jobs",
     "Value": "_jobs",
+    "Artifact": "protocol.artifact",
     "InterlaceError": "protocol.errors",
+    "add_tasks": "_tasks",
 }
 
 

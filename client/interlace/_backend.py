@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from interlace._errors import JobFailed
 from interlace._jobs import RunningJob, Value
 from interlace._payload import serialize
 from interlace.protocol.errors import InterlaceError
-from interlace.protocol.event import Ended, Event, Log, Saved, StateChanged
+from interlace.protocol.event import Ended, Event, Log, Progress, Saved, StateChanged
 from interlace.protocol.job import JobState
 
 if TYPE_CHECKING:
@@ -50,10 +50,12 @@ class Backend(RemoteBackend):  # type: ignore[misc]
         on_value: Callable[[Value], object] | None,
         stream: bool | None,
         verbose: bool,
+        lora: Mapping[str, float] | None = None,
     ) -> None:
-        super().__init__(
-            model.to_model_key(), host=client.url, env=model._remoteable_get_env(), blocking=blocking, verbose=verbose
-        )
+        env = dict(model._remoteable_get_env())
+        if lora:
+            env["lora"] = [{"adapter": name, "weight": weight} for name, weight in lora.items()]
+        super().__init__(model.to_model_key(), host=client.url, env=env, blocking=blocking, verbose=verbose)
         self.job: RunningJob | None = None
         self._client = client
         self._on_value = on_value
@@ -142,6 +144,8 @@ def _update(job_id: str, event: Event) -> ResponseModel | None:
         return None
     if isinstance(event, Log):
         return ResponseModel(id=job_id, status=Status.LOG, description=event.text)
+    if isinstance(event, Progress):
+        return ResponseModel(id=job_id, status=Status.RUNNING, description=event.sentence)
     status = _STATUS[event.state]
     if isinstance(event, StateChanged) and event.state is JobState.QUEUED and not event.model_ready:
         status = Status.DEPLOYING

@@ -12,6 +12,7 @@ from weakref import WeakValueDictionary
 
 import httpx
 
+from interlace._artifacts import Artifacts
 from interlace._errors import JobFailed, Refused
 from interlace._http import Http, path, read
 from interlace._jobs import RunningJob, Value
@@ -47,6 +48,8 @@ class Client:
             raise ValueError(f"The server's URL is {url!r}; expected Client('http://HOST:8000') or that in NDIF_HOST.")
         self.url = url.rstrip("/")
         self._http = Http(self.url, api_key)
+        #: Adapters that are kept on the server.
+        self.artifacts = Artifacts(self._http)
         self._socket = Socket(self.url, self._http.headers)
         self._jobs: WeakValueDictionary[str, RunningJob] = WeakValueDictionary()
 
@@ -69,17 +72,19 @@ class Client:
         on_value: Callable[[Value], object] | None = None,
         stream: bool | None = None,
         verbose: bool = False,
+        lora: Mapping[str, float] | None = None,
     ) -> "Backend":
         """A backend for `model.trace(..., backend=client.on(model))`, `model.session(...)` and `model.generate(...)`.
 
         Blocking, it waits as `remote=True` does, and calls ``on_value`` with each value that comes meanwhile. Otherwise
         its `job` is the `RunningJob`, once the block is over. ``stream``: whether what inner traces and steps save
         shall come as soon as they are over; by default if it is not blocking or there is a callback. What
-        `interlace.stream` hands over always comes. Errors are nnsight's `RemoteError`.
+        `interlace.stream` hands over always comes. Errors are nnsight's `RemoteError`. ``lora``: what a diffusion
+        pipeline shall have loaded, as weights by adapter (`Artifact.ref`, a hub id, a path of the server).
         """
         # nnsight, and with it torch, is for those who trace.
         backend: Backend = import_module("interlace._backend").Backend(
-            self, model, blocking=blocking, on_value=on_value, stream=stream, verbose=verbose
+            self, model, blocking=blocking, on_value=on_value, stream=stream, verbose=verbose, lora=lora
         )
         return backend
 

@@ -3,10 +3,10 @@
 import ipaddress
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 from urllib.parse import quote, urlsplit
 
 import httpx
@@ -75,6 +75,18 @@ class Http:
             if not answer.is_success:
                 raise refusal(answer)
             return str(answer.json()["id"])
+
+    def post(
+        self, path: str, fields: Mapping[str, str], files: Sequence[tuple[str, tuple[str, BinaryIO]]]
+    ) -> httpx.Response:
+        """Post a form with files, which are read as they are sent."""
+        try:
+            answer = self._http.post(path, data=fields, files=files)
+        except httpx.HTTPError as error:
+            raise self.unreachable(error) from None
+        if not answer.is_success:
+            raise refusal(answer)
+        return answer
 
     def fetch(self, url: str) -> bytes:
         """Bytes, whole. A download that breaks goes on where it was."""

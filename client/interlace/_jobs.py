@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from interlace._errors import JobFailed
 from interlace.protocol.errors import InterlaceError
-from interlace.protocol.event import Ended, Event, Log, Saved, StateChanged
+from interlace.protocol.event import Ended, Event, Log, Progress, Saved, StateChanged
 from interlace.protocol.job import Cost, JobState
 
 _ZSTD = b"\x28\xb5\x2f\xfd"
@@ -70,6 +70,12 @@ class RunningJob:
         """Where it stands, as far as has been told."""
         told = [event.state for event in list(self._events) if isinstance(event, StateChanged | Ended)]
         return told[-1] if told else JobState.RECEIVED
+
+    @property
+    def progress(self) -> Progress | None:
+        """How far it is, as it said last; None while it has said nothing, and for what has no steps."""
+        told = [event for event in list(self._events) if isinstance(event, Progress)]
+        return told[-1] if told else None
 
     @property
     def cost(self) -> Cost | None:

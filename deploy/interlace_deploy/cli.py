@@ -30,6 +30,8 @@ _COMMANDS = {
     "admin limits": "interlace_deploy.jobs:limits",
     "backup": "interlace_deploy.backup:save",
     "restore": "interlace_deploy.backup:load",
+    **{f"artifacts {word}": f"interlace_deploy.artifacts:{word}" for word in ("upload", "download", "delete")},
+    "artifacts list": "interlace_deploy.artifacts:list_",
     "demo": "interlace_deploy.demo:run",
 }
 _INTERRUPTED = 130  # what shells report for Ctrl-C
@@ -87,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_models(commands)
     _add_keys(commands)
     _add_jobs(commands)
+    _add_artifacts(commands)
     _add_admin(commands)
     for name, summary in (
         ("backup", "copy jobs, keys, results and artifacts into a folder, whether Interlace runs or not"),
@@ -116,6 +119,11 @@ def _add_up(commands: "argparse._SubParsersAction[_Parser]") -> None:
         action="append",
         metavar="REPO|PATH|PACKAGE|NAME",
         help="a model to host, in place of the configured ones; may be given several times",
+    )
+    up.add_argument(
+        "--task",
+        metavar="TASK",
+        help="the transformers task of `--model`, such as image-classification (default: text-generation)",
     )
     up.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
     up.add_argument("--port", type=int, help="port to listen on; 0 takes a free one (default: 8000)")
@@ -178,6 +186,25 @@ def _add_jobs(commands: "argparse._SubParsersAction[_Parser]") -> None:
     logs.add_argument("id", metavar="ID")
     cancel = _add_remote(commands, "cancel", "stop jobs that wait or run")
     cancel.add_argument("ids", nargs="+", metavar="ID")
+
+
+def _add_artifacts(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    artifacts = commands.add_parser("artifacts", help="keep adapters on a server", allow_abbrev=False)
+    actions = artifacts.add_subparsers(dest="action", required=True, metavar="ACTION")
+    listing = _add_remote(actions, "list", "list what is there, the newest first")
+    listing.add_argument("--json", action="store_true", help="for programs")
+    upload = _add_remote(actions, "upload", "upload an adapter, and print its name for requests")
+    upload.add_argument("folder", type=Path, metavar="FOLDER", help="as `save_pretrained` wrote it")
+    upload.add_argument("--kind", choices=("peft", "diffusers-lora"), default="peft")
+    upload.add_argument("--name", default="", help="for people (default: the folder's)")
+    upload.add_argument("--model", metavar="REPO|SLUG", help="the hosted model that it is for (default: as it says)")
+    download = _add_remote(actions, "download", "fetch an artifact's files")
+    download.add_argument("artifact", metavar="ARTIFACT")
+    download.add_argument("folder", type=Path, metavar="FOLDER")
+    delete = _add_remote(actions, "delete", "remove artifacts for good")
+    delete.add_argument("artifacts", nargs="+", metavar="ARTIFACT")
+    for name, action in (("list", listing), ("upload", upload), ("download", download), ("delete", delete)):
+        action.set_defaults(command=f"artifacts {name}")
 
 
 def _add_admin(commands: "argparse._SubParsersAction[_Parser]") -> None:

@@ -31,7 +31,7 @@ _LOCAL = "local"  # the tenant of those who need no key
 
 def list_(arguments: argparse.Namespace) -> int:
     """The newest jobs: own ones, or with `--all` those of every tenant."""
-    with _client(arguments) as client:
+    with client_of(arguments) as client:
         tenant = None if arguments.all else _own_tenant(client)
         found = client.jobs(state=arguments.state, model=arguments.model, tenant=tenant)
         jobs = list(islice(found, arguments.limit))
@@ -45,7 +45,7 @@ def list_(arguments: argparse.Namespace) -> int:
 
 def logs(arguments: argparse.Namespace) -> int:
     """What a job printed; with `--follow` until it ends, and 1 if it was not completed."""
-    with _client(arguments) as client:
+    with client_of(arguments) as client:
         for _, event in client.events(arguments.id, follow=arguments.follow):
             if isinstance(event, Log):
                 print(_plain(event.text) if sys.stdout.isatty() else event.text, flush=True)
@@ -58,7 +58,7 @@ def logs(arguments: argparse.Namespace) -> int:
 def cancel(arguments: argparse.Namespace) -> int:
     """Stop jobs; one that had ended is left as it is."""
     problems = []
-    with _client(arguments) as client:
+    with client_of(arguments) as client:
         for job_id in arguments.ids:
             try:
                 if not _JOB_ID.fullmatch(job_id):
@@ -104,7 +104,7 @@ def weight(arguments: argparse.Namespace) -> int:
 def limits(arguments: argparse.Namespace) -> int:
     """Show what was set for a tenant at run time, or change some of it; `NAME=` takes a limit back."""
     changes = dict(map(_limit, arguments.limits))
-    with _client(arguments) as client:
+    with client_of(arguments) as client:
         found = client.tenant(arguments.tenant)
         if changes:
             merged = {name: value for name, value in {**found["limits"], **changes}.items() if value is not None}
@@ -125,13 +125,13 @@ def _limit(text: str) -> tuple[str, float | None]:
 
 
 def _switch(arguments: argparse.Namespace, turn: Callable[[Client], Mapping[str, Any]], said: str) -> int:
-    with _client(arguments) as client:
+    with client_of(arguments) as client:
         print(said.format(**turn(client)))
     return 0
 
 
 @contextmanager
-def _client(arguments: argparse.Namespace) -> Iterator[Client]:
+def client_of(arguments: argparse.Namespace) -> Iterator[Client]:
     """A client of the server that is meant. What goes wrong with it is said as a problem of the command."""
     try:
         with Client(_url(arguments), _key(arguments.key_file)) as client:

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from interlace_deploy import detach
 from interlace_deploy.address import hidden, reachable
+from interlace_deploy.problems import UsageProblem
 from interlace_deploy.ray_access import access
 from interlace_deploy.rundir import RunDir
 from interlace_deploy.screen import Screen
@@ -37,7 +38,10 @@ def configuration(arguments: argparse.Namespace, environ: Mapping[str, str]) -> 
     """What to start: the configuration, the command line over it, and the default model where none is named."""
     overrides: dict[str, Any] = {}
     if arguments.model:
-        overrides["models"] = [{"source": source} for source in arguments.model]
+        task = {} if arguments.task is None else {"task": arguments.task}
+        overrides["models"] = [{"source": source, **task} for source in arguments.model]
+    elif arguments.task is not None:
+        raise UsageProblem("`--task` is about `--model`, which is missing. In a configuration set `models[].task`.")
     for key, value in (
         ("gateway.host", arguments.host),
         ("gateway.port", arguments.port),
@@ -60,6 +64,10 @@ async def _serve(config: Config, screen: Screen, file: Path | None) -> None:
         asked = _stop_on_signals(service, screen)
         if config.isolation_level == "none":
             screen.warn("`isolation: none`: jobs run unprotected, as this account. Only for people that you trust.")
+        for model in config.models:
+            if model.executor == "resident":
+                names = ", ".join(model.trusted)
+                screen.warn(f"{model.source} is resident: the jobs of {names} run unprotected, as this account.")
         if warning := access(config, os.environ).warning:
             screen.warn(warning)
         try:

@@ -15,7 +15,7 @@ from interlace_server.doors.observation import Observation
 from interlace_server.doors.origins import Origins
 from interlace_server.drain import Drain
 from interlace_server.gateway import Gateway
-from interlace_server.routes import admin, health, hub, jobs, metrics, nnsight, results, stream, subscribe
+from interlace_server.routes import admin, artifacts, health, hub, jobs, metrics, nnsight, results, stream, subscribe
 from interlace_state.config import Config
 from interlace_state.store import State
 from interlace_state.tracing import Tracing
@@ -36,7 +36,7 @@ def create_app(config: Config, state: State, drain: Drain) -> FastAPI:
     app.state.gateway = Gateway(config, state, drain)
     errors.install(app)
     app.add_exception_handler(hub.NotOnHub, hub.not_on_hub)
-    for module in (nnsight, subscribe, stream, results, health, hub, metrics, jobs, admin):
+    for module in (nnsight, subscribe, stream, results, health, hub, metrics, jobs, artifacts, admin):
         app.include_router(module.router)
     # The last one that is added is the first that a request meets.
     app.add_middleware(Door, config=config, drain=drain, audit=state.audit)

@@ -1,4 +1,7 @@
-"""Removes results, payloads and entries of the index of jobs whose lifetime is over, every few minutes."""
+"""Removes results, payloads and entries of the index of jobs whose lifetime is over, every few minutes.
+
+It also makes the index of artifacts again where Redis has lost it.
+"""
 
 import asyncio
 import time
@@ -26,6 +29,7 @@ async def collecting(state: State, lifetimes: LifetimeConfig) -> AsyncIterator[N
 async def _collect_forever(state: State, lifetimes: LifetimeConfig) -> None:
     while True:
         try:
+            await state.artifacts.make_sure_of_index()
             files = await state.results.collect() + await state.values.collect()
             jobs = await state.jobs.prune(time.time() - lifetimes.result)
             if files or jobs:

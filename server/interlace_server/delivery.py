@@ -1,4 +1,4 @@
-"""A result on its way to whoever fetches it: whole, or the rest of a download that broke off (RFC 9110, section 14)."""
+"""A result or a file on its way to whoever fetches it: whole, or the rest of what broke off (RFC 9110, section 14)."""
 
 import re
 from collections.abc import AsyncIterator, Callable
@@ -18,10 +18,13 @@ _RANGE_HEADER: dict[str, Any] = {
 }
 #: What a route says of itself that delivers a result.
 BYTES: Responses = {
-    200: {"description": "What torch.save wrote, as one zstd frame if the request was compressed.", "content": _BINARY},
+    200: {
+        "description": "All of its bytes; a result is what torch.save wrote, as one zstd frame if the request was.",
+        "content": _BINARY,
+    },
     206: {"description": "The bytes that `Range` asks for.", "content": _BINARY, "headers": _RANGE_HEADER},
     416: {
-        "description": "The result has no such bytes.",
+        "description": "There are no such bytes.",
         "content": {"application/json": {"schema": {"type": "object", "properties": {"detail": {"type": "string"}}}}},
     },
 }
@@ -35,14 +38,27 @@ async def deliver(
 ) -> Response:
     """Stream a result, or the part of it that the request asks for. Raises UnknownJob."""
     size, stream = await gateway.state.results.open(job_id)
-    headers = {"Accept-Ranges": "bytes", "ETag": f'"{job_id}"', "Cache-Control": "private, no-store"}
+    return deliver_part(request, size, stream, tag=job_id, what="result", counted=counted)
+
+
+def deliver_part(
+    request: Request,
+    size: int,
+    stream: Callable[[int, int], AsyncIterator[Piece]],
+    *,
+    tag: str,
+    what: str,
+    counted: Callable[[AsyncIterator[Piece], int], AsyncIterator[Piece]] = lambda pieces, _: pieces,
+) -> Response:
+    """Stream ``size`` bytes that never change, or the part of them that the request asks for."""
+    headers = {"Accept-Ranges": "bytes", "ETag": f'"{tag}"', "Cache-Control": "private, no-store"}
     asked = _asked(request, size, headers["ETag"])
     if asked is None:
         first, behind = 0, size
     else:
         first, behind = asked
         if first >= behind:
-            refused = answer(416, f"The result has {size:,} bytes; expected `Range: bytes=FIRST-` below that.")
+            refused = answer(416, f"The {what} has {size:,} bytes; expected `Range: bytes=FIRST-` below that.")
             refused.headers["Content-Range"] = f"bytes */{size}"
             return refused
         headers["Content-Range"] = f"bytes {first}-{behind - 1}/{size}"

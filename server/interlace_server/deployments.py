@@ -24,6 +24,7 @@ class Deployment(BaseModel):
     #: COLD where no replica runs and the next job starts one; `nnsight.status()` leaves these out.
     deployment_level: Literal["HOT", "COLD"] = "HOT"
     pinned: bool = True
+    #: Whether its jobs run unprotected, for tenants that the operator trusts.
     trusted: bool = False
     trust_remote_code: bool
     dtype: str
@@ -82,8 +83,10 @@ def overview(models: Iterable[HostedModel], wall_seconds: float) -> Overview:
 
 def _deployment(model: HostedModel, replica: Replica | None, replica_id: str, wall_seconds: float) -> Deployment:
     card = model.card
+    # The replica of a failed model says for a moment that it still comes.
+    state = model.state if replica is None or model.state is ModelState.FAILED else replica.state
     return Deployment(
-        application_state=_APPLICATION_STATE[model.state if replica is None else replica.state],
+        application_state=_APPLICATION_STATE[state],
         deployment_level="COLD" if model.state is ModelState.COLD else "HOT",
         trust_remote_code=card.key.trust_remote_code,
         dtype=card.dtype,
@@ -96,6 +99,7 @@ def _deployment(model: HostedModel, replica: Replica | None, replica_id: str, wa
         config=json.dumps(card.config),
         n_params=card.n_params,
         size_bytes=card.size_bytes,
+        trusted=card.trusted is not None,
         failure=card.failure,
         paused=model.paused,
         drained=replica is not None and replica.drained,

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from interlace.protocol.errors import InvalidRequest
-from interlace.protocol.event import Ended, Log, Saved, StateChanged
+from interlace.protocol.event import Ended, Log, Progress, Saved, StateChanged
 from interlace.protocol.job import Cost, JobState
 from interlace.protocol.model import ModelKey
 from interlace_server import torch_frame
@@ -134,10 +134,12 @@ def saved(job_id: str, event: Saved) -> Update:
     )
 
 
-def render(job_id: str, event: StateChanged | Log | Ended) -> Update:
+def render(job_id: str, event: StateChanged | Log | Progress | Ended) -> Update:
     """An event in nnsight's words; where the result lies is for the caller to add."""
     if isinstance(event, Log):
         return Update(id=job_id, status="LOG", description=event.text)
+    if isinstance(event, Progress):  # stock nnsight writes it over the line that said that the job runs
+        return Update(id=job_id, status="RUNNING", description=event.sentence)
     if isinstance(event, Ended):
         return Update(
             id=job_id,

@@ -2,30 +2,20 @@
 
 import ipaddress
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from interlace.protocol.job import Limits
 from interlace.protocol.model import is_repo_id, is_revision, is_task
-
-_DAY = 24 * 3600  # seconds
-_DECADE = 3650 * _DAY  # no clock of Redis, Lua or the event loop overflows with it
-_MOST_BYTES = 1 << 50
-
-
-def _such(that: Callable[[str], object], sentence: str) -> AfterValidator:
-    """Refuses a text with ``expected SENTENCE``, unless it is ``that``."""
-
-    def check(value: str) -> str:
-        if not that(value):
-            raise ValueError(f"expected {sentence}")
-        return value
-
-    return AfterValidator(check)
+from interlace_state.adapters_config import AdaptersConfig
+from interlace_state.section import DAY as _DAY
+from interlace_state.section import DECADE as _DECADE
+from interlace_state.section import MOST_BYTES as _MOST_BYTES
+from interlace_state.section import Section as _Section
+from interlace_state.section import such as _such
 
 
 def _is_http(url: str) -> bool:
@@ -42,11 +32,8 @@ def _is_redis(url: str) -> bool:
 _Fsync = Annotated[
     Literal["always", "everysec", "no"], BeforeValidator(lambda value: "no" if value is False else value)
 ]
+_DEVICE = re.compile(r"cpu|auto|cuda(:\d{1,3})?")
 _Version = Annotated[str, _such(re.compile(r"\d+(\.\d+){0,3}").fullmatch, "a version, e.g. '3.10'")]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 def is_loopback(host: str) -> bool:
@@ -86,7 +73,8 @@ class ModelConfig(_Section):
     revision: Annotated[str, _such(is_revision, "a branch, a tag or a commit")] = "main"
     """Branch, tag or commit on the hub."""
     task: Annotated[str, _such(is_task, "a task such as 'text-generation'")] = "text-generation"
-    """The transformers pipeline task."""
+    """The transformers pipeline task, or `text-to-text` for an encoder-decoder; it decides the model's modules.
+    A diffusers pipeline, known by its model_index.json, has none."""
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
     """The type that weights are held in; `auto` takes the checkpoint's own."""
     replicas: int = Field(default=1, ge=1)
@@ -100,6 +88,31 @@ class ModelConfig(_Section):
     """Processor threads for one job; 0 shares the cores evenly among all slots."""
     trust_remote_code: bool = False
     """Run the Python code that the checkpoint brings. Only for repositories that you have read."""
+    executor: Literal["fork", "resident"] = "fork"
+    """Where a job runs: `fork` in a hardened copy of the model's process, `resident` in that process itself, where
+    nothing protects the model, the service's account or other jobs from it. A model on a GPU has to be resident."""
+    trusted: tuple[str, ...] = ()
+    """Tenants whose jobs a resident model takes; all others are refused. Without keys everybody is `local`."""
+    device: Annotated[str, _such(_DEVICE.fullmatch, "cpu, cuda, cuda:0 or auto")] = "cpu"
+    """Where a resident model's weights go: `cpu`, `cuda`, `cuda:1`, or `auto`, which spreads them over all GPUs."""
+
+    @model_validator(mode="after")
+    def _resident(self) -> "ModelConfig":
+        if self.device != "cpu" and self.executor != "resident":
+            raise ValueError(
+                f"`device` is {self.device}, and a model on a GPU cannot be shared with a hardened process: set "
+                "`executor: resident` and name the tenants that you trust in `trusted`, or keep it on the cpu"
+            )
+        if self.executor == "resident" and not self.trusted:
+            raise ValueError(
+                "a resident model's jobs run unprotected: name the tenants that you trust with the service's account "
+                "in `trusted` (without keys everybody is `local`)"
+            )
+        if self.executor == "resident" and self.slots != 1:
+            raise ValueError(f"a resident model runs one job at a time: `slots` is {self.slots}, set it to 1")
+        if self.trusted and self.executor != "resident":
+            raise ValueError("`trusted` is for resident models: set `executor: resident`, or leave it out")
+        return self
 
     @property
     def first_replicas(self) -> int:
@@ -237,6 +250,12 @@ class Admission(Limits):
     """Requests of one tenant that are answered in a minute."""
     kept_jobs: int = Field(default=10_000, gt=0)
     """Jobs of one tenant that are known; over it, the oldest that have ended are forgotten before their time."""
+    artifact_bytes: int = Field(default=1 << 30, gt=0)
+    """Bytes of one artifact."""
+    kept_artifact_bytes: int = Field(default=16 << 30, gt=0)
+    """Bytes of all artifacts of one tenant."""
+    kept_artifacts: int = Field(default=1_000, gt=0)
+    """Artifacts of one tenant."""
 
     @field_validator("*")
     @classmethod
@@ -259,6 +278,16 @@ class LimitChanges(_Section):
     running_jobs: int | None = Field(default=None, gt=0)
     requests_per_minute: int | None = Field(default=None, gt=0)
     kept_jobs: int | None = Field(default=None, gt=0)
+    artifact_bytes: int | None = Field(default=None, gt=0)
+    kept_artifact_bytes: int | None = Field(default=None, gt=0)
+    kept_artifacts: int | None = Field(default=None, gt=0)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth(cls, value: object, info: ValidationInfo) -> object:
+        if isinstance(value, bool) and info.field_name != "batching":
+            raise ValueError("expected a number")  # pydantic would take true for 1
+        return value
 
     @field_validator("*")
     @classmethod
@@ -290,6 +319,7 @@ class Config(_Section):
     store: StoreConfig = StoreConfig()
     lifetimes: LifetimeConfig = LifetimeConfig()
     batching: BatchingConfig = BatchingConfig()
+    adapters: AdaptersConfig = AdaptersConfig()
     limits: Admission = Admission()
     roles: dict[str, LimitChanges] = Field(default_factory=dict)
     """Limits of a role (`user`, `admin`), where they differ from `limits`."""
@@ -310,6 +340,16 @@ class Config(_Section):
     @classmethod
     def _absolute(cls, folder: Path) -> Path:
         return folder.expanduser().absolute()
+
+    @model_validator(mode="after")
+    def _protected(self) -> "Config":
+        resident = [model.source for model in self.models if model.executor == "resident"]
+        if self.isolation == "required" and resident:
+            raise ValueError(
+                f"`isolation: required` leaves no room for resident models, whose jobs run unprotected: {resident}. "
+                "Leave `isolation` out to have it for all others"
+            )
+        return self
 
     @property
     def exposed(self) -> bool:

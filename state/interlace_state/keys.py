@@ -38,6 +38,9 @@
 | replicas:{slug}      | set    | forever                | models          | replica ids                               |
 | wanted:{slug}        | string | forever                | models          | how many replicas shall run               |
 | replica:{slug}:{id}  | string | three heartbeats       | models          | Replica as JSON                           |
+| artifacts            | hash   | forever                | artifacts       | id -> Artifact as JSON; made anew from    |
+|                      |        |                        |                 | the manifests in the store if it is lost  |
+| artifacts:{tenant}   | set    | forever                | artifacts       | ids of a tenant's artifacts               |
 | metrics:{replica}    | string | three heartbeats       | metrics         | what a replica measures                   |
 | secret:results       | string | forever                | results         | key that signs result URLs                |
 
@@ -62,6 +65,7 @@ class Keys:
         self.limits = f"{prefix}limits"
         self.paused = f"{prefix}paused"
         self.drained = f"{prefix}drained"
+        self.artifacts = f"{prefix}artifacts"
         self.result_secret = f"{prefix}secret:results"
 
     def job(self, job_id: str) -> str:
@@ -93,6 +97,9 @@ class Keys:
 
     def jobs_of(self, tenant: str) -> str:
         return f"{self.prefix}jobs:{tenant}"
+
+    def artifacts_of(self, tenant: str) -> str:
+        return f"{self.prefix}artifacts:{tenant}"
 
     def metrics(self, replica_id: str) -> str:
         return f"{self.prefix}metrics:{replica_id}"

@@ -54,6 +54,8 @@ class ModelCard(BaseModel):
     config: dict[str, Any]
     n_params: int | None = None
     size_bytes: int | None = None
+    #: Tenants whose jobs it takes, because they run unprotected; None: everybody's.
+    trusted: tuple[str, ...] | None = None
     #: Why the model could not be loaded; None while it may still come.
     failure: str | None = None
 

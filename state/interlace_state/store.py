@@ -12,6 +12,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from interlace_state.artifacts import Artifacts
 from interlace_state.audit import Audit
 from interlace_state.config import Config
 from interlace_state.config_file import ConfigError
@@ -42,6 +43,7 @@ class State:
     events: Events
     results: Results
     values: Values
+    artifacts: Artifacts
     sessions: Sessions
     models: Models
     tenants: Tenants
@@ -76,6 +78,7 @@ async def open_state(config: Config) -> AsyncIterator[State]:
             events=Events(redis, keys),
             results=Results(redis, keys, files, config.store, config.lifetimes),
             values=Values(redis, keys, files),
+            artifacts=Artifacts(redis, keys, files, config.store, config.adapters),
             sessions=Sessions(redis, keys),
             models=Models(redis, keys, files),
             tenants=Tenants(redis, keys),

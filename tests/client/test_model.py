@@ -39,6 +39,12 @@ def test_spellings_of_one_model_are_equal(spelling: str) -> None:
     assert ModelKey.parse(parsed.canonical) == parsed
 
 
+def test_two_names_of_a_task_are_one() -> None:
+    hosted = ModelKey(repo_id="a/b", task="ner")
+    assert hosted == ModelKey.parse(key(repo_id="a/b", task="token-classification"))
+    assert '"task": "token-classification"' in hosted.canonical
+
+
 @pytest.mark.parametrize(
     ("spelling", "says"),
     [

@@ -387,6 +387,21 @@ def test_no_model_can_be_loaded(interlace: Interlace, tmp_path: Path, state_dir:
     assert "Traceback" not in done.stderr
 
 
+def test_a_task_that_the_model_cannot_do(interlace: Interlace, tiny_models: Path, state_dir: Path) -> None:
+    done = interlace("up", "--model", tiny_models, "--task", "image-classification", "--runtime", "process")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "local/own-model (image-classification): " in done.stderr
+    assert "GPT2LMHeadModel cannot be hosted for the task 'image-classification'" in done.stderr
+    assert "to what it can do: text-generation, feature-extraction, text-classification" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_task_of_no_model_is_refused(interlace: Interlace, state_dir: Path) -> None:
+    done = interlace("up", "--task", "fill-mask")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "`--task` is about `--model`, which is missing" in done.stderr
+
+
 def test_a_part_that_ends_while_it_starts(
     interlace: Interlace, tmp_path: Path, tiny_models: Path, state_dir: Path
 ) -> None:

@@ -8,9 +8,12 @@ import nnsight
 import pytest
 import running
 import tiny
+import tiny_families
 import torch
 from nnsight import CONFIG, TransformersModel
 from nnsight.modeling import huggingface
+
+import interlace
 
 #: Everything that is hosted, on a Ray of our own.
 _MODELS = (tiny.GPT2, tiny.LLAMA, tiny.NEOX, tiny.BERT)
@@ -69,6 +72,20 @@ def process_server(home: Path, tiny_models: Path) -> Iterator[running.Running]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def families_server(home: Path, families: Path) -> Iterator[running.Running]:
+    """Plain processes host the models of `tiny_families`, and an encoder."""
+    huggingface._ID_CACHE.update({name: name for name in tiny_families.ALL})
+    interlace.add_tasks()
+    configuration = {
+        "runtime": "process",
+        "models": [hosted(name) for name in (*tiny_families.ALL, tiny.BERT)],
+        "gateway": _GATEWAY,
+    }
+    with running.interlace(home, configuration, seconds=240) as server:
+        yield server
+
+
 @pytest.fixture
 def on_ray(ray_server: running.Running, monkeypatch: pytest.MonkeyPatch) -> running.Running:
     """Stock clients of this test talk to the server on Ray."""
@@ -105,6 +122,13 @@ class Models:
 @pytest.fixture(scope="session")
 def models(tiny_models: Path, stock_client: None) -> Models:
     return Models()
+
+
+@pytest.fixture
+def on_families(families_server: running.Running, monkeypatch: pytest.MonkeyPatch) -> running.Running:
+    """Stock clients of this test talk to the server of the other families."""
+    monkeypatch.setattr(CONFIG.API, "HOST", families_server.url)
+    return families_server
 
 
 @pytest.fixture

@@ -1,57 +1,27 @@
 """Promise: many small traces of yours cost one forward, and each is as if it had been alone."""
 
-import contextlib
-import threading
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import running
 import tiny
+import tiny_adapters
 import torch
+from company import merged, together
 from nnsight import TransformersModel
 from nnsight.intervention.backends.remote import RemoteError
 from parity import Lab, assert_same
 
 import interlace
-from interlace.protocol.job import JobState
 
 PROMPT = "The Eiffel Tower is in the city of"
 OTHER = "When Mary and John went to the store"
-DEADLINE = 60.0  # seconds
 
 
 def layers(model: Any) -> Any:
     return model.transformer.h if hasattr(model._module, "transformer") else model.model.layers
-
-
-@contextlib.contextmanager
-def waiting(server: running.Running, repo_id: str, count: int) -> Iterator[None]:
-    """Hold the model back until so many jobs of the block's clients wait for it."""
-    with interlace.Client(server.url) as operator:
-        operator.pause(repo_id)
-
-        def resume() -> None:
-            end = time.monotonic() + DEADLINE
-            while sum(job.state is JobState.QUEUED for job in operator.jobs()) < count and time.monotonic() < end:
-                time.sleep(0.05)
-            operator.resume(repo_id)
-
-        resuming = threading.Thread(target=resume)
-        resuming.start()
-        try:
-            yield
-        finally:
-            resuming.join()
-
-
-def together(server: running.Running, repo_id: str, cases: list[Callable[[Any, Any], Any]]) -> list[Any]:
-    """Run each case in a thread of its own, on a model object of its own, all at once."""
-    clients = [TransformersModel(repo_id, task="text-generation") for _ in cases]
-    with waiting(server, repo_id, len(cases)), ThreadPoolExecutor(len(cases)) as pool:
-        return list(pool.map(lambda case, client: case(client, True), cases, clients))
 
 
 def read(model: Any, remote: Any) -> tuple[Any, ...]:
@@ -101,12 +71,6 @@ def fails(model: Any, remote: Any) -> tuple[Any, ...]:
     return 0, "failed"
 
 
-def merged(tracer: Any) -> int:
-    """Jobs in the forward, as the server says; 0 for one that ran alone."""
-    meta = getattr(getattr(tracer, "backend", None), "meta", None) or {}
-    return int(meta.get("merged", 0))
-
-
 CASES = [read, ablate, patch, gradient, longer, fails, read, ablate, patch, longer]
 
 
@@ -133,3 +97,32 @@ def test_in_a_session_a_trace_runs_alone_and_is_the_same_bit_for_bit(lab: Lab, o
     found = together(on_ray, tiny.GPT2, [alone] * 4)
     assert [size for size, _ in found] == [0] * 4
     assert all(torch.equal(found[0][1], hidden) for _, hidden in found)
+
+
+def test_traces_with_one_adapter_share_process_and_forward(lab: Lab, on_ray: running.Running, tmp_path: Path) -> None:
+    folders = [tiny_adapters.write(tmp_path / str(seed), tiny.LLAMA, seed) for seed in (1, 2)]
+    with interlace.Client(on_ray.url) as client:
+        refs = [client.artifacts.upload(folder).ref for folder in folders]
+
+    def with_adapter(number: int, case: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+        def run(model: Any, remote: Any) -> Any:
+            model.peft = refs[number]
+            return case(model, remote)
+
+        return run
+
+    cases = [read, ablate, patch, read]
+    local = []
+    for folder in folders:
+        model = TransformersModel(tiny.LLAMA, task="text-generation", peft=str(folder), dispatch=True)
+        local.append([case(model, False)[1:] for case in cases])
+    for number in (0, 1):  # each by itself, then both in turn
+        found = together(on_ray, tiny.LLAMA, [with_adapter(number, case) for case in cases])
+        for (_, *mine), theirs in zip(found, local[number], strict=True):
+            assert_same(list(theirs), mine)
+        assert [size for size, *_ in found] == [4] * 4
+    both = [with_adapter(number, case) for number, case in enumerate(cases[:2])]
+    found = together(on_ray, tiny.LLAMA, both)
+    for number, (size, *mine) in enumerate(found):
+        assert_same(list(local[number][number]), mine)
+        assert size == 0

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import cases
 import nnsight
 import pytest
 import running
@@ -12,52 +13,8 @@ from nnsight.intervention.backends.remote import RemoteBackend
 from parity import Case, Lab, assert_same
 from transformers import AutoTokenizer
 
-PROMPT = "The Eiffel Tower is in the city of"
 
-
-def reading(model: Any, remote: Any) -> dict[str, Any]:
-    with model.trace(PROMPT, remote=remote):
-        hidden = model.transformer.h[1].output.save()
-        best = model.lm_head.output[0, -1].argmax().save()
-    return {"hidden": hidden, "best": best}
-
-
-def editing(model: Any, remote: Any) -> dict[str, Any]:
-    with model.trace(remote=remote) as tracer:
-        with tracer.invoke(PROMPT):
-            model.transformer.h[0].mlp.output[:] = 0
-            edited = model.lm_head.output[:, -1].save()
-        with tracer.invoke("Two plus two is"):
-            clean = model.lm_head.output[:, -1].save()
-    return {"edited": edited, "clean": clean}
-
-
-def generating(model: Any, remote: Any) -> dict[str, Any]:
-    with model.generate(PROMPT, remote=remote, max_new_tokens=4, min_new_tokens=4, do_sample=True) as tracer:
-        torch.manual_seed(1)
-        ids = tracer.result.save()
-    return {"ids": ids}
-
-
-def differentiating(model: Any, remote: Any) -> dict[str, Any]:
-    with model.trace(PROMPT, remote=remote):
-        hidden = model.transformer.h[0].output
-        with model.lm_head.output.mean().backward():
-            gradient = hidden.grad.save()
-    return {"gradient": gradient}
-
-
-def a_session(model: Any, remote: Any) -> dict[str, Any]:
-    with model.session(remote=remote):
-        seen = [].save()
-        for index in range(3):
-            with model.trace(PROMPT):
-                norm = model.transformer.h[index].output.norm()
-            seen.append(norm)
-    return {"seen": seen}
-
-
-@pytest.mark.parametrize("case", [reading, editing, generating, differentiating, a_session], ids=lambda c: c.__name__)
+@pytest.mark.parametrize("case", cases.ALL, ids=lambda case: case.__name__)
 def test_the_same_values(case: Case, models: Lab, on_processes: running.Running) -> None:
     assert_same(case(models.local(tiny.GPT2), False), case(models.client(tiny.GPT2), True))
 
@@ -68,9 +25,9 @@ def test_a_model_from_a_plain_folder(models: Lab, on_processes: running.Running,
     local = TransformersModel(str(tiny_models), task="text-generation", tokenizer=tokenizer, dispatch=True)
     client = TransformersModel(str(tiny_models), task="text-generation", tokenizer=tokenizer)
     key = models.client(tiny.GPT2).to_model_key().replace(tiny.GPT2, tiny.LAB)
-    with local.trace(PROMPT):
+    with local.trace(cases.PROMPT):
         expected = local.lm_head.output.detach().save()
-    with client.trace(PROMPT, backend=RemoteBackend(key, env=client._remoteable_get_env())):
+    with client.trace(cases.PROMPT, backend=RemoteBackend(key, env=client._remoteable_get_env())):
         logits = client.lm_head.output.detach().save()
     torch.testing.assert_close(logits, expected)
 

@@ -1,7 +1,5 @@
 """Two labs share one server: each with its own key, jobs and results, through stock nnsight."""
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ import pytest
 import running
 import tiny
 import torch
+from gateway_keys import key_for
 from nnsight import CONFIG
 from nnsight.intervention.backends.remote import RemoteBackend, RemoteError
 
@@ -28,12 +27,6 @@ def shared(home: Path, tiny_models: Path) -> Iterator[running.Running]:
     }
     with running.interlace(home, configuration, seconds=180) as server:
         yield server
-
-
-def key_for(server: running.Running, tenant: str) -> str:
-    command = [sys.executable, "-m", "interlace_deploy", "keys", "create", "--tenant", tenant]
-    command += ["--config", str(server.state_dir / "interlace.yaml")]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.strip()
 
 
 def test_two_labs(shared: running.Running, models: Any, monkeypatch: pytest.MonkeyPatch) -> None:

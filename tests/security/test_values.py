@@ -39,6 +39,10 @@ def say(step=-1, offset=0, size=0, name=b"x", kind=4):
     for pipe in pipes:
         os.write(pipe, frame(kind, struct.pack("!iQQ", step, offset, size) + name))
 
+def tell(progress):
+    for pipe in pipes:
+        os.write(pipe, frame(5, progress))
+
 def hold(data):
     for file in files:
         os.pwrite(file, data, 0)
@@ -60,6 +64,10 @@ BROKEN = "wrote to the channel that reports its end"
         "say(name=b'n' * 257)",
         "say(name=b'\\xff')",
         "say(kind=9)",
+        "tell(b'nonsense')",
+        "tell(b'{\"step\": -1}')",
+        'tell(b\'{"step": 1, "of": 1e999}\')',
+        "tell(b' ' * 4000)",
         "say(name=b'n' * (300 << 10))",
     ],
 )
@@ -88,6 +96,17 @@ def test_more_than_the_limits_let_through(siege: Any, words: str, says: str) -> 
     _, end = polled(siege, f"{FORGE}{words}\ntime.sleep(60)")
     assert end.state is JobState.ERROR
     assert re.search(says, end.text), end.text
+    siege.unharmed()
+
+
+def test_a_flood_of_progress_is_few_events(siege: Any) -> None:
+    """What is told is data and is shown as data; the parent lets a few words of it through."""
+    source = FORGE + 'for step in range(20000): tell(b\'{"step": %d, "metrics": {"loss": NaN}}\' % step)'
+    url = siege.target.server.url
+    job, end = polled(siege, source)
+    assert end.state is JobState.COMPLETED, end.text
+    told = httpx.get(f"{url}/v1/jobs/{job}/events").text.count("event: progress")
+    assert 1 <= told <= 8 + 2 * DEADLINE
     siege.unharmed()
 
 

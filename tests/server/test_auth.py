@@ -129,6 +129,18 @@ async def test_a_key_for_some_models_sees_no_others(start_gateway: Any, redis_ur
         assert "does not host lab/tiny" in answer.json()["detail"]
 
 
+async def test_a_resident_model_takes_jobs_of_trusted_tenants_only(start_gateway: Any, redis_url: str) -> None:
+    with start_gateway() as gateway:
+        async with open_state(gateway.config) as state:
+            await publish(state, gateway.config, trusted=("lab",))
+        prefix = gateway.config.redis.prefix
+        trusted, other = (mint(redis_url, prefix, tenant=name) for name in ("lab", "guests"))
+        answer = post(gateway, other)
+        assert answer.status_code == 403
+        assert "for tenants that its operator trusts; yours (guests) is not" in answer.json()["detail"]
+        assert post(gateway, trusted).status_code == 200
+
+
 async def test_a_key_for_some_models_is_not_told_the_names_of_others(start_gateway: Any, redis_url: str) -> None:
     with start_gateway() as gateway:
         async with open_state(gateway.config) as state:

@@ -2,15 +2,18 @@
 
 import asyncio
 import hashlib
+import http.client
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
+import tiny_diffusion
 from gateway_process import COMMIT, KEY, Gateway, publish
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -139,8 +142,77 @@ async def test_folders_and_revisions_with_slashes(gateway: Gateway, state: State
         assert [(entry["type"], entry["path"], entry["size"]) for entry in tree.json()] == [
             ("file", "unet/config.json", 2)
         ]
+        top = await asyncio.to_thread(gateway.get, f"/hf/api/models/lab/pictures/tree/{revision}")
+        assert [(entry["type"], entry["path"], entry["size"]) for entry in top.json()] == [
+            ("file", "model_index.json", 3),
+            ("directory", "unet", 0),
+        ]
         info = await asyncio.to_thread(gateway.get, f"/hf/api/models/lab/pictures/revision/{revision}")
         assert info.json()["library_name"] == "diffusers"
+
+
+@pytest.fixture
+async def pictures(state: State, gateway: Gateway) -> dict[str, bytes]:
+    """The small files of a hosted pipeline of diffusers."""
+    key = ModelKey(wrapper="DiffusionModel", repo_id="lab/pictures", task=None)
+    await publish(state, gateway.config, key)
+    found = {
+        str(path.relative_to(tiny_diffusion.ASSET)): path.read_bytes()
+        for path in tiny_diffusion.ASSET.rglob("*.json")
+        if not path.name.endswith(".index.json")
+    }
+    for name, content in found.items():
+        await state.models.put_file(key, name, content)
+    return found
+
+
+async def test_the_real_client_builds_a_pipeline_without_weights(
+    gateway: Gateway, pictures: dict[str, bytes], tmp_path: Path
+) -> None:
+    code = """
+import json
+from huggingface_hub import HfApi
+from nnsight.modeling.diffusion import DiffusionModel
+model = DiffusionModel("lab/pictures")
+found = sorted(HfApi().list_repo_files("lab/pictures"))
+folders = [entry.path for entry in HfApi().list_repo_tree("lab/pictures") if not hasattr(entry, "size")]
+shape = list(model.unet.mid_block.resnets[0].conv1.weight.shape)
+print(json.dumps([model.to_model_key(), type(model.pipeline).__name__, model.dispatched, shape, found, folders]))
+"""
+    found = await python(gateway, tmp_path / "home", code)
+    assert found[0].startswith("nnsight.modeling.diffusion.DiffusionModel:")
+    assert json.loads(found[0].split(":", 1)[1])["repo_id"] == "lab/pictures"
+    assert found[1:3] == ["StableDiffusionPipeline", False]
+    assert found[3] == [96, 96, 3, 3]
+    assert found[4] == sorted(pictures)
+    assert found[5] == ["scheduler", "text_encoder", "tokenizer", "unet", "vae"]
+
+
+@pytest.mark.usefixtures("pictures")
+@pytest.mark.parametrize(
+    "name",
+    [
+        "unet/diffusion_pytorch_model.safetensors",
+        "unet",
+        "unet/",
+        "unet//config.json",
+        "./unet/config.json",
+        "unet/../vae/config.json",
+        "unet/%2e%2e/%2e%2e/lab-tiny/config.json",
+        "..%2f..%2fresults%2fx",
+        "%2fetc%2fpasswd",
+        "unet%5c..%5cconfig.json",
+        "unet%00/config.json",
+    ],
+)
+def test_a_components_folder_leads_nowhere_else(gateway: Gateway, name: str) -> None:
+    port = urlsplit(gateway.url).port
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)  # which leaves the path as it is
+    connection.request("GET", f"/hf/lab/pictures/resolve/main/{name}")
+    answer = connection.getresponse()
+    assert answer.status == 404
+    assert answer.getheader("x-error-code") == "EntryNotFound"
+    connection.close()
 
 
 async def test_a_model_at_main_goes_before_one_at_another_revision(gateway: Gateway, state: State) -> None:

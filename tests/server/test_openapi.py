@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import schemathesis
+import uploads
 from gateway_process import COMMIT, HEADERS, KEY, Gateway, Worker, envelope, saved
 
 from interlace.protocol.event import Saved
@@ -33,7 +34,7 @@ async def test_the_schema_holds_for_whatever_is_sent(gateway: Gateway, state: St
 
 @pytest.fixture
 async def facts(gateway: Gateway, worker: Worker) -> dict[str, Any]:
-    """What the successful answers need: a job that ended, its link, a hub file, the workers' environment."""
+    """What the successful answers need: a job that ended, its link, a hub file, the environment, an artifact."""
     await worker.state.models.put_file(KEY, "config.json", b"{}")
     await worker.state.models.publish_environment({"python_version": "3.11.7", "packages": {"torch": "2.13.0"}})
     job_id = (await asyncio.to_thread(gateway.post)).json()["id"]
@@ -41,7 +42,9 @@ async def facts(gateway: Gateway, worker: Worker) -> dict[str, Any]:
     assert await worker.state.queue.record(lease, Saved(number=1, name="x", size=3, data=b"abc"))
     await worker.complete(lease, saved())
     url = (await asyncio.to_thread(gateway.get, f"/response/{job_id}")).json()["data"]
-    return {"job_id": job_id, "token": url.rpartition("/")[2]}
+    sent = await asyncio.to_thread(uploads.upload, gateway.url)
+    assert sent.status_code == 201, sent.text
+    return {"job_id": job_id, "token": url.rpartition("/")[2], "artifact_id": sent.json()["id"]}
 
 
 SUCCESSES: list[tuple[str, str, dict[str, str]]] = [
@@ -68,6 +71,10 @@ SUCCESSES: list[tuple[str, str, dict[str, str]]] = [
     ("/v1/jobs/{job_id}/result", "GET", {"job_id": "job_id"}),
     ("/v1/jobs/{job_id}/values/{number}", "GET", {"job_id": "job_id", "number": "1"}),
     ("/v1/jobs/{job_id}", "DELETE", {"job_id": "job_id"}),
+    ("/v1/artifacts", "GET", {}),
+    ("/v1/artifacts/{artifact_id}", "GET", {"artifact_id": "artifact_id"}),
+    ("/v1/artifacts/{artifact_id}/files/{name}", "GET", {"artifact_id": "artifact_id", "name": "adapter_config.json"}),
+    ("/v1/artifacts/{artifact_id}", "DELETE", {"artifact_id": "artifact_id"}),
     ("/v1/models/{model}/pause", "POST", {"model": KEY.repo_id}),
     ("/v1/models/{model}/resume", "POST", {"model": KEY.slug}),
     ("/v1/replicas/{replica}/drain", "POST", {"replica": "r1"}),
@@ -81,7 +88,10 @@ BODIES = {("/v1/tenants/{tenant}", "PUT"): {"weight": 2, "limits": {"running_job
 async def test_every_success_is_as_declared(gateway: Gateway, facts: dict[str, Any]) -> None:
     schema = await asyncio.to_thread(schemathesis.openapi.from_url, f"{gateway.url}/openapi.json")
     declared = {(operation.ok().path, operation.ok().method.upper()) for operation in schema.get_all_operations()}
-    assert declared == {(path, method) for path, method, _ in SUCCESSES} | {("/request", "POST")}
+    assert declared == {(path, method) for path, method, _ in SUCCESSES} | {
+        ("/request", "POST"),
+        ("/v1/artifacts", "POST"),
+    }
     for path, method, parameters in SUCCESSES:
         values = {name: facts.get(value, value) for name, value in parameters.items()}
         body = {"body": BODIES[path, method], "media_type": "application/json"} if (path, method) in BODIES else {}

@@ -57,6 +57,19 @@ async def test_a_job_that_lost_its_worker_is_alone(state: State, config: Config)
     assert (again.job, again.attempt, again.has_company) == (jobs[0], 2, False)
 
 
+@pytest.mark.parametrize(
+    "env", [{"attn_implementation": "eager"}, {"attn_implementation": "sdpa", "peft": "org/name"}, {}]
+)
+async def test_a_job_that_wants_another_model_environment_does_not_come_along(
+    state: State, env: dict[str, object]
+) -> None:
+    await queue_up(state, 1, env={"attn_implementation": "sdpa"})
+    await queue_up(state, 1, env=env)
+    first = await lease(state)
+    assert not first.has_company
+    assert await company(state, first) == []
+
+
 async def test_another_tenants_job_does_not_come_along(state: State) -> None:
     await queue_up(state, 1, "mine")
     await queue_up(state, 3, "theirs")

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from interlace.protocol.model import ModelKey
-from interlace_state.config import BatchingConfig, Config, TenantConfig
+from interlace_state.config import BatchingConfig, Config, LimitChanges, TenantConfig
 from interlace_state.config_file import ConfigError, dump, load
 
 Written = Callable[[str], Path]
@@ -207,6 +208,26 @@ def test_an_autoscale_that_cannot_be(written: Written, text: str, said: str) -> 
     assert said in mistake(path)
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("device: cuda", "`device` is cuda, and a model on a GPU cannot be shared with a hardened process"),
+        ("device: gpu", "expected cpu, cuda, cuda:0 or auto"),
+        ("executor: resident", "name the tenants that you trust with the service's account in `trusted`"),
+        ("executor: resident, trusted: [lab], slots: 2", "a resident model runs one job at a time: `slots` is 2"),
+        ("trusted: [lab]", "`trusted` is for resident models: set `executor: resident`"),
+    ],
+)
+def test_a_resident_model_that_cannot_be(written: Written, text: str, said: str) -> None:
+    assert said in mistake(written(f"models: [{{source: org/a, {text}}}]"))
+
+
+def test_isolation_that_is_required_leaves_no_room_for_a_resident_model(written: Written) -> None:
+    resident = "models: [{source: org/a, executor: resident, trusted: [lab], device: cuda}]"
+    assert load(written(resident), {}).models[0].device == "cuda"
+    assert "leaves no room for resident models" in mistake(written(f"isolation: required\n{resident}"))
+
+
 def test_autoscale_survives_its_way_to_a_process(written: Written) -> None:
     config = load(written("models: [{source: org/a, autoscale: {most: 2}}]"), {})
     again = load(written(dump(config)), {})
@@ -360,3 +381,11 @@ def test_a_tenant_may_differ_on_sharing_a_forward() -> None:
     off = Config(batching=BatchingConfig(enabled=False), tenants={"keen": TenantConfig(batching=True)})
     assert [off.batches(tenant) for tenant in ("keen", "unknown")] == [True, False]
     assert config.limits_of("alone", "user") == config.limits
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_a_limit_is_a_number_and_no_truth(value: bool) -> None:
+    """Pydantic takes true for 1."""
+    with pytest.raises(ValidationError, match="expected a number"):
+        LimitChanges.model_validate({"running_jobs": value})
+    assert TenantConfig.model_validate({"batching": value}).batching is value

@@ -216,6 +216,24 @@ def test_a_folder_is_named_after_itself(tmp_path: Path) -> None:
     assert resolve(str(folder), tmp_path, repo_id="lab/mine").repo_id == "lab/mine"
 
 
+def test_clients_get_what_preprocessors_are_made_of(tmp_path: Path) -> None:
+    llama().save_pretrained(tmp_path)
+    processors = {"preprocessor_config.json", "processor_config.json", "chat_template.jinja"}
+    vocabularies = {
+        "spiece.model",
+        "source.spm",
+        "target.spm",
+        "vocab.json",
+        "vocab-src.json",
+        "vocab.txt",
+        "merges.txt",
+    }
+    for name in processors | vocabularies | {"facts.json", "training_args.bin", "notes.txt"}:
+        (tmp_path / name).write_text("{}")
+    found = set(resolve(str(tmp_path), tmp_path / "cache").hub_files())
+    assert found == processors | vocabularies | {"config.json", "generation_config.json"}
+
+
 def test_a_folders_commit_changes_with_its_files(tmp_path: Path) -> None:
     llama().save_pretrained(tmp_path)
     before = resolve(str(tmp_path), tmp_path).commit

@@ -6,15 +6,16 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from interlace.protocol.errors import UnknownJob
-from interlace.protocol.event import Ended, Event, Log, Saved, StateChanged
+from interlace.protocol.errors import InvalidRequest, UnknownArtifact, UnknownJob
+from interlace.protocol.event import Ended, Event, Log, Progress, Saved, StateChanged
 from interlace.protocol.frames import BrokenFrame
 from interlace.protocol.job import Cost, JobState
 from interlace_state import log
 from interlace_state.queue import Lease
 from interlace_state.store import State
 from interlace_state.values import INLINE_BYTES, INLINE_TOGETHER
-from interlace_workers.executors.base import Done, ExecutorLost, Failed, Printed, Runner, Started
+from interlace_workers.adapters import Adapters
+from interlace_workers.executors.base import Done, ExecutorLost, Failed, Printed, Runner, Sealed, Started
 from interlace_workers.executors.values import Streamed
 from interlace_workers.journal import Insist, Journal
 from interlace_workers.telemetry import Watch
@@ -27,8 +28,12 @@ _LAST_LINE = 200  # characters
 class Attempt:
     """A leased job on an executor."""
 
-    def __init__(self, state: State, executor: Runner, lease: Lease, insist: Insist, watch: Watch) -> None:
+    def __init__(
+        self, state: State, executor: Runner, lease: Lease, insist: Insist, watch: Watch, adapters: Adapters
+    ) -> None:
         self._state = state
+        self._adapters = adapters
+        self._sealed: tuple[Sealed, ...] = ()
         self._executor = executor
         self._lease = lease
         self._journal = Journal(state.queue, lease, insist)
@@ -53,8 +58,9 @@ class Attempt:
         queued_seconds = round(max(0.0, time.time() - job.submitted_at), 4)
         try:
             payload = await self._state.results.payload(job)
+            self._sealed = await self._adapters.of(job)
             staged = self._state.results.stage()
-        except UnknownJob as error:
+        except (UnknownJob, UnknownArtifact, InvalidRequest) as error:
             return Ended(state=JobState.ERROR, text=str(error))
         except Exception as error:  # noqa: BLE001 - the edge of the store, which may be anybody's
             return Ended(state=JobState.ERROR, text=_not_stored("read your job", error))
@@ -97,7 +103,9 @@ class Attempt:
         return ", ".join(words) + "."
 
     async def _run_once(self, payload: bytes, staged: Path) -> Done | Failed:
-        async with contextlib.aclosing(self._executor.run(self._lease.job, payload, staged)) as happenings:
+        async with contextlib.aclosing(
+            self._executor.run(self._lease.job, payload, staged, self._sealed)
+        ) as happenings:
             async for happening in happenings:
                 if isinstance(happening, (Done, Failed)):
                     self._watch.ran(happening)
@@ -108,6 +116,9 @@ class Attempt:
                         self._watch.ran(event)
                         return event
                     await self._journal.note(event)
+                    continue
+                if isinstance(happening, Progress):
+                    await self._journal.note(happening)
                     continue
                 if isinstance(happening, Printed):
                     self._last_line = happening.lines[-1]

@@ -8,7 +8,7 @@ from typing import Any
 class Load:
     """Which model a zygote loads."""
 
-    #: A local Hugging Face directory.
+    #: A local Hugging Face directory: of one model, or of a pipeline of several.
     path: str
     task: str | None
     dtype: str
@@ -17,8 +17,14 @@ class Load:
     threads: int
     #: `Config.isolation_level`.
     isolation: str = "available"
+    #: Where the weights go: "cpu", a device of torch's, or "auto", as accelerate spreads them.
+    device: str = "cpu"
+    #: Whether jobs run in the process that loads it.
+    resident: bool = False
     #: Layers of the sandbox to leave out; tests show with it that each of them matters.
     without: tuple[str, ...] = ()
+    #: Whether diffusers loads it, and not transformers.
+    is_pipeline: bool = False
 
 
 @dataclass(frozen=True)
@@ -33,8 +39,21 @@ class Loaded:
 
 
 @dataclass(frozen=True)
+class Adapter:
+    """One adapter, as a child sees it. Beside it comes a sealed descriptor: its configuration, then its tensors."""
+
+    #: `artifact.ArtifactKind`.
+    kind: str
+    #: What the request calls it.
+    name: str
+    #: Bytes of the configuration; a safetensors file follows at once.
+    config_bytes: int
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
 class Order:
-    """One job, as its child sees it. Beside it come descriptors of payload, result, values, events and logs."""
+    """One job, as its child sees it. Beside it come descriptors of payload, result, events, logs and values."""
 
     compress: bool
     env: dict[str, Any] = field(default_factory=dict)
@@ -45,6 +64,12 @@ class Order:
     streamed_values: int = 0
     offered_bytes: int = 0
     cpu_seconds: float = 0.0
+    #: To be attached first; their descriptors come last.
+    adapters: tuple[Adapter, ...] = ()
 
     def as_message(self) -> dict[str, Any]:
         return asdict(self)
+
+    @classmethod
+    def of_message(cls, message: dict[str, Any]) -> "Order":
+        return cls(**{**message, "adapters": tuple(Adapter(**one) for one in message["adapters"])})

@@ -14,8 +14,9 @@ from interlace_state.models import ModelCard
 from interlace_state.store import State
 from interlace_state.tracing import Tracing
 from interlace_workers import headstart, sources
-from interlace_workers.executors.base import LoadFailed
+from interlace_workers.executors.base import Executor, LoadFailed
 from interlace_workers.executors.party import MergingExecutor
+from interlace_workers.executors.resident import ResidentExecutor
 from interlace_workers.executors.zygote_process import ZygoteProcess
 from interlace_workers.order import Load
 from interlace_workers.replica import Replica, give_up
@@ -36,13 +37,20 @@ class Placement:
     ahead: str = ""
 
 
-def key_of(model: ModelConfig, repo_id: str) -> ModelKey:
+def key_of(model: ModelConfig, repo_id: str, *, is_pipeline: bool) -> ModelKey:
+    """``is_pipeline``: of diffusers, which has no task."""
     return ModelKey(
+        wrapper="DiffusionModel" if is_pipeline else "TransformersModel",
         repo_id=repo_id,
         revision=model.revision,
-        task=model.task,
+        task=None if is_pipeline else model.task,
         trust_remote_code=model.trust_remote_code,
     )
+
+
+def _expected(model: ModelConfig) -> ModelKey:
+    """A model's key, as far as it is known before anything is fetched."""
+    return key_of(model, sources.name_of(model), is_pipeline=sources.is_pipeline(model))
 
 
 async def place(config: Config, state: State, say: Callable[[str], None]) -> list[Placement]:
@@ -51,7 +59,7 @@ async def place(config: Config, state: State, say: Callable[[str], None]) -> lis
     Says ``placed SLUG`` of each, once the catalogue holds these and no others. Raises ConfigError if two are one model
     to clients.
     """
-    _refuse_twins(config, [key_of(model, sources.name_of(model)) for model in config.models])
+    _refuse_twins(config, list(map(_expected, config.models)))
     await state.control.publish_weights()
     placed = await asyncio.gather(*(_place(config, state, index, say) for index in range(len(config.models))))
     keys = [key for key, _ in placed]
@@ -89,7 +97,7 @@ async def _place(
     try:
         load, card, files = await asyncio.to_thread(_resolve_blocking, config, model, say)
     except sources.SourceError as error:
-        key = key_of(model, sources.name_of(model))
+        key = _expected(model)
         await state.models.forget_replicas(key)
         await state.models.publish(
             ModelCard(key=key, commit="0" * 40, dtype=model.dtype, config={}, failure=str(error))
@@ -111,17 +119,21 @@ def _resolve_blocking(
     source = sources.resolve(model, config.cache_dir, say)
     with sources.reading(source.path):
         files = {name: path.read_bytes() for name, path in source.hub_files().items()}
-    return _load(config, model, source), sources.card(source, key_of(model, source.repo_id), model), files
+    key = key_of(model, source.repo_id, is_pipeline=source.is_pipeline)
+    return _load(config, model, source), sources.card(source, key, model), files
 
 
 def _load(config: Config, model: ModelConfig, source: sources.Source) -> Load:
     return Load(
         path=str(source.path),
-        task=model.task,
-        dtype=model.dtype,
+        task=key_of(model, source.repo_id, is_pipeline=source.is_pipeline).task,
+        dtype=sources.dtype_of(source, model),
         trust_remote_code=model.trust_remote_code,
         threads=threads_of(config, model),
         isolation=config.isolation_level,
+        device=model.device,
+        resident=model.executor == "resident",
+        is_pipeline=source.is_pipeline,
     )
 
 
@@ -141,11 +153,14 @@ async def build_replica(
     model = config.models[index]
     try:
         source = await asyncio.to_thread(sources.resolve, model, config.cache_dir, lambda _: None)
+        load = _load(config, model, source)
     except sources.SourceError as error:
         await give_up(state, key, str(error))
         raise LoadFailed(str(error)) from None
-    load = _load(config, model, source)
     taken = headstart.take(Path(ahead), load) if ahead else None
-    executor = MergingExecutor(load, None if taken is None else ZygoteProcess(taken))
+    zygote = None if taken is None else ZygoteProcess(taken)
+    executor: Executor = MergingExecutor(load, zygote)
+    if load.resident:
+        executor = ResidentExecutor(load, model.trusted, zygote)
     telemetry = Telemetry(state.metrics, tracing, key, name, model.slots)
     return Replica(config, state, key, executor, telemetry, name=name, slots=model.slots)

@@ -26,6 +26,7 @@ from interlace_state.queue import Lease
 from interlace_state.store import State
 from interlace_state.tasks import cancelled
 from interlace_workers import environment
+from interlace_workers.adapters import Adapters
 from interlace_workers.attempt import Attempt
 from interlace_workers.executors.base import Apart, Executor, LoadFailed, Runner
 from interlace_workers.journal import LeaseLost
@@ -63,6 +64,7 @@ class Replica:
         self._telemetry = telemetry
         self._name = name
         self._slots = slots
+        self._adapters = Adapters(config.adapters, state, key)
         self._ready = False
         #: By tenant: jobs to run alone before the next try, where none could share.
         self._unlike: dict[str, int] = {}
@@ -189,7 +191,7 @@ class Replica:
             await self._finish(lease, Ended(state=JobState.ERROR, text=text), watch)
             return
         self._stop(lease.job.id)  # what is left of it here has lost its lease
-        attempt = Attempt(self._state, runner, lease, self._insist, watch)
+        attempt = Attempt(self._state, runner, lease, self._insist, watch, self._adapters)
         executing = asyncio.create_task(attempt.run(), name=f"job {lease.job.id}")
         self._running[lease.job.id, lease.fence] = (lease, executing)
         try:

@@ -14,7 +14,10 @@ import sys
 from interlace_workers import channel
 
 #: All that a zygote, and so user code, sees of our environment.
-_PASSED = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
+_PASSED = (
+    *("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"),
+    *("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NVIDIA_VISIBLE_DEVICES"),
+)
 _FIXED = {
     # A fork needs one thread, and a thread that spins for another's core costs 20 times the forward.
     "OMP_NUM_THREADS": "1",

@@ -13,15 +13,18 @@ _libc = ctypes.CDLL(None)
 _ALIGNMENT = 64  # bytes: what torch's own allocator gives
 
 
-def into_huge_pages(module: torch.nn.Module) -> int:
+def into_huge_pages(module: torch.nn.Module, *, realign: bool = True) -> int:
     """Replace the storage of every parameter and buffer, ties kept; returns the bytes moved.
 
-    Each tensor keeps a storage of its own, so that saving one does not save them all.
+    Each tensor keeps a storage of its own, so that saving one does not save them all. Without ``realign`` each lies to
+    the processor's cache lines as before: a product of one row with a weight has its last bits by that, and a model
+    that was mapped from its files then gives the bits that it gives elsewhere.
     """
     tensors = [tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.device.type == "cpu"]
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in tensors}
     storages.pop(0, None)  # of an empty tensor
-    total = sum(_aligned(storage.nbytes()) for storage in storages.values())
+    room = 0 if realign else _ALIGNMENT
+    total = sum(_aligned(storage.nbytes()) + room for storage in storages.values())
     if not total:
         return 0
     arena = mmap.mmap(-1, total, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -29,10 +32,11 @@ def into_huge_pages(module: torch.nn.Module) -> int:
     moved = {}
     offset = 0
     for address, storage in storages.items():
-        copy = torch.frombuffer(arena, dtype=torch.uint8, count=storage.nbytes(), offset=offset).untyped_storage()
+        at = offset if realign else offset + address % _ALIGNMENT
+        copy = torch.frombuffer(arena, dtype=torch.uint8, count=storage.nbytes(), offset=at).untyped_storage()
         copy.copy_(storage)
         moved[address] = copy
-        offset += _aligned(storage.nbytes())
+        offset += _aligned(storage.nbytes()) + room
     for tensor in tensors:
         if copy := moved.get(tensor.untyped_storage().data_ptr()):
             tensor.data = torch.empty(0, dtype=tensor.dtype).set_(

@@ -14,10 +14,10 @@ import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, NoReturn
 
 from interlace_workers import channel, heap
-from interlace_workers.child import job, warm
+from interlace_workers.child import job, resident, warm
 from interlace_workers.child.model import HostedModel, load
 from interlace_workers.order import Load, Loaded
 from interlace_workers.sandbox import Sandbox, Unsafe, process
@@ -105,7 +105,10 @@ def main() -> None:
         return
     try:
         model = load(order)
-        into_huge_pages(model.model._module)
+        if order.resident:
+            warm.rehearsal(model)
+            _stay(parent, model)
+        into_huge_pages(model.model._module, realign=not order.is_pipeline)
         model = replace(model, rehearsal=warm.rehearsal(model))
         _refuse_threads()
         family, sandbox = Family(), Sandbox(order.isolation, hidden=order.path, without=order.without)
@@ -121,6 +124,16 @@ def main() -> None:
     with contextlib.suppress(BrokenPipeError):  # a parent that is gone shows at the first poll
         channel.send(parent, {"loaded": asdict(loaded)})
     Zygote(parent, model, sandbox, family).serve()
+
+
+def _stay(parent: socket.socket, model: HostedModel) -> NoReturn:
+    """Run jobs here, without a fork and without a sandbox."""
+    gc.enable()
+    missing = {"every layer": "the model is resident: its jobs run in its own process"}
+    loaded = Loaded(model.n_params, model.size_bytes, missing=missing)
+    with contextlib.suppress(BrokenPipeError):
+        channel.send(parent, {"loaded": asdict(loaded)})
+    resident.serve(parent, model)
 
 
 def _refuse_threads() -> None:

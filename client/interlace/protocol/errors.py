@@ -6,10 +6,13 @@
     - InvalidPayload        422
     - UnsendableValue       422
     - ClientTooOld          400
+    - InvalidArtifact       422  a file of an artifact, or an adapter, is not what it must be
+    - AdapterRefused        422  this adapter cannot be had for this model
   x UnknownModel            404
   x UnknownJob              404
   x UnknownValue            404
   x UnknownReplica          404
+  x UnknownArtifact         404
   x ModelFailed             503  the model could not be loaded
   x SessionRefused          409
   x NotCompleted            409  a job has no result, or none yet
@@ -19,6 +22,7 @@
   x TooMany                 429  a bound on how much at a time: which, its value, when to try again
   x Unauthorized            401  no API key, or none that works
   x Forbidden               403  the API key works, and is not enough for this
+  x Untrusted               403  the model takes jobs of trusted tenants only
   x ShuttingDown            503
 """
 
@@ -76,6 +80,18 @@ class ClientTooOld(InvalidRequest):
     http_status = 400
 
 
+class InvalidArtifact(InvalidRequest):
+    """A file is not what an artifact is made of: safetensors and JSON."""
+
+    code = "invalid_artifact"
+
+
+class AdapterRefused(InvalidRequest):
+    """The adapter cannot be had for this model."""
+
+    code = "adapter_refused"
+
+
 class UnknownModel(InterlaceError):
     """No such model is hosted here."""
 
@@ -114,6 +130,19 @@ class UnknownReplica(InterlaceError):
 
     code = "unknown_replica"
     http_status = 404
+
+
+class UnknownArtifact(InterlaceError):
+    """No such artifact: it never was, it has been deleted, or it is not yours."""
+
+    code = "unknown_artifact"
+    http_status = 404
+
+    def __init__(self, artifact_id: str) -> None:
+        super().__init__(
+            f"There is no artifact {artifact_id[:96]} that is yours: it never was, or has been deleted. "
+            "`interlace artifacts list` shows those that are there."
+        )
 
 
 class StoreFull(InterlaceError):
@@ -205,6 +234,19 @@ class Forbidden(InterlaceError):
 
     code = "forbidden"
     http_status = 403
+
+
+class Untrusted(InterlaceError):
+    """A model's jobs run unprotected, and only for tenants that its operator trusts."""
+
+    code = "untrusted"
+    http_status = 403
+
+    def __init__(self, key: str, tenant: str) -> None:
+        super().__init__(
+            f"{key} runs jobs unprotected, for tenants that its operator trusts; yours ({tenant}) is not one of them. "
+            "The operator can add it: `models[].trusted`."
+        )
 
 
 class ShuttingDown(InterlaceError):

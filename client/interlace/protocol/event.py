@@ -6,6 +6,10 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from interlace.protocol.job import Cost, JobState, ResultRef
 
+LONGEST_PROGRESS = 2 << 10  # bytes of a frame's body
+_MOST_STEPS = 1 << 53
+_Metric = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:/ -]{1,48}$")]
+
 
 class _Event(BaseModel):
     model_config = ConfigDict(frozen=True)
@@ -26,6 +30,40 @@ class Log(_Event):
 
     type: Literal["log"] = "log"
     text: str
+
+
+class Progress(_Event):
+    """How far the job is: ``step`` steps are done, of ``of`` where that is known.
+
+    Not every step is told, and of a job with several loops each counts from its own start.
+    """
+
+    type: Literal["progress"] = "progress"
+    step: int = Field(ge=0, le=_MOST_STEPS)
+    of: int | None = Field(default=None, ge=0, le=_MOST_STEPS)
+    #: What a method measures on the way, such as a loss; None where that is no finite number.
+    metrics: dict[_Metric, float | None] = Field(default_factory=dict, max_length=16)
+
+    @property
+    def sentence(self) -> str:
+        """How far it is, for people."""
+        done = f"Step {self.step}" if self.of is None else f"Step {self.step} of {self.of}"
+        return ", ".join([done, *(f"{name} {_shown(value)}" for name, value in self.metrics.items())])
+
+    def encode(self) -> bytes:
+        """The body of a child's frame."""
+        return self.model_dump_json().encode()
+
+    @classmethod
+    def decode(cls, body: bytes) -> "Progress":
+        """Read what hostile code may have written. Raises ValueError."""
+        if len(body) > LONGEST_PROGRESS:
+            raise ValueError(f"a word of progress of {len(body)} bytes")
+        return cls.model_validate_json(body, strict=True)
+
+
+def _shown(value: float | None) -> str:
+    return "not a number" if value is None else f"{value:.4g}"
 
 
 class Saved(_Event):
@@ -63,7 +101,7 @@ class Ended(_Event):
     cost: Cost = Cost()
 
 
-Event = Annotated[StateChanged | Log | Saved | Ended, Field(discriminator="type")]
+Event = Annotated[StateChanged | Log | Progress | Saved | Ended, Field(discriminator="type")]
 _ADAPTER: TypeAdapter[Event] = TypeAdapter(Event)
 
 

@@ -25,6 +25,8 @@ class FrameKind(IntEnum):
     FAILED = 3
     #: A value lies in the file of values. Body: a `Value`.
     VALUE = 4
+    #: How far the job is. Body: a `Progress` of `event.py`, as JSON.
+    PROGRESS = 5
 
 
 class Frame(NamedTuple):

@@ -5,7 +5,7 @@ import json
 import re
 from typing import Any, TypeGuard
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from interlace.protocol.errors import InvalidModelKey
 
@@ -27,6 +27,13 @@ _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 _REVISION = re.compile(r"[A-Za-z0-9][\w./-]{0,127}")
 _TASK = re.compile(r"[a-z0-9_-]{1,64}")
 _LONGEST_KEY = 1024  # characters
+#: Other names of a task; nnsight writes the first of each into a key.
+_ALIASES = {
+    "image-to-text": "image-text-to-text",
+    "ner": "token-classification",
+    "sentiment-analysis": "text-classification",
+    "text-to-speech": "text-to-audio",
+}
 
 
 class ModelKey(BaseModel):
@@ -39,6 +46,11 @@ class ModelKey(BaseModel):
     revision: str = "main"
     task: str | None = "text-generation"
     trust_remote_code: bool = Field(default=False)
+
+    @field_validator("task")
+    @classmethod
+    def _own_name(cls, task: str | None) -> str | None:
+        return None if task is None else _ALIASES.get(task, task)
 
     @classmethod
     def parse(cls, text: str) -> "ModelKey":
@@ -79,6 +91,11 @@ class ModelKey(BaseModel):
         if self.trust_remote_code:
             fields["trust_remote_code"] = True
         return f"{_PATHS[self.wrapper]}:{json.dumps(fields)}"
+
+    @property
+    def shares_forwards(self) -> bool:
+        """Whether there are traces of it that may share a forward."""
+        return self.wrapper == "TransformersModel"
 
     @property
     def slug(self) -> str:

@@ -9,6 +9,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from interlace.protocol.artifact import wanted
 from interlace.protocol.errors import (
     ClientTooOld,
     InterlaceError,
@@ -24,6 +25,7 @@ from interlace_state.audit import Audit
 from interlace_state.config import Admission as Limits
 from interlace_state.config import Config, GatewayConfig
 
+_FORM_BYTES = 64 << 10  # what a form has around its files
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _ATTENTION = (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 _NNSIGHT_VERSION = re.compile(r"v?(\d+(?:\.\d+){1,3})(?:[.\-_+]?[A-Za-z][\w.+-]*|\+[\w.]+)?")
@@ -49,7 +51,7 @@ class Door:
                 if self._drain.refusing:
                     raise ShuttingDown
                 check_client(headers, self._config.gateway)
-            body = Body(receive, self._most_bytes(scope), self._config.gateway.stall_seconds)
+            body = Body(receive, *self._most_bytes(scope), self._config.gateway.stall_seconds)
             body.check(headers)
         except InterlaceError as error:
             if isinstance(error, LimitExceeded):
@@ -60,19 +62,23 @@ class Door:
         if body.too_large:
             note(self._audit, scope, LimitExceeded.code)
 
-    def _most_bytes(self, scope: Scope) -> int:
+    def _most_bytes(self, scope: Scope) -> tuple[int, str]:
+        """How long a body may be, and which limit says so."""
         caller = scope.get("state", {}).get("caller")
         limits = caller.limits if caller else self._config.limits
-        return int(limits.payload_bytes)
+        if scope["path"].rstrip("/") == "/v1/artifacts":
+            return int(limits.artifact_bytes) + _FORM_BYTES, "limits.artifact_bytes"
+        return int(limits.payload_bytes), "limits.payload_bytes"
 
 
 class Body:
     """A request's body with a bound on its bytes, and on the time that they take."""
 
-    def __init__(self, receive: Receive, limit: int, stall_seconds: float) -> None:
+    def __init__(self, receive: Receive, limit: int, setting: str, stall_seconds: float) -> None:
         self.too_large = False
         self._receive = receive
         self._limit = limit
+        self._setting = setting
         self._stall_seconds = stall_seconds
         self._received = 0
         self._began: float | None = None
@@ -112,7 +118,7 @@ class Body:
         return min(self._stall_seconds, due - now)
 
     def _over(self) -> LimitExceeded:
-        return LimitExceeded("The request's body", self._limit, "bytes", "limits.payload_bytes")
+        return LimitExceeded("The request's body", self._limit, "bytes", self._setting)
 
 
 def check_client(headers: Headers, config: GatewayConfig) -> None:
@@ -139,15 +145,11 @@ def _numbers(version: str) -> list[int]:
 
 
 def check_env(env: dict[str, Any]) -> None:
-    """Raises InvalidRequest for a model environment that is not served."""
-    unknown = sorted(set(env) - {"attn_implementation", "peft"})
+    """Raises InvalidRequest for a model environment that no model has."""
+    unknown = sorted(set(env) - {"attn_implementation", "lora", "peft"})
     if unknown:
-        raise InvalidRequest(f"`env` has unknown keys {unknown}; allowed are: attn_implementation, peft.")
-    if env.get("peft") is not None:
-        raise InvalidRequest(
-            "`env.peft` names an adapter, and this server does not serve adapters yet: "
-            "trace the model without `peft=`, or apply the change inside the trace."
-        )
+        raise InvalidRequest(f"`env` has unknown keys {unknown}; allowed are: attn_implementation, lora, peft.")
+    wanted(env)
     attention = env.get("attn_implementation")
     if not (attention is None or isinstance(attention, str)) or attention not in _ATTENTION:
         allowed = ", ".join("null" if name is None else name for name in _ATTENTION)

@@ -50,7 +50,7 @@ class ModelInfo(BaseModel):
 
 
 class TreeEntry(BaseModel):
-    type: Literal["file"] = "file"
+    type: Literal["file", "directory"] = "file"
     path: str
     size: int
     oid: str
@@ -80,19 +80,26 @@ async def model_info_at(repo_id: str, revision: str, request: Request, gateway: 
 
 
 @router.get("/api/models/{repo_id:path}/tree/{rest:path}", responses=refusals(404, 422, 503))
-async def tree(repo_id: str, rest: str, request: Request, gateway: TheGateway) -> list[TreeEntry]:
-    """The small files of a hosted model; ``rest`` is `REVISION` or `REVISION/FOLDER`."""
+async def tree(
+    repo_id: str, rest: str, request: Request, gateway: TheGateway, recursive: bool = False
+) -> list[TreeEntry]:
+    """The small files of a hosted model, and its folders; ``rest`` is `REVISION` or `REVISION/FOLDER`."""
     card, folder = await _find_in(request, gateway, repo_id, rest)
     sizes = await gateway.state.models.file_sizes(card.key)
     inside = f"{folder.rstrip('/')}/" if folder else ""
-    entries = [
-        TreeEntry(path=name, size=size, oid=hashlib.sha1(f"{card.commit}/{name}".encode()).hexdigest())
-        for name, size in sizes.items()
-        if name.startswith(inside)
-    ]
+    entries: dict[str, TreeEntry] = {}
+    for name, size in sizes.items():
+        if not name.startswith(inside):
+            continue
+        path = name if recursive else inside + name.removeprefix(inside).split("/")[0]
+        is_file = path == name
+        oid = hashlib.sha1(f"{card.commit}/{path}".encode()).hexdigest()
+        entries[path] = TreeEntry(
+            type="file" if is_file else "directory", path=path, size=size if is_file else 0, oid=oid
+        )
     if folder and not entries:
         raise NotOnHub("EntryNotFound", f"{card.key.repo_id} has no folder {folder} here.")
-    return entries
+    return list(entries.values())
 
 
 @router.get("/api/models/{repo_id:path}", responses=refusals(404, 422, 503))

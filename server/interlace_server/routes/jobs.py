@@ -34,7 +34,7 @@ _EVENT = {
     "required": ["id", "event", "data"],
     "properties": {
         "id": {"type": "string"},
-        "event": {"type": "string", "enum": ["state", "log", "saved", "ended"]},
+        "event": {"type": "string", "enum": ["state", "log", "progress", "saved", "ended"]},
         "data": {"type": "string", "contentMediaType": "application/json"},
     },
 }

@@ -12,12 +12,13 @@ from fastapi import APIRouter, File, Form, Header, Request, Response, UploadFile
 from pydantic import BaseModel
 from redis.exceptions import RedisError
 
-from interlace.protocol.errors import InterlaceError, ModelFailed, UnknownModel
+from interlace.protocol.errors import InterlaceError, ModelFailed, UnknownModel, Untrusted
 from interlace.protocol.event import Ended, StateChanged
 from interlace.protocol.job import Job, JobState, Limits
 from interlace.protocol.model import ModelKey
 from interlace_server import metrics, nnsight_wire
 from interlace_server.deployments import Overview, overview
+from interlace_server.doors.adapters import check_adapters
 from interlace_server.doors.admission import check_payload
 from interlace_server.doors.auth import Caller, Identity, TheCaller, identity_of, visible
 from interlace_server.doors.observation import origin_of
@@ -107,6 +108,7 @@ async def submit(
     """
     envelope = Envelope.parse(data)
     model = await _servable(gateway, envelope.model, caller)
+    await check_adapters(gateway, envelope.env, model.card, caller)
     limits = caller.limits
     payload = await blob.read()
     check_payload(payload, compress=envelope.compress, limits=limits)
@@ -114,7 +116,7 @@ async def submit(
     job = _job(envelope, caller.tenant, limits, len(payload)).model_copy(update=more)
     again = await asyncio.to_thread(_idempotency, idempotency_key, job, payload) if idempotency_key else None
     ready = model.state is ModelState.READY
-    may_share = batching == "on" and gateway.config.batches(caller.tenant)
+    may_share = batching == "on" and job.model.shares_forwards and gateway.config.batches(caller.tenant)
     submitted = await _accept(gateway, job, payload, limits, again, model_ready=ready, batching=may_share)
     if submitted.replayed:
         response.headers["Idempotent-Replayed"] = "true"
@@ -137,7 +139,7 @@ async def _look_again(gateway: Gateway, key: ModelKey, caller: Caller) -> None:
 
 
 async def _servable(gateway: Gateway, key: ModelKey, caller: Caller) -> HostedModel:
-    """Raises UnknownModel, also for one that the caller may not use, or ModelFailed."""
+    """Raises UnknownModel, also for one that the caller may not use, Untrusted or ModelFailed."""
     if not caller.reaches(key.repo_id):
         raise UnknownModel(str(key), caller.models or ())
     try:
@@ -146,6 +148,8 @@ async def _servable(gateway: Gateway, key: ModelKey, caller: Caller) -> HostedMo
         if caller.models is None:
             raise
         raise UnknownModel(str(key), caller.models) from None  # the names of others are not for this key
+    if model.card.trusted is not None and caller.tenant not in model.card.trusted:
+        raise Untrusted(str(model.card.key), caller.tenant)
     if model.state is ModelState.FAILED:
         raise ModelFailed(str(model.card.key), model.card.failure or "no reason is known")
     return model

@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any, NoReturn, TextIO
 
 import numpy
@@ -19,7 +20,7 @@ from interlace import receiving
 from interlace.protocol import frames
 from interlace.protocol.frames import FrameKind
 from interlace_workers import channel, steps
-from interlace_workers.child import merged, output, packing, trace, warm
+from interlace_workers.child import environment, merged, output, packing, progress, trace, warm
 from interlace_workers.child.model import HostedModel
 from interlace_workers.child.saves import Watch
 from interlace_workers.child.values import Outlet
@@ -34,34 +35,41 @@ def main(end: socket.socket, model: HostedModel, sandbox: Sandbox, slot: int) ->
     torch.set_num_threads(model.threads)
     warm.keep_freed_memory()
     _keep_what_is_there()
-    _say(end, "sealed")
+    say(end, "sealed")
     message, fds = _order(end, model)
     end.close()
     if "orders" in message:
-        _share(model, [Order(**order) for order in message["orders"]], fds, space)
-    order, (payload, result, events, logs, values) = Order(**message), fds
-    os.dup2(logs, 1)
-    os.dup2(logs, 2)
-    os.close(logs)
-    sys.stdout, sys.stderr = _printer(1), _printer(2)
+        _share(model, [Order.of_message(order) for order in message["orders"]], fds, space)
+    order, (payload, result, events, logs, values, *adapters) = Order.of_message(message), fds
+    listen_to(logs)
     # A write over the limit shall be an OSError that names itself, not the end of the process.
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     limit(space, order.memory_bytes, packing.most_bytes(order.result_bytes), order.cpu_seconds)
+    perform(model, order, payload, result, events, values, adapters)
+    _wait_for_the_end()
+
+
+def perform(
+    model: HostedModel, order: Order, payload: int, result: int, events: int, values: int, adapters: Sequence[int]
+) -> None:
+    """Run one order, and tell how it went; `listen_to` comes first, and both outputs are closed at the end."""
     outlet = Outlet(values, events, order)
-    Watch(outlet).start()
     times = [time.perf_counter()]
     try:
-        tracer = trace.read(model, order, payload)
-        times.append(time.perf_counter())
-        gc.freeze()
-        gc.enable()
-        _tell(events, FrameKind.RUNNING)
-        with receiving(outlet.stream):
-            saved = trace.run(model, tracer)
-        times.append(time.perf_counter())
-        output.write(saved, result, order)
-        times.append(time.perf_counter())
+        with Watch(outlet).watching():
+            model = environment.prepare(model, order, adapters)
+            tracer = trace.read(model, order, payload)
+            times.append(time.perf_counter())
+            if not gc.isenabled():  # `_keep_what_is_there`
+                gc.freeze()
+                gc.enable()
+            _tell(events, FrameKind.RUNNING)
+            with receiving(outlet.stream), progress.telling(events):
+                saved = trace.run(model, tracer)
+            times.append(time.perf_counter())
+            output.write(saved, result, order)
+            times.append(time.perf_counter())
     except BaseException as error:  # noqa: BLE001 - the edge of user code: whatever it raised is its result
         failure = trace.explain(error)
         _close_logs()
@@ -69,7 +77,14 @@ def main(end: socket.socket, model: HostedModel, sandbox: Sandbox, slot: int) ->
     else:
         _close_logs()
         _tell(events, FrameKind.DONE, steps.encode(times))
-    _wait_for_the_end()
+
+
+def listen_to(logs: int) -> None:
+    """Have everything that is printed go into a descriptor, which is closed otherwise."""
+    os.dup2(logs, 1)
+    os.dup2(logs, 2)
+    os.close(logs)
+    sys.stdout, sys.stderr = _printer(1), _printer(2)
 
 
 def _order(end: socket.socket, model: HostedModel) -> tuple[dict[str, Any], list[int]]:
@@ -83,7 +98,7 @@ def _order(end: socket.socket, model: HostedModel) -> tuple[dict[str, Any], list
             return message, fds
         warm.rehearse(model, model.rehearsal, dry=True)
         _keep_what_is_there()
-        _say(end, "warm")
+        say(end, "warm")
 
 
 def _keep_what_is_there() -> None:
@@ -101,13 +116,13 @@ def _keep_what_is_there() -> None:
 
 
 def _share(model: HostedModel, orders: list[Order], fds: list[int], space: int) -> NoReturn:
-    """Run several orders of one tenant's, of which each has four descriptors."""
+    """Run several orders of one tenant's, of which each has four descriptors; those of their adapters come last."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     memory, size = max(order.memory_bytes for order in orders), max(order.result_bytes for order in orders)
     limit(space, memory, packing.most_bytes(size), max(order.cpu_seconds for order in orders))
     ends = iter(fds)
     members = [merged.Member(order, next(ends), next(ends), next(ends), next(ends)) for order in orders]
-    merged.run(model, members, _tell)
+    merged.run(model, members, list(ends), _tell)
     _wait_for_the_end()
 
 
@@ -130,7 +145,7 @@ def _sealed(end: socket.socket, sandbox: Sandbox, slot: int) -> int:
         os._exit(1)
 
 
-def _say(end: socket.socket, word: str) -> None:
+def say(end: socket.socket, word: str) -> None:
     """Tell the parent, by a call that a sealed process may make."""
     with contextlib.suppress(OSError):  # a parent that is gone shows at the next word from it
         os.write(end.fileno(), json.dumps({word: True}).encode())

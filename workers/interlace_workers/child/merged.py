@@ -22,7 +22,7 @@ from nnsight.schema.request import RequestModel
 
 from interlace.protocol.frames import FrameKind
 from interlace_workers import steps
-from interlace_workers.child import output, trace
+from interlace_workers.child import environment, output, sharing, trace
 from interlace_workers.child.model import HostedModel
 from interlace_workers.child.plain import Guard, compiled
 from interlace_workers.child.reading import PlainUnpickler
@@ -85,8 +85,15 @@ class Part:
         return shapes, repr(sorted(self.forward.items()))
 
 
-def run(model: HostedModel, members: Sequence[Member], tell: Tell) -> None:
-    """Run every member to DONE or FAILED."""
+def run(model: HostedModel, members: Sequence[Member], adapters: Sequence[int], tell: Tell) -> None:
+    """Run every member to DONE or FAILED. All of them want the same of the model, and the same ``adapters``."""
+    try:
+        model = environment.prepare(model, members[0].order, adapters)
+        _refuse_unlike_rows(model)
+    except Exception as error:  # noqa: BLE001 - alone, each is told what it is
+        for member in members:
+            _fail(member, error, tell)
+        return
     shared = _storages(model)
     groups: dict[Any, list[Part]] = {}
     for member in members:
@@ -95,7 +102,7 @@ def run(model: HostedModel, members: Sequence[Member], tell: Tell) -> None:
             part = _read(model, member, shared)
             member.times.append(time.perf_counter())
             groups.setdefault(part.kin, []).append(part)
-    taken = _dimensions(model)
+    taken = sharing.dimensions(model)
     for parts in sorted(groups.values(), key=len, reverse=True):
         for part in parts:
             tell(part.member.events, FrameKind.RUNNING, str(len(parts)).encode())
@@ -114,9 +121,22 @@ def _apart_if_it_fails(member: Member, tell: Tell) -> Iterator[None]:
     try:
         yield
     except BaseException as error:  # noqa: BLE001 - what it raised here it raises alone, too, and is told of there
-        reason = f"{type(error).__name__}: {error}"
-        with contextlib.suppress(OSError):  # nobody may wait for it any more
-            tell(member.events, FrameKind.FAILED, reason.encode("utf-8", "backslashreplace"))
+        _fail(member, error, tell)
+
+
+def _fail(member: Member, error: BaseException, tell: Tell) -> None:
+    reason = f"{type(error).__name__}: {error}"
+    with contextlib.suppress(OSError):  # nobody may wait for it any more
+        tell(member.events, FrameKind.FAILED, reason.encode("utf-8", "backslashreplace"))
+
+
+def _refuse_unlike_rows(model: HostedModel) -> None:
+    """Raises NotMergeable for a model, or an adapter, of which it is not known that it treats each row by itself."""
+    if (reason := sharing.why_alone(model)) is not None:
+        raise NotMergeable(reason)
+    for config in getattr(model.model._module, "peft_config", {}).values():
+        if config.peft_type != "LORA" or config.alora_invocation_tokens or config.arrow_config:
+            raise NotMergeable("an adapter other than a plain LoRA")
 
 
 def _read(model: HostedModel, member: Member, shared: frozenset[int]) -> Part:
@@ -256,17 +276,3 @@ def _storages(model: HostedModel) -> frozenset[int]:
     """Where the memory of the model's own tensors begins."""
     module = model.model._module
     return frozenset(one.untyped_storage().data_ptr() for one in [*module.parameters(), *module.buffers()])
-
-
-def _dimensions(model: HostedModel) -> frozenset[int]:
-    """Every size that the model has and that a batch must not be mistaken for."""
-    module = model.model._module
-    found = {1}
-    for tensor in [*module.parameters(), *module.buffers()]:
-        found.update(tensor.shape)
-    config = module.config.to_dict()
-    found.update(value for value in config.values() if type(value) is int)
-    heads, width = config.get("num_attention_heads"), config.get("hidden_size")
-    if heads and width:
-        found.add(width // heads)
-    return frozenset(found)

@@ -10,7 +10,11 @@ from tqdm import tqdm
 from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from interlace_workers.child import pipeline, tasks
 from interlace_workers.order import Load
+
+#: nnsight's persistent id -> the attribute of a processor.
+_PARTS = {"Tokenizer": "tokenizer", "ImageProcessor": "image_processor", "FeatureExtractor": "feature_extractor"}
 
 
 @dataclass(frozen=True)
@@ -23,32 +27,50 @@ class HostedModel:
     threads: int
     n_params: int
     size_bytes: int
+    #: Whether it is a pipeline of diffusers.
+    is_pipeline: bool = False
     #: What `warm.py` runs ahead of a job; empty: nothing.
     rehearsal: bytes = b""
 
 
 def load(order: Load) -> HostedModel:
-    """Load weights on the CPU, ready to trace. Raises whatever transformers and nnsight raise."""
+    """Load weights where they shall be, ready to trace. Raises whatever the libraries that load them raise."""
     torch.set_num_threads(1)
     tqdm.monitor_interval = 0  # its monitor is a thread, and a fork needs a process of one
     transformers_logging.disable_progress_bar()  # it would go into a log file
-    model = _transformers_model(order)
+    model = pipeline.load(order) if order.is_pipeline else _transformers_model(order)
     model._module.eval()
     tensors = [*model._module.parameters(), *model._module.buffers()]
     return HostedModel(
         model=model,
-        # Envoys, too: our own client sends those that nobody has touched by their path.
-        persistent=model._remoteable_persistent_objects() | {f"Envoy:{envoy.path}": envoy for envoy in model.modules()},
+        persistent=persistent_of(model),
         threads=order.threads,
         n_params=sum(parameter.numel() for parameter in model._module.parameters()),
         size_bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors),
+        is_pipeline=order.is_pipeline,
     )
 
 
+def persistent_of(model: Any) -> dict[str, Any]:
+    """What a payload may refer to in a nnsight model as it is now."""
+    processor = getattr(model, "processor", None)
+    return {
+        # A client's model holds the parts of its processor each by itself, ours only what the pipeline loads.
+        **{name: getattr(processor, attribute) for name, attribute in _PARTS.items() if hasattr(processor, attribute)},
+        **model._remoteable_persistent_objects(),
+        # Our own client sends envoys that nobody has touched by their path.
+        **{f"Envoy:{envoy.path}": envoy for envoy in model.modules()},
+    }
+
+
 def _transformers_model(order: Load) -> Any:
+    if order.task is not None:
+        tasks.check(order.path, order.task, trust_remote_code=order.trust_remote_code)
     dtype = order.dtype if order.dtype == "auto" else getattr(torch, order.dtype)
-    extras = {"trust_remote_code": True} if order.trust_remote_code else {}
+    extras: dict[str, Any] = {"trust_remote_code": True} if order.trust_remote_code else {}
     with contextlib.suppress(OSError, ValueError):  # not every task has a tokenizer
         # nnsight cannot guess the tokenizer of a local directory; given one it need not.
         extras["tokenizer"] = AutoTokenizer.from_pretrained(order.path, **extras)
+    # Said of a processor, too: a pipeline takes the first GPU that it finds.
+    extras |= {"device_map": "auto"} if order.device == "auto" else {"device": order.device}
     return TransformersModel(order.path, task=order.task, dispatch=True, dtype=dtype, **extras)

@@ -163,6 +163,8 @@ class _ResultPickler(cloudpickle.Pickler):  # type: ignore[misc]
         self._twins: dict[type, _Twin] = {}
 
     def reducer_override(self, obj: Any) -> Any:
+        if type(obj) in _TENSORS and obj.device.type not in _HERE:  # its client may have no such device
+            return obj.detach().cpu().requires_grad_(obj.requires_grad).__reduce_ex__(_PROTOCOL)
         if type(obj) in _TENSORS and obj.layout is torch.strided:
             if type(obj) is torch.Tensor and _waste(obj) > _WASTE:
                 obj = obj.detach().clone().requires_grad_(obj.requires_grad)
@@ -182,6 +184,8 @@ class _ResultPickler(cloudpickle.Pickler):  # type: ignore[misc]
 
 
 _TENSORS = (torch.Tensor, torch.nn.Parameter)
+#: Devices whose tensors travel as they are.
+_HERE = ("cpu", "meta")
 
 
 def _waste(tensor: torch.Tensor) -> int:

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -31,8 +32,9 @@ class Watch:
         #: Saved lists by their id, and how many of their items are no news. Held only while something is open.
         self._lists: dict[int, tuple[list[Any], int]] = {}
 
-    def start(self) -> None:
-        """Watch from now on, until the process ends."""
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch while the block runs."""
         mark, leave, indices = tracing.mark, InterleavingTracer.__exit__, Iterations._indices
 
         def marked(value: Any) -> Any:
@@ -49,6 +51,10 @@ class Watch:
         tracing.mark = marked
         InterleavingTracer.__exit__ = left
         Iterations._indices = stepped
+        try:
+            yield
+        finally:
+            tracing.mark, InterleavingTracer.__exit__, Iterations._indices = mark, leave, indices
 
     def _leave(self, tracer: Any, leave: Any) -> Any:
         """Run an inner trace; offer what it saved."""

@@ -44,6 +44,10 @@ _HINTS = {
         "The server does not have this Python module. `nnsight.compare()` lists what it has; a file of your own is "
         "sent along if you import it outside of the block."
     ),
+    "outside of interleaving": (
+        "Nothing ran that has this value: the trace got no input. Give it one (text, token ids; a pipeline a prompt), "
+        "or open `with tracer.invoke(...):` in it."
+    ),
     "__class__ cell not found": (
         "nnsight sends functions as source, and `super()` without arguments does not survive that: write "
         "`super(YourClass, self)` in classes that a remote trace uses."

@@ -18,14 +18,13 @@ from nnsight.schema.request import RequestModel
 from nnsight.tracing.globals import BLOCKS, SOURCES
 from torch.nn import functional
 
+from interlace_workers.child import inputs, pipeline, trace
 from interlace_workers.child import output as results
-from interlace_workers.child import trace
 from interlace_workers.child.model import HostedModel
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
 _KEPT = 32 << 20  # bytes: the size up to which malloc learns to keep blocks by itself
 _TOUCHED = 8 << 20  # bytes
-_TOKENS = 8
 
 
 def keep_freed_memory() -> None:
@@ -42,14 +41,21 @@ def keep_freed_memory() -> None:
 
 
 def rehearsal(model: HostedModel) -> bytes:
-    """The payload of a small trace; empty for a model that does not take bare token ids, which is left cold."""
-    backend = _Serialize()
-    tokens = torch.zeros((1, _TOKENS), dtype=torch.long)
-    with _forgotten(model):
-        with model.model.trace(tokens, backend=backend):
-            output = model.model.output.save()  # noqa: F841 - saved under its name
-        rehearse(model, backend.payload)
-        return backend.payload
+    """The payload of a small trace; empty for a model that takes no such input, which is left cold."""
+    with _forgotten(model) as failures:
+        if not model.is_pipeline:
+            inputs.preprocess(model.model)
+    for arguments, keywords in pipeline.smallest(model.model) if model.is_pipeline else inputs.smallest(model.model):
+        backend = _Serialize()
+        with _forgotten(model) as failed:
+            with model.model.trace(*arguments, **keywords, backend=backend):
+                output = model.model.output.save()  # noqa: F841 - saved under its name
+            # A picture or a sound may be thousands of tokens, and a text encoder alone have ten billion weights.
+            with nullcontext() if isinstance(arguments[0], torch.Tensor) else _dry():
+                _rehearse(model, backend.payload)
+            return backend.payload
+        failures += failed
+    print("not warmed up:", *failures, sep="\n  ", file=sys.stderr)
     return b""
 
 
@@ -57,11 +63,14 @@ def rehearse(model: HostedModel, payload: bytes, *, dry: bool = False) -> None:
     """Run a rehearsal as a job is run, from the payload to the serialized result; ``dry``: without the weights."""
     if not payload:
         return
-    with _forgotten(model):
-        tracer = RequestModel.deserialize(payload, model.persistent, compress=False)
-        with _dry() if dry else nullcontext():
-            saved = trace.run(model, tracer)
-        results.rehearse(saved)
+    with _forgotten(model) as failures, _dry() if dry else nullcontext():
+        _rehearse(model, payload)
+    for failure in failures:
+        print("not warm:", failure, file=sys.stderr)
+
+
+def _rehearse(model: HostedModel, payload: bytes) -> None:
+    results.rehearse(trace.run(model, RequestModel.deserialize(payload, model.persistent, compress=False)))
 
 
 class _Serialize(RemoteBackend):  # type: ignore[misc]
@@ -77,8 +86,8 @@ class _Serialize(RemoteBackend):  # type: ignore[misc]
 
 @contextmanager
 def _dry() -> Iterator[None]:
-    """Linear layers take one number of each row of their weights: shapes, and what autograd keeps, are as ever."""
-    linear, addmm = functional.linear, torch.addmm
+    """Layers take one number of each row of their weights: shapes, and what autograd keeps, are as ever."""
+    linear, addmm, conv2d = functional.linear, torch.addmm, functional.conv2d
 
     def short_linear(values: Any, weight: Any, bias: Any = None) -> Any:
         return linear(values[..., :1], weight.reshape(-1)[: weight.shape[0], None], bias)
@@ -86,20 +95,27 @@ def _dry() -> Iterator[None]:
     def short_addmm(bias: Any, values: Any, weight: Any, **how: Any) -> Any:  # a Conv1D of GPT-2
         return addmm(bias, values[..., :1], weight.reshape(-1)[None, : weight.shape[1]], **how)
 
-    functional.linear, torch.addmm = short_linear, short_addmm  # type: ignore[assignment]
+    def short_conv2d(values: Any, weight: Any, bias: Any = None, *how: Any, **more: Any) -> Any:
+        if weight.shape[1] == values.shape[-3]:  # not in groups
+            values, weight = values[..., :1, :, :], weight[:, :1]
+        return conv2d(values, weight, bias, *how, **more)
+
+    functional.linear, torch.addmm, functional.conv2d = short_linear, short_addmm, short_conv2d  # type: ignore[assignment]
     try:
         yield
     finally:
-        functional.linear, torch.addmm = linear, addmm
+        functional.linear, torch.addmm, functional.conv2d = linear, addmm, conv2d
 
 
 @contextmanager
-def _forgotten(model: HostedModel) -> Iterator[None]:
-    """Leave no trace of what runs in the block, nor of its failure: a model need not be warm."""
+def _forgotten(model: HostedModel) -> Iterator[list[str]]:
+    """Leave nothing of what runs in the block; its failure, which is no one else's, ends it and goes into the list."""
+    failures: list[str] = []
     try:
-        yield
+        with pipeline.kept(model.model) if model.is_pipeline else nullcontext():
+            yield failures
     except Exception as error:  # noqa: BLE001 - any model may refuse such an input in its own way
-        print(f"not warmed up: {type(error).__name__}: {error}", file=sys.stderr)
+        failures.append(f"{type(error).__name__}: {error}")
     finally:
         model.model.interleaver.cancel()
         SOURCES.clear()

@@ -1,13 +1,14 @@
 """The interface of all executors: run one payload under limits, yield what happens, leave a result file."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
+from interlace.protocol.event import Progress
 from interlace.protocol.job import Cost, Job
 from interlace_workers.executors.values import Streamed
-from interlace_workers.order import Loaded
+from interlace_workers.order import Adapter, Loaded
 
 
 class LoadFailed(Exception):
@@ -57,13 +58,26 @@ class Failed:
     crashed: bool = False
 
 
-Happening = Started | Printed | Streamed | Done | Failed
+Happening = Started | Printed | Progress | Streamed | Done | Failed
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """An adapter in memory, which whoever gets a descriptor of it can read and nobody can change."""
+
+    adapter: Adapter
+    #: Equal for equal contents, whatever a request calls them.
+    identity: tuple[object, ...]
+    #: Closed when nobody holds it any more.
+    file: BinaryIO
 
 
 class Runner(Protocol):
     """Runs jobs, or one."""
 
-    def run(self, job: Job, payload: bytes, result: Path) -> AsyncGenerator[Happening, None]:
+    def run(
+        self, job: Job, payload: bytes, result: Path, adapters: Sequence[Sealed] = ()
+    ) -> AsyncGenerator[Happening, None]:
         """Run one job; the last thing yielded is Done or Failed. Closing the iterator early ends the job.
 
         Raises ExecutorLost if the model's process is gone: the job was not at fault and may run again. Raises Apart

@@ -5,7 +5,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ from interlace.protocol.frames import BrokenFrame, Frame, FrameKind
 from interlace.protocol.job import Cost, Job, Limits
 from interlace_workers import channel, steps
 from interlace_workers.executors import proc
-from interlace_workers.executors.base import Done, ExecutorLost, Failed, Happening, Printed, Started, Step
+from interlace_workers.executors.base import Done, ExecutorLost, Failed, Happening, Printed, Sealed, Started, Step
 from interlace_workers.executors.cgroup import JobGroup
 from interlace_workers.executors.memory import MemoryWatch
+from interlace_workers.executors.pace import Pace
 from interlace_workers.executors.values import Inlet
 from interlace_workers.executors.zygote_process import Child, Exit
 from interlace_workers.order import Order
@@ -53,14 +54,16 @@ class Execution:
         self._started, self._started_at = time.monotonic(), time.time()
         self._events, self._logs = _Pipe(), _Pipe()
         self._values = Inlet(limits)
+        self._pace = Pace()
         self._happened: asyncio.Queue[Happening] = asyncio.Queue(_AHEAD)
         self._log_bytes_left = limits.log_bytes
         self._begun = asyncio.Event()
 
-    def order(self, order: Order, payload: bytes, result: Path) -> None:
+    def order(self, order: Order, payload: bytes, result: Path, adapters: Sequence[Sealed] = ()) -> None:
         """Give the child its job; what it reads and writes travels as descriptors. Raises ExecutorLost."""
         with self.descriptors(payload, result) as fds:
-            send_order(self._child, order.as_message(), [*fds, self._values.open(result.parent)])
+            sealed = [one.file.fileno() for one in adapters]
+            send_order(self._child, order.as_message(), [*fds, self._values.open(result.parent), *sealed])
 
     @contextlib.contextmanager
     def descriptors(self, payload: bytes, result: Path) -> Iterator[list[int]]:
@@ -135,10 +138,14 @@ class Execution:
         try:
             async for data in self._events.chunks():
                 for frame in reader.feed(data):
+                    if frame.kind in (FrameKind.VALUE, FrameKind.PROGRESS) and not started:
+                        raise BrokenFrame("news of a job that has not started")
                     if frame.kind is FrameKind.VALUE:
-                        if not started:
-                            raise BrokenFrame("a value of a job that has not started")
                         await self._happened.put(self._values.take(frame.body))
+                        continue
+                    if frame.kind is FrameKind.PROGRESS:
+                        if (told := self._pace.take(frame.body)) is not None:
+                            await self._happened.put(told)
                         continue
                     if frame.kind is not FrameKind.RUNNING:
                         await asyncio.wait({logs}, timeout=_LAST_WORDS_SECONDS)
@@ -210,9 +217,10 @@ class Execution:
         """What the child has used so far, or had used at its end."""
         pid = self._child.pid
         peak = exit.peak_bytes if exit else proc.peak_resident_bytes(pid)
+        used = exit.cpu_seconds if exit else proc.cpu_seconds(pid)
         return Cost(
             runtime=round(time.monotonic() - self._started, 4),
-            cpu_seconds=round(exit.cpu_seconds if exit else proc.cpu_seconds(pid), 4),
+            cpu_seconds=round(max(0.0, used - self._child.cpu_before), 4),
             max_memory_usage=max(0, peak - self._resident_at_start),
         )
 
@@ -259,7 +267,7 @@ def send_order(child: Child, message: dict[str, Any], fds: list[int]) -> None:
         raise ExecutorLost(f"the child that was forked ahead does not take its order: {error}") from None
 
 
-def order_of(job: Job, threads: int) -> Order:
+def order_of(job: Job, threads: int, adapters: Sequence[Sealed] = ()) -> Order:
     """A job as its child sees it."""
     return Order(
         compress=job.compress,
@@ -271,6 +279,7 @@ def order_of(job: Job, threads: int) -> Order:
         offered_bytes=_offered(job),
         # The parent keeps the wall time; this is for the case that it cannot.
         cpu_seconds=1 + job.limits.wall_seconds * (1 + threads),
+        adapters=tuple(one.adapter for one in adapters),
     )
 
 

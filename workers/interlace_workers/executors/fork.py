@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from interlace.protocol.job import Job
 from interlace_state import log
 from interlace_workers import metrics
 from interlace_workers.executors import proc
-from interlace_workers.executors.base import Done, ExecutorLost, Failed, Happening, LoadFailed, Started, Step
+from interlace_workers.executors.base import Done, ExecutorLost, Failed, Happening, LoadFailed, Sealed, Started, Step
 from interlace_workers.executors.cgroup import JobGroups
 from interlace_workers.executors.execution import Execution, order_of
 from interlace_workers.executors.memory import MemoryWatch
@@ -55,14 +55,16 @@ class ForkExecutor:
                 return loaded
         raise LoadFailed(f"its process ended {_LOADS} times while loading (out of memory?)")
 
-    async def run(self, job: Job, payload: bytes, result: Path) -> AsyncGenerator[Happening, None]:
+    async def run(
+        self, job: Job, payload: bytes, result: Path, adapters: Sequence[Sealed] = ()
+    ) -> AsyncGenerator[Happening, None]:
         asked = time.time()
         child = await self.take_spare()
         fork = Step("fork", asked, time.time())
         reason = "closed"
         try:
             with contextlib.closing(Execution(child, job.limits)) as execution:
-                execution.order(order_of(job, self.threads), payload, result)
+                execution.order(order_of(job, self.threads, adapters), payload, result, adapters)
                 async with contextlib.aclosing(execution.happenings()) as happenings:
                     async for happening in happenings:
                         if isinstance(happening, Started):

@@ -8,14 +8,14 @@ Apart, and runs alone later. So a job that fails, is over a limit or takes the c
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from interlace.protocol.frames import Frame
 from interlace.protocol.job import Cost, Job
 from interlace_workers import metrics
-from interlace_workers.executors.base import Apart, Done, Failed, Happening, Printed, Runner, Started, Step
+from interlace_workers.executors.base import Apart, Done, Failed, Happening, Printed, Runner, Sealed, Started, Step
 from interlace_workers.executors.cgroup import JobGroup
 from interlace_workers.executors.execution import Execution, memory_of, order_of, send_order
 from interlace_workers.executors.fork import ForkExecutor
@@ -62,6 +62,7 @@ class _Guest:
     job: Job
     payload: bytes
     result: Path
+    adapters: Sequence[Sealed] = ()
     share: Share | None = None
 
 
@@ -134,6 +135,9 @@ class Party:
             self._opening.set_result(None)
 
     async def _start(self) -> None:
+        adapters = self._guests[0].adapters
+        if any(_identities(guest.adapters) != _identities(adapters) for guest in self._guests):
+            raise Apart
         asked = time.time()
         child = await self._executor.take_spare()
         self._fork = Step("fork", asked, time.time())
@@ -151,8 +155,8 @@ class Party:
             for guest in guests:
                 guest.share = Share(child, guest.job, len(guests), memory)
                 fds += stack.enter_context(guest.share.descriptors(guest.payload, guest.result))
-            orders = [order_of(guest.job, threads).as_message() for guest in guests]
-            send_order(child, {"orders": orders}, fds)
+            orders = [order_of(guest.job, threads, adapters).as_message() for guest in guests]
+            send_order(child, {"orders": orders}, [*fds, *(one.file.fileno() for one in adapters)])
         self._tasks.append(asyncio.create_task(self._guard(child, guests, memory), name="guard"))
         self._executor.fork_ahead()  # meanwhile: what it takes is little beside a forward of many
 
@@ -170,6 +174,10 @@ class Party:
         return done if self._fork is None else replace(done, steps=(self._fork, *done.steps))
 
 
+def _identities(adapters: Sequence[Sealed]) -> list[tuple[object, ...]]:
+    return [one.identity for one in adapters]
+
+
 class Seat:
     """Runs one job of a party."""
 
@@ -183,16 +191,21 @@ class Seat:
             self._came = True
             self._party.come(None)
 
-    async def run(self, job: Job, payload: bytes, result: Path) -> AsyncGenerator[Happening, None]:
-        """As `Runner.run`."""
-        guest = _Guest(job, payload, result)
+    async def run(
+        self, job: Job, payload: bytes, result: Path, adapters: Sequence[Sealed] = ()
+    ) -> AsyncGenerator[Happening, None]:
+        """As `Runner.run`. All jobs of a party have the same adapters."""
+        guest = _Guest(job, payload, result, adapters)
         if not self._came:
             self._came = True
             self._party.come(guest)
         ended = False
         try:
             await self._party.opened()
-            run = self._party.executor.run(job, payload, result) if guest.share is None else guest.share.happenings()
+            if guest.share is None:
+                run = self._party.executor.run(job, payload, result, adapters)
+            else:
+                run = guest.share.happenings()
             printed: list[Printed] = []
             async with contextlib.aclosing(run) as happenings:
                 async for happening in happenings:

@@ -48,6 +48,8 @@ class Child:
     watch: MemoryWatch | None = None
     #: Whether it has rehearsed.
     is_warm: bool = False
+    #: Processor seconds that others than its job have used.
+    cpu_before: float = 0.0
 
     def kill(self) -> None:
         """Kill the child; the zygote kills what it leaves. It cannot block, catch or outrun this."""

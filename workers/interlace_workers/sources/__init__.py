@@ -6,17 +6,31 @@
 * ``org/name``                                         `hub`
 """
 
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from interlace_state.config import ModelConfig
-from interlace_workers.sources import hub, local, package
-from interlace_workers.sources.card import card
+from interlace_workers.sources import hub, local, package, pipeline
+from interlace_workers.sources.card import card, dtype_of
 from interlace_workers.sources.catalogue import CATALOGUE, Entry, known
 from interlace_workers.sources.source import Say, Source, SourceError
 from interlace_workers.sources.weights import reading
 
-__all__ = ["CATALOGUE", "Cached", "Source", "SourceError", "cached", "card", "name_of", "reading", "resolve"]
+__all__ = [
+    "CATALOGUE",
+    "Cached",
+    "Source",
+    "SourceError",
+    "cached",
+    "card",
+    "dtype_of",
+    "is_pipeline",
+    "name_of",
+    "reading",
+    "resolve",
+]
 
 
 @dataclass(frozen=True)
@@ -59,10 +73,23 @@ def name_of(model: ModelConfig) -> str:
 def cached(cache_dir: Path) -> list[Cached]:
     """Every complete model in our cache and in the local Hugging Face cache."""
     found = [*package.cached(cache_dir), *hub.cached()]
-    return [
-        Cached(name, path, sum(file.stat().st_size for file in path.iterdir() if file.is_file()))
-        for name, path in found
-    ]
+    return [Cached(name, path, sum(file.stat().st_size for file in _files(path))) for name, path in found]
+
+
+def is_pipeline(model: ModelConfig) -> bool:
+    """Whether it is a pipeline of diffusers, as far as this machine knows before anything is fetched."""
+    if local.is_local(model.source):
+        return pipeline.is_pipeline(local.folder_of(model.source))
+    return hub.is_repo_id(model.source) and hub.is_pipeline(model.source, model.revision)
+
+
+def _files(path: Path) -> Iterator[Path]:
+    """The files of a model, those in the folders of a pipeline's components too."""
+    folders = [path]
+    if pipeline.is_pipeline(path):
+        with suppress(ValueError, OSError):  # a damaged one is listed by what else it has
+            folders += pipeline.folders(path).values()
+    return (file for folder in folders if folder.is_dir() for file in folder.iterdir() if file.is_file())
 
 
 def _entry(source: str) -> Entry | None:

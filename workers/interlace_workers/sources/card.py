@@ -5,7 +5,7 @@ import json
 from interlace.protocol.model import ModelKey
 from interlace_state.config import ModelConfig
 from interlace_state.models import ModelCard
-from interlace_workers.sources import weights
+from interlace_workers.sources import pipeline, weights
 from interlace_workers.sources.source import Source
 
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -16,12 +16,12 @@ def card(source: Source, key: ModelKey, model: ModelConfig) -> ModelCard:
 
     Raises SourceError for damaged files.
     """
-    path = source.path / "config.json"
+    path = source.path / (pipeline.INDEX if source.is_pipeline else "config.json")
     with weights.reading(path):
         config = json.loads(path.read_text())
         dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32")
-    if model.dtype != "auto":
-        dtype = model.dtype
+    if source.is_pipeline or model.dtype != "auto":
+        dtype = dtype_of(source, model)
     n_params = weights.n_params(source.path)
     width = _BYTES.get(dtype)
     return ModelCard(
@@ -29,6 +29,17 @@ def card(source: Source, key: ModelKey, model: ModelConfig) -> ModelCard:
         commit=source.commit,
         dtype=dtype,
         config=config,
+        trusted=model.trusted if model.executor == "resident" else None,
         n_params=n_params,
         size_bytes=n_params * width if n_params is not None and width is not None else source.size_bytes,
     )
+
+
+def dtype_of(source: Source, model: ModelConfig) -> str:
+    """The type to load weights in: as configured, but for a pipeline never `auto`, which diffusers has not.
+
+    Raises SourceError for damaged files.
+    """
+    if model.dtype == "auto" and source.is_pipeline:
+        return weights.dtype(source.path) or "float32"
+    return model.dtype

@@ -2,10 +2,19 @@
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
 
-from huggingface_hub import HfApi, constants, scan_cache_dir, snapshot_download
+from huggingface_hub import (
+    HfApi,
+    ModelInfo,
+    constants,
+    hf_hub_download,
+    scan_cache_dir,
+    snapshot_download,
+    try_to_load_from_cache,
+)
 from huggingface_hub.errors import (
     CacheNotFound,
     GatedRepoError,
@@ -17,11 +26,13 @@ from huggingface_hub.errors import (
 )
 
 from interlace_state.config import ModelConfig
-from interlace_workers.sources import weights
+from interlace_workers.sources import pipeline, weights
 from interlace_workers.sources.source import Say, Source, SourceError
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_SMALL = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
+#: What says that a folder is a model, or a pipeline.
+_OWN = ["config.json", pipeline.INDEX]
+_SMALL = ("*.json", "*.txt", "*.model", "*.spm", "*.codes", "*.jinja", "*.tiktoken")
 
 
 def is_repo_id(source: str) -> bool:
@@ -44,6 +55,13 @@ def resolve(model: ModelConfig, say: Say) -> Source:
     )
 
 
+def is_pipeline(repo_id: str, revision: str) -> bool:
+    """Whether the local cache has it as a pipeline of diffusers."""
+    with suppress(HFValidationError):
+        return isinstance(try_to_load_from_cache(repo_id, pipeline.INDEX, revision=revision), str)
+    return False
+
+
 def cached() -> Iterator[tuple[str, Path]]:
     """Repo id and snapshot of every complete model in the local Hugging Face cache."""
     try:
@@ -59,7 +77,7 @@ def cached() -> Iterator[tuple[str, Path]]:
 def _in_cache(repo_id: str, revision: str) -> Path | None:
     try:
         # Of an allowed name only, for a snapshot that lacks README.md counts as incomplete otherwise.
-        folder = snapshot_download(repo_id, revision=revision, local_files_only=True, allow_patterns="config.json")
+        folder = snapshot_download(repo_id, revision=revision, local_files_only=True, allow_patterns=_OWN)
     except LocalEntryNotFoundError:
         return None
     except HFValidationError as error:
@@ -69,7 +87,7 @@ def _in_cache(repo_id: str, revision: str) -> Path | None:
 
 def _complete(folder: Path) -> bool:
     try:
-        return (folder / "config.json").is_file() and bool(weights.files(folder))
+        return any((folder / name).is_file() for name in _OWN) and bool(weights.files(folder))
     except SourceError:  # a damaged index: the hub is asked
         return False
 
@@ -79,7 +97,7 @@ def _fetch(model: ModelConfig, say: Say) -> tuple[str, Path]:
     try:
         info = HfApi().model_info(model.source, revision=model.revision, files_metadata=True)
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
-        needed = _needed(set(sizes), model)
+        needed = _needed(info, set(sizes), model)
         say(f"downloading {info.id} ({sum(sizes[name] for name in needed) / 1e6:,.0f} MB) from {constants.ENDPOINT}")
         folder = snapshot_download(info.id, revision=model.revision, allow_patterns=needed)
     except SourceError:
@@ -90,15 +108,39 @@ def _fetch(model: ModelConfig, say: Say) -> tuple[str, Path]:
     return info.id, Path(folder)
 
 
-def _needed(names: set[str], model: ModelConfig) -> list[str]:
+def _needed(info: ModelInfo, names: set[str], model: ModelConfig) -> list[str]:
+    """The files to download. Raises SourceError where the repository is not what can be hosted."""
+    if pipeline.INDEX in names:
+        return _needed_of_pipeline(info, names, model)
     if "config.json" not in names:
-        raise SourceError(f"{model.source} holds no config.json: it is not a transformers model.")
+        raise SourceError(
+            f"{model.source} holds no config.json and no {pipeline.INDEX}: no model of transformers or diffusers."
+        )
     checkpoint = weights.wanted(names)
     if not checkpoint:
         raise SourceError(f"{model.source} holds neither model.safetensors nor pytorch_model.bin, whole or in shards.")
     patterns = (*_SMALL, "*.py") if model.trust_remote_code else _SMALL
     small = {name for name in names if "/" not in name and any(fnmatch(name, pattern) for pattern in patterns)}
     return sorted(checkpoint | small)
+
+
+def _needed_of_pipeline(info: ModelInfo, names: set[str], model: ModelConfig) -> list[str]:
+    """Of each component that model_index.json names the weights once, and what is small."""
+    index = Path(hf_hub_download(info.id, pipeline.INDEX, revision=info.sha))
+    needed = {pipeline.INDEX}
+    with weights.reading(index):
+        components, heavy = pipeline.components(index.read_text()), pipeline.with_weights(index.read_text())
+    for component in components:
+        there = pipeline.inside(component, names)
+        checkpoint = weights.wanted(there) if component in heavy else set()
+        if component in heavy and not checkpoint:
+            raise SourceError(
+                f"{model.source} holds no weights for the component {component}: neither a model.safetensors nor a "
+                "diffusion_pytorch_model.safetensors, whole or in shards, without a variant in its name."
+            )
+        small = {name for name in there if any(fnmatch(name, pattern) for pattern in _SMALL)}
+        needed |= {f"{component}/{name}" for name in checkpoint | small}
+    return sorted(needed)
 
 
 def _sentence(error: Exception, model: ModelConfig) -> str:

@@ -2,16 +2,24 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from interlace_workers.sources import pipeline
 from interlace_workers.sources.source import SourceError
 
 _LONGEST_HEADER = 100 << 20  # bytes; the bound of the safetensors library itself
-_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_WHOLE = ("model.safetensors", "pytorch_model.bin")
+#: Of transformers, then of diffusers.
+_WHOLE = (
+    "model.safetensors",
+    "pytorch_model.bin",
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.bin",
+)
+_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 
 
 @contextmanager
@@ -27,9 +35,10 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def wanted(names: set[str]) -> set[str]:
-    """Of a repository's file names, the weight files that transformers would load; empty where there are none."""
-    for index, whole in zip(_INDEXES, _WHOLE, strict=True):
+    """Of a folder's file names, the weight files that would be loaded; empty where there are none."""
+    for whole in _WHOLE:
         stem, suffix = whole.split(".")
+        index = f"{whole}.index.json"
         if whole in names:
             return {whole}
         if index in names:
@@ -38,7 +47,28 @@ def wanted(names: set[str]) -> set[str]:
 
 
 def files(folder: Path) -> list[Path]:
-    """The checkpoint's weight files, all of them there; empty where one is missing. Raises SourceError."""
+    """A model's weight files, all of them there; empty where one is missing. Raises SourceError."""
+    if not pipeline.is_pipeline(folder):
+        return _files(folder)
+    parts = [_files(part) for part in _parts(folder)]
+    return [path for paths in parts for path in paths] if all(parts) else []
+
+
+def missing(folder: Path) -> list[str]:
+    """The components of a pipeline whose weights are not complete. Raises SourceError."""
+    return [part.name for part in _parts(folder) if not _files(part)]
+
+
+def _parts(folder: Path) -> list[Path]:
+    with reading(folder / pipeline.INDEX):
+        names = pipeline.with_weights((folder / pipeline.INDEX).read_text())
+    return [folder / name for name in names]
+
+
+def _files(folder: Path) -> list[Path]:
+    """The weight files of one folder, as `files`."""
+    if not folder.is_dir():
+        return []
     with reading(folder):
         found = wanted({path.name for path in folder.iterdir()})
     index = next((name for name in found if name.endswith(".index.json")), None)
@@ -57,17 +87,32 @@ def size(folder: Path) -> int:
 
 def n_params(folder: Path) -> int | None:
     """How many numbers the weight files hold, from the headers of safetensors; None for others. Raises SourceError."""
+    counts = _counts(folder)
+    return None if counts is None else sum(counts.values())
+
+
+def dtype(folder: Path) -> str | None:
+    """The type that most of these numbers have; None where that is not known. Raises SourceError."""
+    counts = _counts(folder)
+    return _DTYPES.get(max(counts, key=lambda name: counts[name])) if counts else None
+
+
+def _counts(folder: Path) -> Counter[str] | None:
+    """Numbers by their type, in safetensors' words."""
     paths = files(folder)
     if not paths or any(path.suffix != ".safetensors" for path in paths):
         return None
-    return sum(map(_numbers, paths))
+    return sum(map(_numbers, paths), Counter())
 
 
-def _numbers(path: Path) -> int:
+def _numbers(path: Path) -> Counter[str]:
     with reading(path), path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > _LONGEST_HEADER:
             raise ValueError("not a safetensors file")
         header: dict[str, dict[str, Any]] = json.loads(file.read(length))
-        shapes = [tensor["shape"] for name, tensor in header.items() if name != "__metadata__"]
-        return sum(math.prod(map(int, shape)) for shape in shapes)
+        found: Counter[str] = Counter()
+        for name, tensor in header.items():
+            if name != "__metadata__":
+                found[str(tensor["dtype"])] += math.prod(map(int, tensor["shape"]))
+        return found

@@ -1,0 +1,108 @@
+"""What a tenant keeps on a server: upload an adapter once, name it in any request."""
+
+import hashlib
+import json
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from interlace._http import Http, path, read
+from interlace.protocol.artifact import CONFIG, FILES, AdapterRef, Artifact, ArtifactKind, ArtifactList
+from interlace.protocol.errors import InterlaceError, InvalidArtifact, InvalidRequest
+
+_ROOT = "/v1/artifacts"
+_CHUNK = 1 << 20  # bytes
+
+
+class Artifacts:
+    """`client.artifacts`. An artifact is named by what `upload` and `all` give, by its `ref`, or by its id."""
+
+    def __init__(self, http: Http) -> None:
+        self._http = http
+
+    def upload(
+        self, folder: Path | str, *, kind: ArtifactKind = "peft", name: str = "", model: str | None = None
+    ) -> Artifact:
+        """Take in an adapter as `save_pretrained` wrote it (``kind="diffusers-lora"``: as `save_lora_weights` did).
+
+        Other files of the folder stay here. ``model`` is the hosted model that it is for, its repo id or slug, where
+        the adapter does not say so itself. Raises InvalidArtifact where a file is missing; Refused.
+        """
+        folder = Path(folder)
+        needed, possible = FILES[kind]
+        with ExitStack() as opened:
+            files = []
+            for file_name in sorted(needed | possible):
+                if (folder / file_name).is_file():
+                    files.append(("files", (file_name, opened.enter_context((folder / file_name).open("rb")))))
+                elif file_name in needed:
+                    raise InvalidArtifact(f"{folder} has no {file_name}; a {kind} artifact is made of {_and(needed)}.")
+            fields = {"kind": kind, "name": name or folder.resolve().name, **({"model": model} if model else {})}
+            return read(Artifact, self._http.post(_ROOT, fields, files))
+
+    def all(self, tenant: str | None = None) -> list[Artifact]:
+        """One's artifacts, the newest first; ``tenant`` is for admins."""
+        answer = self._http.ask("GET", _ROOT, {"tenant": tenant} if tenant else None)
+        return list(read(ArtifactList, answer).artifacts)
+
+    def get(self, artifact: Artifact | str) -> Artifact:
+        """An artifact's manifest."""
+        found = read(Artifact, self._http.ask("GET", path(_ROOT, _id(artifact))))
+        wanted = artifact if isinstance(artifact, str) else artifact.ref
+        if (hash_ := wanted.partition("@")[2]) and not found.hash.startswith(hash_):
+            raise InterlaceError(f"Artifact {found.id} has the hash {found.hash}, not {hash_}.")
+        return found
+
+    def download(self, artifact: Artifact | str, folder: Path | str) -> Path:
+        """Fetch an artifact's files into a folder, which PEFT or diffusers can load; a file that broke off goes on."""
+        found, folder = self.get(artifact), Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in found.files:
+            target = folder / file.name
+            part = folder / f"{file.name}.{found.id}.part"
+            self._http.download(f"{path(_ROOT, found.id)}/files/{file.name}", target, part)
+            if _sha256(target) != file.sha256:
+                target.unlink()
+                raise InterlaceError(f"{file.name} of artifact {found.id} came damaged; fetch it again.")
+        return folder
+
+    def delete(self, artifact: Artifact | str) -> None:
+        """Remove an artifact for good."""
+        self._http.ask("DELETE", path(_ROOT, _id(artifact)))
+
+    def apply(self, model: Any, artifact: Artifact | str) -> Artifact:
+        """Have remote requests of a nnsight model run with an adapter: as `peft=` does, and its modules have paths.
+
+        `model.load_adapter(None)` takes it off. With local weights the adapter is on here, too.
+        """
+        found = self.get(artifact)
+        if found.kind != "peft":
+            raise InvalidRequest(f"Artifact {found.id} is a {found.kind}; `apply` takes a peft artifact.")
+        with tempfile.TemporaryDirectory() as folder:
+            if model.dispatched:
+                self.download(found, folder)
+            else:  # the configuration is all that a model without weights needs
+                config = self._http.ask("GET", f"{path(_ROOT, found.id)}/files/{CONFIG}").content
+                (Path(folder) / CONFIG).write_text(json.dumps(json.loads(config)))
+            model.load_adapter(folder)
+        model.peft = found.ref
+        return found
+
+
+def _id(artifact: Artifact | str) -> str:
+    if isinstance(artifact, Artifact):
+        return artifact.id
+    return AdapterRef.parse(artifact, "artifact").id if artifact.startswith("artifact:") else artifact
+
+
+def _and(names: frozenset[str]) -> str:
+    return " and ".join(sorted(names))
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        while chunk := opened.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

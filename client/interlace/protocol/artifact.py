@@ -1,0 +1,168 @@
+"""What labs make and keep: an artifact is a few files that never change, and a manifest that says what they are.
+
+``artifact:ID`` names one, ``artifact:ID@HASH`` the same and its contents: the id is never given to another.
+"""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from interlace.protocol.errors import InvalidRequest
+from interlace.protocol.model import is_repo_id
+
+ArtifactKind = Literal["peft", "diffusers-lora"]
+ARTIFACT_ID = r"[0-9a-f]{16}"
+#: The files of each kind: those that must be there, and those that may.
+FILES: dict[str, tuple[frozenset[str], frozenset[str]]] = {
+    "peft": (frozenset({"adapter_config.json", "adapter_model.safetensors"}), frozenset()),
+    "diffusers-lora": (frozenset({"pytorch_lora_weights.safetensors"}), frozenset()),
+}
+MANIFEST = "manifest.json"
+#: The file of a kind that holds its tensors.
+WEIGHTS = {"peft": "adapter_model.safetensors", "diffusers-lora": "pytorch_lora_weights.safetensors"}
+CONFIG = "adapter_config.json"
+LONGEST_NAME = 256  # characters of what names an adapter
+_ARTIFACT = re.compile(rf"artifact:({ARTIFACT_ID})(?:@([0-9a-f]{{8,64}}))?")
+
+
+class ArtifactFile(BaseModel):
+    """One file of an artifact."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    size: int
+    #: SHA-256, 64 hex digits.
+    sha256: str
+
+
+class Base(BaseModel):
+    """The model that an artifact was made for."""
+
+    model_config = ConfigDict(frozen=True)
+
+    repo_id: str
+    #: The canonical key of the hosted model, where it was hosted when the artifact came.
+    key: str | None = None
+    #: Its commit then.
+    commit: str | None = None
+
+
+class Artifact(BaseModel):
+    """The manifest. It lies beside the files, and what is known of the artifact can be had from it alone."""
+
+    model_config = ConfigDict(frozen=True)
+
+    format: Literal[1] = 1
+    id: str = Field(pattern=f"^{ARTIFACT_ID}$")
+    #: Of the kind and all files: SHA-256, 64 hex digits.
+    hash: str
+    kind: ArtifactKind
+    #: For people.
+    name: str = ""
+    tenant: str
+    #: The id of the API key that it came with; None where none is needed.
+    creator: str | None = None
+    #: Unix time.
+    created: float
+    base: Base | None = None
+    files: tuple[ArtifactFile, ...]
+    #: Numbers in its tensors.
+    n_params: int
+    #: What is told of an adapter of this kind, such as `peft_type` and `rank`.
+    facts: dict[str, Any] = Field(default_factory=dict)
+    visibility: Literal["private"] = "private"
+
+    @property
+    def size(self) -> int:
+        return sum(file.size for file in self.files)
+
+    @property
+    def ref(self) -> str:
+        """What names it and its contents in a request."""
+        return f"artifact:{self.id}@{self.hash}"
+
+
+class ArtifactList(BaseModel):
+    """The newest first."""
+
+    model_config = ConfigDict(frozen=True)
+
+    artifacts: tuple[Artifact, ...]
+
+
+def content_hash(kind: str, files: tuple[ArtifactFile, ...]) -> str:
+    """Equal for equal contents of one kind, whoever owns them and whatever they are called."""
+    lines = sorted(f"{file.sha256} {file.name}\n" for file in files)
+    return hashlib.sha256("".join([f"{kind}\n", *lines]).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class AdapterRef:
+    """What a request calls an adapter by."""
+
+    text: str
+    place: Literal["artifact", "folder", "hub"]
+    #: Of an artifact.
+    id: str = ""
+    #: The beginning of its hash; empty where any will do.
+    hash: str = ""
+
+    @classmethod
+    def parse(cls, text: object, field: str) -> "AdapterRef":
+        """Raises InvalidRequest, which says what would be right."""
+        if not isinstance(text, str) or not 0 < len(text) <= LONGEST_NAME or not text.isprintable():
+            raise InvalidRequest(f"`{field}` is {str(text)[:64]!r}; expected an adapter's name, as a text.")
+        if match := _ARTIFACT.fullmatch(text):
+            return cls(text, "artifact", match[1], match[2] or "")
+        if text.startswith("artifact:"):
+            raise InvalidRequest(f"`{field}` is {text[:96]!r}; expected artifact:ID or artifact:ID@HASH (hex digits).")
+        if text.startswith("/"):
+            return cls(text, "folder")
+        if is_repo_id(text):
+            return cls(text, "hub")
+        raise InvalidRequest(
+            f"`{field}` is {text[:96]!r}, which names no adapter here. Expected artifact:ID of one that was uploaded "
+            "(`interlace.connect(URL).artifacts.upload(FOLDER)`), a hub repo id, or the absolute path of a folder on "
+            "the server."
+        )
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """An adapter that a request asks for."""
+
+    ref: AdapterRef
+    kind: ArtifactKind
+    weight: float = 1.0
+
+
+def wanted(env: dict[str, Any]) -> tuple[Wanted, ...]:
+    """The adapters that a request's `env` names. Raises InvalidRequest."""
+    found = []
+    if env.get("peft") is not None:
+        found.append(Wanted(AdapterRef.parse(env["peft"], "env.peft"), "peft"))
+    for number, one in enumerate(_listed(env.get("lora"))):
+        field = f"env.lora[{number}]"
+        if not isinstance(one, dict) or not {"adapter"} <= one.keys() <= {"adapter", "weight"}:
+            raise InvalidRequest(f'`{field}` is {str(one)[:64]}; expected {{"adapter": NAME, "weight": 1.0}}.')
+        weight = one.get("weight", 1.0)
+        if type(weight) not in (int, float) or not -_MOST_WEIGHT <= weight <= _MOST_WEIGHT:
+            raise InvalidRequest(f"`{field}.weight` is {str(weight)[:32]}; expected a number up to {_MOST_WEIGHT:g}.")
+        found.append(Wanted(AdapterRef.parse(one["adapter"], f"{field}.adapter"), "diffusers-lora", float(weight)))
+    return tuple(found)
+
+
+_MOST_WEIGHT = 1000.0
+_MOST_LORAS = 8
+
+
+def _listed(loras: object) -> list[Any]:
+    if loras is None:
+        return []
+    if not isinstance(loras, list) or len(loras) > _MOST_LORAS:
+        raise InvalidRequest(f"`env.lora` must be a list of up to {_MOST_LORAS} adapters.")
+    return loras

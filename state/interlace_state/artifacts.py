@@ -1,0 +1,270 @@
+"""Artifacts: files that never change, each set with a manifest beside it, and an index that is made from the manifests.
+
+In the file store: ``artifacts/{tenant}/{id}/{file}``, and the manifest last: without one there is no artifact.
+"""
+
+import asyncio
+import hashlib
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+from pydantic import ValidationError
+from redis.asyncio import Redis
+
+from interlace.protocol.adapter import LONGEST_CONFIG, Facts, check_diffusers, check_peft
+from interlace.protocol.artifact import (
+    CONFIG,
+    FILES,
+    MANIFEST,
+    WEIGHTS,
+    AdapterRef,
+    Artifact,
+    ArtifactFile,
+    ArtifactKind,
+    Base,
+    content_hash,
+)
+from interlace.protocol.errors import InvalidArtifact, LimitExceeded, StoreFull, UnknownArtifact
+from interlace.protocol.safetensors import read_header
+from interlace_state.adapters_config import AdaptersConfig
+from interlace_state.config import Admission, StoreConfig
+from interlace_state.files import Files, Piece
+from interlace_state.keys import Keys
+
+_FOLDER = "artifacts"
+_CHUNK = 1 << 20  # bytes
+_YOUNG_SECONDS = 3600.0  # an upload may take so long: what has no manifest is left alone until then
+
+
+class Artifacts:
+    """The artifacts of all tenants. None of another's is ever shown, nor that it is there."""
+
+    def __init__(self, redis: Redis, keys: Keys, files: Files, store: StoreConfig, adapters: AdaptersConfig) -> None:
+        self._redis = redis
+        self._keys = keys
+        self._files = files
+        self._store = store
+        self._adapters = adapters
+        self._checking = asyncio.Lock()  # a header may unfold to a hundred times its bytes: one at a time
+
+    def stage(self) -> Path:
+        """An empty private file to write an upload into."""
+        return self._files.stage()
+
+    async def add(
+        self,
+        tenant: str,
+        kind: ArtifactKind,
+        staged: Mapping[str, Path],
+        limits: Admission,
+        *,
+        name: str = "",
+        creator: str | None = None,
+        base: Base | None = None,
+    ) -> Artifact:
+        """Check files and take them in; what is staged is gone afterwards.
+
+        Raises InvalidArtifact, LimitExceeded, StoreFull; then nothing is left of it.
+        """
+        try:
+            size = sum(path.stat().st_size for path in staged.values())
+            await self._make_sure_of_room(tenant, size, limits)
+            async with self._checking:
+                facts, files = await asyncio.to_thread(self._examine, kind, staged)
+            if base is None and facts.base is not None:
+                base = Base(repo_id=facts.base)
+            artifact = Artifact(
+                id=secrets.token_hex(8),
+                hash=content_hash(kind, files),
+                kind=kind,
+                name=name,
+                tenant=tenant,
+                creator=creator,
+                created=round(time.time(), 3),
+                base=base,
+                files=files,
+                n_params=facts.n_params,
+                facts=facts.facts,
+            )
+            await self._keep(artifact, staged, limits)
+        finally:
+            for path in staged.values():
+                path.unlink(missing_ok=True)
+        return artifact
+
+    async def find(self, artifact_id: str, tenant: str | None) -> Artifact:
+        """A tenant's artifact, or with None anybody's. Raises UnknownArtifact, also for what is another's."""
+        data = await self._redis.hget(self._keys.artifacts, artifact_id)
+        artifact = None if data is None else Artifact.model_validate_json(data)
+        if artifact is None or tenant not in (None, artifact.tenant):
+            raise UnknownArtifact(artifact_id)
+        return artifact
+
+    async def named(self, ref: AdapterRef, tenant: str) -> Artifact:
+        """The artifact that a request names. Raises UnknownArtifact, also where it has another hash."""
+        artifact = await self.find(ref.id, tenant)
+        if not artifact.hash.startswith(ref.hash):
+            raise UnknownArtifact(ref.text.removeprefix("artifact:"))
+        return artifact
+
+    async def all(self, tenant: str | None) -> list[Artifact]:
+        """A tenant's artifacts, or with None everybody's, the newest first."""
+        if tenant is None:
+            found = await self._redis.hvals(self._keys.artifacts)
+        else:
+            ids = await self._redis.smembers(self._keys.artifacts_of(tenant))
+            found = await self._redis.hmget(self._keys.artifacts, *sorted(ids)) if ids else []
+        artifacts = [Artifact.model_validate_json(data) for data in found if data is not None]
+        return sorted(artifacts, key=lambda one: (-one.created, one.id))
+
+    async def open(self, artifact: Artifact, name: str) -> tuple[int, Callable[[int, int], AsyncIterator[Piece]]]:
+        """A file's size, and what gives its bytes from one position up to another. Raises UnknownArtifact."""
+        path = f"{_place(artifact)}/{_known(artifact, name)}"
+        try:
+            return await self._files.size(path), partial(self._files.stream, path)
+        except FileNotFoundError:
+            raise UnknownArtifact(artifact.id) from None
+
+    async def read(self, artifact: Artifact, name: str) -> bytes:
+        """A file, whole. Raises UnknownArtifact, InvalidArtifact if it is not what was uploaded."""
+        try:
+            data = await self._files.get(f"{_place(artifact)}/{_known(artifact, name)}")
+        except FileNotFoundError:
+            raise UnknownArtifact(artifact.id) from None
+        digest = await asyncio.to_thread(lambda: hashlib.sha256(data).hexdigest())
+        if digest != next(file.sha256 for file in artifact.files if file.name == name):
+            raise InvalidArtifact(f"{name} of artifact {artifact.id} is not what was uploaded; tell the operator.")
+        return data
+
+    async def delete(self, artifact: Artifact) -> None:
+        """Remove an artifact and its files. Jobs that have it at hand go on."""
+        await self._files.delete(f"{_place(artifact)}/{MANIFEST}")  # first: else a new index would have it again
+        await self._forget(artifact)
+        await self._files.delete_folder(_place(artifact))
+
+    async def rebuild(self) -> int:
+        """Make the index from the manifests, and remove what an interrupted upload has left; returns how many."""
+        names = await self._files.names(_FOLDER)
+        folders = {name.rpartition("/")[0] for name in names if name.count("/") == 2}
+        artifacts = [one for folder in sorted(folders) if (one := await self._manifest(folder, names)) is not None]
+        whole = {f"{one.tenant}/{one.id}" for one in artifacts}
+        old = set(await self._files.older(_FOLDER, time.time() - _YOUNG_SECONDS))
+        for folder in folders - whole:
+            if f"{folder}/{MANIFEST}" not in names and all(n in old for n in names if n.startswith(f"{folder}/")):
+                await self._files.delete_folder(f"{_FOLDER}/{folder}")
+        async with self._redis.pipeline(transaction=True) as pipe:
+            for one in artifacts:
+                pipe.hset(self._keys.artifacts, one.id, one.model_dump_json())
+                pipe.sadd(self._keys.artifacts_of(one.tenant), one.id)
+            await pipe.execute()
+        return len(artifacts)
+
+    async def make_sure_of_index(self) -> None:
+        """Rebuild an index that is not there: Redis may be a new one."""
+        if not await self._redis.exists(self._keys.artifacts):
+            await self.rebuild()
+
+    async def _manifest(self, folder: str, names: list[str]) -> Artifact | None:
+        """What a folder's manifest says; None where it has none, or one that cannot be right."""
+        if f"{folder}/{MANIFEST}" not in names:
+            return None
+        try:
+            artifact = Artifact.model_validate_json(await self._files.get(f"{_FOLDER}/{folder}/{MANIFEST}"))
+        except (ValidationError, FileNotFoundError):
+            return None
+        return artifact if folder == f"{artifact.tenant}/{artifact.id}" else None
+
+    async def _make_sure_of_room(self, tenant: str, more: int, limits: Admission) -> None:
+        if more > limits.artifact_bytes:
+            raise LimitExceeded("The artifact", limits.artifact_bytes, "bytes", "limits.artifact_bytes")
+        check_quota(await self.all(tenant), limits, more=more)
+        free = self._files.free()
+        if free is not None and free - more < self._store.min_free_bytes:
+            raise StoreFull(
+                f"The server's disk has {free:,} bytes left, and uploads must leave {self._store.min_free_bytes:,} "
+                "(`store.min_free_bytes`)."
+            )
+
+    def _examine(self, kind: ArtifactKind, staged: Mapping[str, Path]) -> tuple[Facts, tuple[ArtifactFile, ...]]:
+        """Look into files, as far as JSON goes, and hash them. Raises InvalidArtifact. Blocks."""
+        check_names(kind, staged)
+        weights = staged[WEIGHTS[kind]]
+        with weights.open("rb") as file:
+            header = read_header(file, weights.stat().st_size, WEIGHTS[kind])
+        if kind == "peft":
+            with staged[CONFIG].open("rb") as file:
+                facts = check_peft(file.read(LONGEST_CONFIG + 1), header, self._adapters.max_rank)
+        else:
+            facts = check_diffusers(header)
+        return facts, tuple(_described(name, path) for name, path in sorted(staged.items()))
+
+    async def _keep(self, artifact: Artifact, staged: Mapping[str, Path], limits: Admission) -> None:
+        """Put files, manifest and index in place. Raises LimitExceeded, StoreFull."""
+        try:
+            for name, path in staged.items():
+                await self._files.adopt(path, f"{_place(artifact)}/{name}")
+            await self._redis.hset(self._keys.artifacts, artifact.id, artifact.model_dump_json())
+            await self._redis.sadd(self._keys.artifacts_of(artifact.tenant), artifact.id)
+            # Once more, with it: of uploads that come at once none may pass that is over.
+            check_quota(await self.all(artifact.tenant), limits)
+            await self._files.put(f"{_place(artifact)}/{MANIFEST}", artifact.model_dump_json(indent=2).encode())
+        except BaseException as error:
+            await self._forget(artifact)
+            await self._files.delete_folder(_place(artifact))
+            if isinstance(error, OSError):
+                raise StoreFull(f"The server's store takes nothing: {error.strerror}.") from None
+            raise
+
+    async def _forget(self, artifact: Artifact) -> None:
+        await self._redis.hdel(self._keys.artifacts, artifact.id)
+        await self._redis.srem(self._keys.artifacts_of(artifact.tenant), artifact.id)
+
+
+def check_names(kind: ArtifactKind, names: Mapping[str, object]) -> None:
+    """Raises InvalidArtifact unless these are the files of such an artifact."""
+    needed, possible = FILES[kind]
+    strange = sorted(set(names) - needed - possible)
+    if strange:
+        pickles = [name for name in strange if name.endswith((".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"))]
+        why = " It may be a pickle, which runs code where it is read: save as safetensors." if pickles else ""
+        raise InvalidArtifact(
+            f"{(pickles or strange)[0][:96]!r} is no file of a {kind} artifact; expected "
+            f"{', '.join(sorted(needed))}.{why}"
+        )
+    if missing := sorted(needed - set(names)):
+        raise InvalidArtifact(f"{missing[0]} is missing: a {kind} artifact has {', '.join(sorted(needed))}.")
+
+
+def check_quota(artifacts: list[Artifact], limits: Admission, more: int | None = None) -> None:
+    """Raises LimitExceeded where a tenant has more than it may, or would with ``more`` bytes of another artifact."""
+    count, size = len(artifacts), sum(one.size for one in artifacts)
+    if more is not None:
+        count, size = count + 1, size + more
+    if count > limits.kept_artifacts:
+        raise LimitExceeded("The number of your artifacts", limits.kept_artifacts, "artifacts", "limits.kept_artifacts")
+    if size > limits.kept_artifact_bytes:
+        raise LimitExceeded(
+            "What your artifacts hold", limits.kept_artifact_bytes, "bytes", "limits.kept_artifact_bytes"
+        )
+
+
+def _place(artifact: Artifact) -> str:
+    return f"{_FOLDER}/{artifact.tenant}/{artifact.id}"
+
+
+def _known(artifact: Artifact, name: str) -> str:
+    """Raises UnknownArtifact for a name that is no file of it."""
+    if name not in {file.name for file in artifact.files}:
+        raise UnknownArtifact(f"{artifact.id}/{name}")
+    return name
+
+
+def _described(name: str, path: Path) -> ArtifactFile:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return ArtifactFile(name=name, size=path.stat().st_size, sha256=digest.hexdigest())

@@ -1,0 +1,41 @@
+"""Promise: a resident model gives trusted tenants what a local one gives, and says that it does not protect itself."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import cases
+import nnsight
+import pytest
+import running
+import tiny
+from nnsight import CONFIG
+from parity import Case, Lab, assert_same
+
+
+@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def server(request: pytest.FixtureRequest, tiny_models: Path, home: Path) -> Iterator[running.Running]:
+    model = {"source": tiny.GPT2, "executor": "resident", "trusted": ["local"], "device": request.param}
+    with running.interlace(home, {"runtime": "process", "models": [model]}, seconds=120) as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def resident(server: running.Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CONFIG.API, "HOST", server.url)
+
+
+@pytest.mark.parametrize("case", [case for case in cases.ALL if case is not cases.generating], ids=lambda c: c.__name__)
+def test_the_same_values_one_after_another(case: Case, models: Lab, server: running.Running) -> None:
+    expected = case(models.local(tiny.GPT2, device="cpu"), False)
+    for _ in range(2):
+        assert_same(expected, case(models.client(tiny.GPT2), True))
+
+
+def test_it_generates(models: Lab, server: running.Running) -> None:
+    ids = cases.generating(models.client(tiny.GPT2), True)["ids"]
+    assert ids.shape[1] == cases.generating(models.local(tiny.GPT2, device="cpu"), False)["ids"].shape[1]
+
+
+def test_it_says_that_nothing_protects_it(server: running.Running) -> None:
+    assert any("is resident: the jobs of local run unprotected" in line for line in server.lines)
+    assert nnsight.status()[tiny.GPT2]["state"] == "RUNNING"

@@ -1,0 +1,128 @@
+"""Jobs of trusted tenants, run one after another in the process that holds the model: nothing protects it from them.
+
+For models that cannot be shared with a fork, as on a GPU. After each job what nnsight and torch keep is put back, and
+the process ends, to be replaced, if the model is not what it was. What else a job changes in Python stays changed.
+"""
+
+import gc
+import linecache
+import os
+import random
+import sys
+from contextlib import nullcontext
+from dataclasses import dataclass
+from socket import socket
+from typing import Any, NoReturn
+
+import numpy
+import torch
+from nnsight.tracing.globals import BLOCKS, SOURCES
+
+from interlace_workers import channel
+from interlace_workers.child import adapter, job, pipeline
+from interlace_workers.child.model import HostedModel
+from interlace_workers.order import Order
+
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+#: Bytes of the device that torch may keep for the next job, which saves it the asking.
+_HOARDED = 2 << 30
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def serve(parent: socket, model: HostedModel) -> NoReturn:
+    """Take one job at a time from ``parent``, as a zygote takes forks, until it is gone or the model is spoiled."""
+    outputs = [os.dup(1), os.dup(2)]
+    torch.set_num_threads(model.threads)
+    before, attention = Likeness.of(model), getattr(model.model, "attn_implementation", None)
+    gc.collect()
+    gc.freeze()  # what is there now is no job's garbage, and need not be walked after each
+    while True:
+        ours, theirs = channel.pair()
+        try:
+            channel.receive(parent)  # the only request there is
+            pidfd = os.pidfd_open(os.getpid())
+            channel.send(parent, {"forked": os.getpid()}, [ours.fileno(), pidfd])
+        except (EOFError, OSError):
+            os._exit(0)
+        ours.close()
+        os.close(pidfd)
+        _run(theirs, model)
+        theirs.close()
+        for number, output in enumerate(outputs, start=1):
+            os.dup2(output, number)
+        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+        _reset(model, attention)
+        if Likeness.of(model) != before:
+            print("a job has changed the model; the process ends", file=sys.stderr, flush=True)
+            os._exit(1)
+
+
+def _run(end: socket, model: HostedModel) -> None:
+    """One order; returns without one if its sender is gone."""
+    with open("/proc/self/smaps_rollup") as memory:
+        channel.send(end, {"memory": True}, [memory.fileno()])
+    job.say(end, "sealed")
+    try:
+        message, fds = channel.receive(end)
+    except EOFError:
+        return
+    payload, result, events, logs, values, *adapters = fds
+    seed = int.from_bytes(os.urandom(8), "big")
+    torch.manual_seed(seed)
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)
+    job.listen_to(logs)
+    with pipeline.kept(model.model) if model.is_pipeline else nullcontext():
+        job.perform(model, Order.of_message(message), payload, result, events, values, adapters)
+    for fd in (events, values):
+        os.close(fd)
+
+
+def _reset(model: HostedModel, attention: str | None) -> None:
+    """Put back what a job may have left in nnsight, in torch and on the device; ``attention`` is the model's own."""
+    model.model.interleaver.cancel()
+    adapter.remove(model.model)
+    if attention is not None and model.model.attn_implementation != attention:
+        model.model._module.set_attn_implementation(attention)
+    for envoy in model.model.modules():
+        envoy._edits.clear()
+    SOURCES.clear()
+    BLOCKS.clear()
+    linecache.clearcache()
+    model.model._module.zero_grad(set_to_none=True)
+    torch.set_grad_enabled(True)
+    torch.set_default_dtype(torch.float32)
+    torch.set_default_device(None)
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(model.threads)
+    gc.collect()
+    if torch.cuda.is_initialized() and torch.cuda.memory_reserved() - torch.cuda.memory_allocated() > _HOARDED:
+        torch.cuda.empty_cache()
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """What of a model must be the same after a job as before: modules, their hooks, every bit of the weights."""
+
+    modules: tuple[Any, ...]
+    tensors: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, model: HostedModel) -> "Likeness":
+        module = model.model._module
+        modules = tuple(
+            (name, id(one), one.training, *(len(getattr(one, hooks)) for hooks in _HOOKS))
+            for name, one in module.named_modules()
+        )
+        named = [*module.named_parameters(), *module.named_buffers()]
+        return cls(modules, tuple((name, id(one), one.requires_grad, *_facts(one)) for name, one in named))
+
+
+def _facts(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """Shape, type, device, and a sum over the bits, which a pass over the memory gives."""
+    if tensor.is_meta or not tensor.numel():
+        return tuple(tensor.shape), tensor.dtype, tensor.device, 0
+    flat = tensor.detach().contiguous().view(-1)
+    fits = flat.numel() * flat.element_size() % 8 == 0 and flat.storage_offset() * flat.element_size() % 8 == 0
+    bits = flat.view(torch.int64 if fits else _INTEGERS[flat.element_size()])
+    return tuple(tensor.shape), tensor.dtype, tensor.device, int(bits.sum(dtype=torch.int64))
