@@ -13,6 +13,7 @@ import nnsight
 import pytest
 import running
 import tiny
+import tiny_adapters
 import torch
 from nnsight import CONFIG, TransformersModel
 from nnsight.intervention.backends.remote import RemoteBackend
@@ -59,7 +60,7 @@ def fetched(client: TransformersModel, server: running.Running, job_id: str) -> 
     return result["logits"]
 
 
-def test_results_and_waiting_jobs_outlive_the_disk(
+def test_results_waiting_jobs_and_artifacts_outlive_the_disk(
     home: Path, tiny_models: Path, client: TransformersModel, tmp_path: Path
 ) -> None:
     state_dir = Path(tempfile.mkdtemp(prefix="b", dir=home))
@@ -69,6 +70,8 @@ def test_results_and_waiting_jobs_outlive_the_disk(
         before = fetched(client, server, done)
         with ours.Client(server.url) as admin:
             admin.pause(tiny.GPT2)
+            adapter = tiny_adapters.write(tmp_path / "adapter", tiny.GPT2, seed=1)
+            kept = admin.artifacts.upload(adapter)
         waits = posted(client, server)
         said = run("backup", folder, state_dir=state_dir)
         assert said.returncode == 0, said.stderr
@@ -83,7 +86,10 @@ def test_results_and_waiting_jobs_outlive_the_disk(
         with ours.Client(server.url) as admin:
             assert admin.job(waits).state == "queued"  # an operator's pause is in the backup, too
             admin.resume(tiny.GPT2)
+            again = admin.artifacts.download(kept, tmp_path / "again")
         torch.testing.assert_close(fetched(client, server, waits), before)
+        weights = "adapter_model.safetensors"
+        assert (again / weights).read_bytes() == (adapter / weights).read_bytes()
         refused = run("restore", folder, state_dir=state_dir)
         assert refused.returncode == 1
         assert "interlace down" in refused.stderr
