@@ -145,7 +145,8 @@ def test_its_configuration_loads(compose: dict[str, Any], service: str, tmp_path
     assert config.models
     assert config.store.url == "/store"
     assert config.redis.url == (tmp_path / "redis_url").read_text()
-    assert config.isolation_level == "required"
+    assert config.isolation_level == ("available" if service == "workers-nvidia" else "required")
+    assert all(model.trusted for model in config.models if model.executor == "resident")
     assert (ROOT / described["build"]["dockerfile"]).is_file()
 
 
