@@ -29,7 +29,7 @@ READS_ENVIRONMENT = {
     "interlace_workers/spawn.py",  # hands a few names on to the process that it starts
     *(
         f"interlace_deploy/{command}.py"
-        for command in ("demo", "detach", "doctor", "jobs", "keys", "models", "status", "up")
+        for command in ("backup", "demo", "detach", "doctor", "jobs", "meeting", "models", "status", "up")
     ),
 }
 #: Runs alone in every process that imports it: a network, a file for writing or a new process would be an effect.

@@ -30,6 +30,8 @@ _COMMANDS = {
     **{f"admin {word}": f"interlace_deploy.jobs:{word}" for word in ("pause", "resume", "drain", "undrain")},
     "admin weight": "interlace_deploy.jobs:weight",
     "admin limits": "interlace_deploy.jobs:limits",
+    "backup": "interlace_deploy.backup:save",
+    "restore": "interlace_deploy.backup:load",
     **{f"artifacts {word}": f"interlace_deploy.artifacts:{word}" for word in ("upload", "download", "delete")},
     "artifacts list": "interlace_deploy.artifacts:list_",
     "demo": "interlace_deploy.demo:run",
@@ -92,6 +94,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_jobs(commands)
     _add_artifacts(commands)
     _add_admin(commands)
+    for name, summary in (
+        ("backup", "copy jobs, keys, results and artifacts into a folder, whether Interlace runs or not"),
+        ("restore", "put a backup back into a Redis that holds nothing of ours; not while Interlace runs"),
+    ):
+        _add(commands, name, summary).add_argument("folder", type=Path, metavar="FOLDER")
     demo = _add(commands, "demo", "host the default model, run examples/first_trace.py against it, stop")
     demo.add_argument("--runtime", choices=("ray", "process"), help="what hosts the replica")
     return parser

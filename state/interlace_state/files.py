@@ -95,6 +95,10 @@ class Files:
         """The names of a folder's files, without the folder."""
         return await asyncio.to_thread(self._list_blocking, folder)
 
+    async def everything(self) -> list[str]:
+        """The names of all files, but of those that are not whole yet."""
+        return await asyncio.to_thread(self._everything_blocking)
+
     def stage(self) -> Path:
         """A new empty private file to write into, for `adopt`; on the store's own disk where it has one."""
         folder = self._path("staging") if self._local else tempfile.gettempdir()
@@ -175,6 +179,14 @@ class Files:
         except FileNotFoundError:
             return []
         return sorted(path.split(f"{root}/", 1)[1] for path in found)
+
+    def _everything_blocking(self) -> list[str]:
+        try:
+            found = self._fs.find(self._root)
+        except FileNotFoundError:
+            return []
+        names = (path.removeprefix(f"{self._root}/") for path in found)
+        return sorted(name for name in names if not name.startswith("staging/"))
 
     def _older_blocking(self, folder: str, than: float) -> list[str]:
         found = []

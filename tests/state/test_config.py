@@ -86,6 +86,15 @@ def test_environment_changes_one_item_of_the_file(written: Written) -> None:
     assert [(model.source, model.dtype) for model in models] == [("org/a", "float32"), ("org/b", "bfloat16")]
 
 
+def test_a_secret_lies_in_a_file_that_the_environment_names(tmp_path: Path) -> None:
+    secret = tmp_path / "redis_url"
+    secret.write_text("redis://:geheim@redis:6379/0\n")
+    config = load(None, {"INTERLACE_REDIS__URL__FILE": str(secret)})
+    assert config.redis.url == "redis://:geheim@redis:6379/0"
+    with pytest.raises(ConfigError, match=r"INTERLACE_REDIS__URL__FILE: .*/gone: No such file"):
+        load(None, {"INTERLACE_REDIS__URL__FILE": str(tmp_path / "gone")})
+
+
 def test_environment_list_with_a_gap() -> None:
     said = mistake(None, {"INTERLACE_MODELS__3__SOURCE": "org/a"})
     assert said == "environment variable INTERLACE_MODELS__3__SOURCE: 3 is not an item of the list; the next one is 0."
