@@ -10,7 +10,7 @@ from interlace_workers.executors import proc
 from interlace_workers.executors.base import ExecutorLost
 from interlace_workers.executors.zygote_process import Child
 
-_LOOK = 0.05  # seconds between two looks whether a core is idle
+_LOOK = 0.01  # seconds between two looks whether a core is idle
 
 
 class Spare:
