@@ -64,7 +64,8 @@ class Autoscale(_Section):
         return self
 
 
-Quantization = Literal["bitsandbytes-8bit", "bitsandbytes-4bit"]
+#: As nnsight names them.
+Quantization = Literal["int8", "nf4", "fp4", "fp8"]
 
 
 class ModelConfig(_Section):
@@ -93,7 +94,7 @@ class ModelConfig(_Section):
     trust_remote_code: bool = False
     """Run the Python code that the checkpoint brings. Only for repositories that you have read."""
     quantization: Quantization | None = None
-    """Hold the weights in fewer bits, on GPUs: `bitsandbytes-8bit` or `bitsandbytes-4bit`."""
+    """Hold the weights in fewer bits, on a GPU: `int8`, `nf4` or `fp4` of bitsandbytes, or `fp8`."""
     gpus: float = Field(default=0, ge=0, le=64)
     """GPUs of a replica, which Ray reserves; 0 holds the model on processors."""
     idle_seconds: float | None = Field(default=None, ge=0, le=_DECADE)

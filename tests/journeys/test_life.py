@@ -237,7 +237,7 @@ def test_commands(on: interlace.Client, server: running.Running, models: Lab) ->
     until(lambda: tiny.LLAMA not in phases(on), "it is gone")
     kept = command(server, "evict", "--forget", tiny.GPT2)
     assert (kept.returncode, "is in the configuration file" in kept.stderr) == (1, True)
-    impossible = command(server, "deploy", tiny.LLAMA, "--quantization", "bitsandbytes-4bit")
+    impossible = command(server, "deploy", tiny.LLAMA, "--quantization", "nf4")
     assert impossible.returncode == 1
     assert "needs a GPU" in impossible.stderr
     lines = (server.state_dir / "audit.jsonl").read_text().splitlines()

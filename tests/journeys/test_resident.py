@@ -8,8 +8,12 @@ import nnsight
 import pytest
 import running
 import tiny
-from nnsight import CONFIG
+import tiny_adapters
+import torch
+from nnsight import CONFIG, TransformersModel
 from parity import Case, Lab, assert_same
+
+import interlace
 
 
 @pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -34,6 +38,29 @@ def test_the_same_values_one_after_another(case: Case, models: Lab, server: runn
 def test_it_generates(models: Lab, server: running.Running) -> None:
     ids = cases.generating(models.client(tiny.GPT2), True)["ids"]
     assert ids.shape[1] == cases.generating(models.local(tiny.GPT2, device="cpu"), False)["ids"].shape[1]
+
+
+def test_what_one_request_wants_of_the_model_is_gone_for_the_next(
+    models: Lab, server: running.Running, tmp_path: Path
+) -> None:
+    """An adapter and another attention: put in place for a job, taken out after it."""
+    folder = tiny_adapters.write(tmp_path / "adapter", tiny.GPT2, seed=1)
+    plain = TransformersModel(tiny.GPT2, task="text-generation")
+    adapted = TransformersModel(tiny.GPT2, task="text-generation", peft=str(folder))
+    local = TransformersModel(tiny.GPT2, task="text-generation", peft=str(folder), dispatch=True, device="cpu")
+    eager = TransformersModel(tiny.GPT2, task="text-generation", attn_implementation="eager")
+    before = cases.reading(models.local(tiny.GPT2, device="cpu"), False)
+    with interlace.Client(server.url) as client:
+        adapted.peft = client.artifacts.upload(folder).ref
+    with adapted.trace(cases.PROMPT, remote=True):
+        logits = adapted.lm_head.output.save()
+    with local.trace(cases.PROMPT):
+        expected = local.lm_head.output.save()
+    with eager.trace(cases.PROMPT, output_attentions=True, remote=True) as tracer:
+        attentions = tracer.result.attentions.save()
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+    assert attentions[0] is not None
+    assert_same(before, cases.reading(plain, True))
 
 
 def test_it_says_that_nothing_protects_it(server: running.Running) -> None:

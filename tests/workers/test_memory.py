@@ -73,7 +73,7 @@ def test_what_a_replica_takes() -> None:
     model = ModelConfig(source="a")
     assert need(GIB, model, MemoryConfig(margin=0.5)) == GIB + GIB // 2 + BASE_BYTES
     assert need(None, model, SETTINGS) == BASE_BYTES
-    packed = model.model_copy(update={"quantization": "bitsandbytes-4bit"})
+    packed = model.model_copy(update={"quantization": "nf4"})
     assert need(GIB, packed, MemoryConfig(margin=0)) == GIB // 4 + BASE_BYTES
 
 

@@ -20,17 +20,19 @@ def against(model: ModelConfig, checkpoint: dict[str, Any], config: Config) -> s
         return "`isolation: required` leaves no room for resident models, whose jobs run unprotected."
     if model.gpus:
         return _against_gpus(model, config)
+    if model.device != "cpu":
+        return None
     if model.quantization is not None:
         return (
-            f"`quantization: {model.quantization}` needs a GPU: on processors every job shares the model's plain "
-            "pages, and packed weights are none. Leave it out and set `dtype: bfloat16`, or give the model `gpus`."
+            f"`quantization: {model.quantization}` needs a GPU, for which its kernels are written. Leave it out and "
+            "set `dtype: bfloat16`, or have a resident model on a GPU: `executor: resident`, `trusted`, `device: cuda`."
         )
     said = checkpoint.get("quantization_config")
     method = str(said.get("quant_method", "")) if isinstance(said, dict) else ""
     if method in _NEEDS_GPU:
         return (
             f"Its checkpoint is quantized ({method}), in a form whose kernels need a GPU. Host a checkpoint of the "
-            "model that is not quantized, or give it `gpus`."
+            "model that is not quantized, or have it on a GPU (`device: cuda`)."
         )
     return None
 
@@ -40,6 +42,4 @@ def _against_gpus(model: ModelConfig, config: Config) -> str | None:
         return f"`gpus: {model.gpus:g}` are Ray's to reserve: set `runtime: ray`."
     if model.executor != "resident" or model.device == "cpu":
         return "A model with `gpus` is resident: set `executor: resident`, `trusted`, and `device: cuda` or `auto`."
-    if model.quantization is not None:
-        return "`quantization` does not reach the loader yet: leave it out, or host a checkpoint that is quantized."
     return None

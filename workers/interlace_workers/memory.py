@@ -17,7 +17,7 @@ from interlace_state.hosting import MemoryConfig
 BASE_BYTES = 480 << 20
 #: What another replica holds that shares the weights and all else of its zygote.
 SHARED_BYTES = 120 << 20
-_BITS = {"bitsandbytes-8bit": 8, "bitsandbytes-4bit": 4}
+_BITS = {"int8": 8, "fp8": 8, "nf4": 4, "fp4": 4}
 
 
 @dataclass(frozen=True)

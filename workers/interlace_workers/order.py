@@ -11,6 +11,7 @@ class Load:
     #: A local Hugging Face directory: of one model, or of a pipeline of several.
     path: str
     task: str | None
+    #: A type of torch's, "auto", or one of nnsight's quantizations.
     dtype: str
     trust_remote_code: bool
     #: Processor threads that a child may use.

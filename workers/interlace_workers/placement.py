@@ -172,7 +172,7 @@ def _load(config: Config, model: ModelConfig, source: sources.Source) -> Load:
     return Load(
         path=str(source.path),
         task=key_of(model, source.repo_id, is_pipeline=source.is_pipeline).task,
-        dtype=sources.dtype_of(source, model),
+        dtype=model.quantization or sources.dtype_of(source, model),
         trust_remote_code=model.trust_remote_code,
         threads=threads_of(config, model),
         isolation=config.isolation_level,

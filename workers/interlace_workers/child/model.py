@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from nnsight.modeling.quantization import QUANTIZATIONS
 from nnsight.modeling.transformers import TransformersModel
 from tqdm import tqdm
 from transformers import AutoTokenizer
@@ -66,11 +67,14 @@ def persistent_of(model: Any) -> dict[str, Any]:
 def _transformers_model(order: Load) -> Any:
     if order.task is not None:
         tasks.check(order.path, order.task, trust_remote_code=order.trust_remote_code)
-    dtype = order.dtype if order.dtype == "auto" else getattr(torch, order.dtype)
+    dtype = getattr(torch, order.dtype, order.dtype)  # else "auto", or a quantization
     extras: dict[str, Any] = {"trust_remote_code": True} if order.trust_remote_code else {}
     with contextlib.suppress(OSError, ValueError):  # not every task has a tokenizer
         # nnsight cannot guess the tokenizer of a local directory; given one it need not.
         extras["tokenizer"] = AutoTokenizer.from_pretrained(order.path, **extras)
     # Said of a processor, too: a pipeline takes the first GPU that it finds.
-    extras |= {"device_map": "auto"} if order.device == "auto" else {"device": order.device}
+    if order.device == "auto" or order.dtype in QUANTIZATIONS:  # what is quantized cannot be moved afterwards
+        extras["device_map"] = order.device if order.device == "auto" else {"": order.device}
+    else:
+        extras["device"] = order.device
     return TransformersModel(order.path, task=order.task, dispatch=True, dtype=dtype, **extras)

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from nnsight.modeling.quantization import QUANTIZATIONS
 
 from interlace_workers.child import progress
 from interlace_workers.order import Load
@@ -20,6 +21,8 @@ def load(order: Load) -> Any:
     from diffusers.utils import logging as diffusers_logging
     from nnsight.modeling.diffusion import DiffusionModel
 
+    if order.dtype in QUANTIZATIONS:
+        raise ValueError(f"a pipeline cannot be held as {order.dtype}: leave `quantization` out")
     diffusers_logging.disable_progress_bar()  # it would go into a log file
     extras: dict[str, Any] = {"trust_remote_code": True} if order.trust_remote_code else {}
     # Every pipeline counts its steps on this, whatever its loop is like; those that user code makes of it, too.

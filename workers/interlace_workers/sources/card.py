@@ -28,7 +28,7 @@ def card(source: Source, key: ModelKey, model: ModelConfig) -> ModelCard:
     return ModelCard(
         key=key,
         commit=source.commit,
-        dtype=dtype,
+        dtype=model.quantization or dtype,
         config=config,
         trusted=model.trusted if model.executor == "resident" else None,
         n_params=n_params,
