@@ -55,8 +55,8 @@ def measure(server: service.Service, home: Path, folder: Path, arguments: argpar
         str(folder),
         task="text-generation",
         tokenizer=AutoTokenizer.from_pretrained(folder),
-        dtype=getattr(torch, arguments.dtype),
-        device_map=arguments.device,
+        dtype=arguments.quantization or getattr(torch, arguments.dtype),
+        device_map={"": arguments.device},
         dispatch=True,
     )
     tokens = torch.arange(100, 108)[None]
@@ -102,6 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--quantization", help="hold the weights so, there and here")
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--width", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=40)
@@ -121,11 +122,12 @@ def main() -> None:
             "executor": "resident",
             "trusted": ["local"],
             "device": arguments.device,
+            "quantization": arguments.quantization,
         }
         with service.running(folder, {"runtime": "process", "models": [model]}) as server:
             figures = measure(server, folder / "hf", folder / "model", arguments)
     figures |= service.circumstances() | {"device": arguments.device, "ready_seconds": round(server.ready_seconds, 1)}
-    print(f"{figures['parameters']:,} parameters, {arguments.dtype} on {arguments.device}")
+    print(f"{figures['parameters']:,} parameters, {arguments.quantization or arguments.dtype} on {arguments.device}")
     print(f"{'':16}{'p50 ms':>10}{'p95 ms':>10}")
     for name in ("local", "stock", "server share", "likeness"):
         print(f"{name:16}{figures[name]['p50_ms']:>10}{figures[name]['p95_ms']:>10}")

@@ -5,13 +5,18 @@ from pathlib import Path
 
 import cases
 import nnsight
+import numpy as np
 import pytest
 import running
 import tiny
 import tiny_adapters
+import tiny_diffusion
 import torch
 from nnsight import CONFIG, TransformersModel
+from nnsight.modeling import huggingface
+from nnsight.modeling.diffusion import DiffusionModel
 from parity import Case, Lab, assert_same
+from tiny_diffusion import SHAPES
 
 import interlace
 
@@ -66,3 +71,25 @@ def test_what_one_request_wants_of_the_model_is_gone_for_the_next(
 def test_it_says_that_nothing_protects_it(server: running.Running) -> None:
     assert any("is resident: the jobs of local run unprotected" in line for line in server.lines)
     assert nnsight.status()[tiny.GPT2]["state"] == "RUNNING"
+
+
+@pytest.mark.gpu
+def test_a_pipeline_on_a_gpu_draws_what_it_draws_there_locally(
+    stock_client: None, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = str(tiny_diffusion.ASSET)
+    hosted = {"source": source, "repo_id": SHAPES, "executor": "resident", "trusted": ["local"], "device": "cuda"}
+    settings = {"num_inference_steps": 6, "seed": 3, "output_type": "np"}
+    local = DiffusionModel(source, dispatch=True)
+    local.pipeline.to("cuda")
+    with local.generate("a large red circle", **settings):
+        expected = nnsight.save(local.output.images[0])
+    with running.interlace(home, {"runtime": "process", "models": [hosted]}, seconds=120) as server:
+        monkeypatch.setattr(CONFIG.API, "HOST", server.url)
+        monkeypatch.setitem(huggingface._ID_CACHE, source, SHAPES)
+        client = DiffusionModel(source)
+        with client.generate("a large red circle", remote=True, **settings):
+            latents = client.unet.output[0].save()
+            image = nnsight.save(client.output.images[0])
+    assert latents.device.type == "cpu"
+    assert np.allclose(image, expected, atol=1e-3)
