@@ -214,7 +214,7 @@ def test_each_kind_that_adds_to_modules(kind: str, shelf: Path) -> None:
 
 def test_a_hub_adapter_that_the_operator_allows(home: Path, shelf: Path) -> None:
     for repo_id in ("allowed/adapter", "secret/adapter"):
-        tiny._cache(home / "hf" / "hub", repo_id, shelf / "gpt2-tiny-1")
+        tiny.cache(home / "hf" / "hub", repo_id, shelf / "gpt2-tiny-1")
     expected = trace(local(tiny.GPT2, shelf / "gpt2-tiny-1"), False)
     assert_same(expected, trace(remote(tiny.GPT2, "allowed/adapter"), True))
     said = failure(remote(tiny.GPT2, "secret/adapter"))
