@@ -66,6 +66,7 @@ def test_what_one_request_wants_of_the_model_is_gone_for_the_next(
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
     assert attentions[0] is not None
     assert_same(before, cases.reading(plain, True))
+    assert "resident_replaced" not in server.logs(), "undone by a new process, and not in the old one"
 
 
 def test_it_says_that_nothing_protects_it(server: running.Running) -> None:

@@ -8,7 +8,8 @@ nnsight leaves an adapter's dropout on, and so its values to chance; here it is 
 import mmap
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -76,13 +77,20 @@ def attach(model: Any, name: str, config: bytes, tensors: dict[str, torch.Tensor
     model._update(module)
 
 
-def remove(model: Any) -> None:
-    """Take out of a nnsight model what `apply` has put in, for a process that goes on with it."""
-    if getattr(model, "peft", None) is not None:
-        detach(model._module)
-        model.peft = None
-        model._update(model._module)
-    lora.unload(model)
+@contextmanager
+def taken_out(model: Any) -> Iterator[None]:
+    """Take out of a nnsight model, after the block, what `apply` has put in, for a process that goes on with it."""
+    former = [(parameter, parameter.requires_grad) for parameter in model._module.parameters()]
+    try:
+        yield
+    finally:
+        if getattr(model, "peft", None) is not None:
+            detach(model._module)
+            model.peft = None
+            model._update(model._module)
+            for parameter, requires_grad in former:  # PEFT has frozen them
+                parameter.requires_grad_(requires_grad)
+        lora.unload(model)
 
 
 def _called(module: Any) -> str:

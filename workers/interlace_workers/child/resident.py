@@ -11,6 +11,7 @@ import random
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import zip_longest
 from socket import socket
 from typing import Any, NoReturn
 
@@ -52,8 +53,8 @@ def serve(parent: socket, model: HostedModel) -> NoReturn:
             os.dup2(output, number)
         sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
         _reset(model, attention)
-        if Likeness.of(model) != before:
-            print("a job has changed the model; the process ends", file=sys.stderr, flush=True)
+        if changed := before.unlike(Likeness.of(model)):
+            print(f"a job has changed the model ({changed}); the process ends", file=sys.stderr, flush=True)
             os._exit(1)
 
 
@@ -72,7 +73,7 @@ def _run(end: socket, model: HostedModel) -> None:
     random.seed(seed)
     numpy.random.seed(seed % 2**32)
     job.listen_to(logs)
-    with pipeline.kept(model.model) if model.is_pipeline else nullcontext():
+    with adapter.taken_out(model.model), pipeline.kept(model.model) if model.is_pipeline else nullcontext():
         job.perform(model, Order.of_message(message), payload, result, events, values, adapters)
     for fd in (events, values):
         os.close(fd)
@@ -81,7 +82,6 @@ def _run(end: socket, model: HostedModel) -> None:
 def _reset(model: HostedModel, attention: str | None) -> None:
     """Put back what a job may have left in nnsight, in torch and on the device; ``attention`` is the model's own."""
     model.model.interleaver.cancel()
-    adapter.remove(model.model)
     if attention is not None and model.model.attn_implementation != attention:
         model.model._module.set_attn_implementation(attention)
     for envoy in model.model.modules():
@@ -111,11 +111,21 @@ class Likeness:
     def of(cls, model: HostedModel) -> "Likeness":
         module = model.model._module
         modules = tuple(
-            (name, id(one), one.training, *(len(getattr(one, hooks)) for hooks in _HOOKS))
+            (name, id(one), one.training, *(_added(getattr(one, hooks)) for hooks in _HOOKS))
             for name, one in module.named_modules()
         )
         named = [*module.named_parameters(), *module.named_buffers()]
         return cls(modules, tuple((name, id(one), one.requires_grad, *_facts(one)) for name, one in named))
+
+    def unlike(self, other: "Likeness") -> str:
+        """What has changed, the first of it; "" if nothing has."""
+        pairs = (*zip_longest(self.modules, other.modules), *zip_longest(self.tensors, other.tensors))
+        return next((f"{one} is now {two}" for one, two in pairs if one != two), "")
+
+
+def _added(hooks: dict[int, Any]) -> int:
+    """How many there are, without those that transformers puts in once to capture attentions and hidden states."""
+    return sum(not (getattr(hook, "__module__", None) or "").startswith("transformers.") for hook in hooks.values())
 
 
 def _facts(tensor: torch.Tensor) -> tuple[Any, ...]:
