@@ -21,6 +21,31 @@ FILES: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     "diffusers-lora": (frozenset({"pytorch_lora_weights.safetensors"}), frozenset()),
 }
 MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a kind of artifact lies in files; None for a part that the kind does not have."""
+
+    #: The safetensors file.
+    tensors: str | None
+    #: The JSON file, an object.
+    config: str | None
+
+
+LAYOUTS = {
+    "peft": Layout("adapter_model.safetensors", "adapter_config.json"),
+    "diffusers-lora": Layout("pytorch_lora_weights.safetensors", None),
+    # Additions to modules' outputs, such as a rank-one edit of ROME's.
+    "edit": Layout("edit.safetensors", "edit_config.json"),
+    # As SAELens has them.
+    "sae": Layout("sae_weights.safetensors", "cfg.json"),
+    "probe": Layout("probe.safetensors", "probe_config.json"),
+    # What a method measures or is measured by: labels, statistics, effects.
+    "data": Layout("data.safetensors", "data.json"),
+    # `{"texts": [...]}`.
+    "texts": Layout(None, "texts.json"),
+}
 #: The file of a kind that holds its tensors.
 WEIGHTS = {"peft": "adapter_model.safetensors", "diffusers-lora": "pytorch_lora_weights.safetensors"}
 CONFIG = "adapter_config.json"
