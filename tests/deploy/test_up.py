@@ -88,13 +88,13 @@ def pasted(said: str) -> list[str]:
     return [subprocess.run(command, capture_output=True, text=True, check=True).stdout for command in commands]
 
 
-def part(state_dir: Path, module: str) -> psutil.Process:
-    """The part that runs this module for this state folder."""
-    return next(
-        process
-        for process in psutil.process_iter(["cmdline"])
-        if module in (words := process.info["cmdline"] or []) and any(str(state_dir) in word for word in words)
-    )
+def part(state_dir: Path, module: str) -> psutil.Process | None:
+    """The part that runs this module for this state folder; None while none does."""
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if module in words and any(str(state_dir) in word for word in words):
+            return process
+    return None
 
 
 def test_detached_from_up_to_down(
@@ -139,6 +139,7 @@ def test_detached_from_up_to_down(
 
     # What ends is started again, at the same address.
     gateway = part(state_dir, "interlace_server")
+    assert gateway is not None
     gateway.kill()
     until(lambda: not answers(url), 20)
     until(lambda: answers(url), 30)
@@ -178,9 +179,11 @@ def test_a_second_ctrl_c_ends_all_at_once(
     foreground: Foreground, state_dir: Path, tmp_path: Path, until: Until, alive: Alive
 ) -> None:
     process = foreground()
-    until((state_dir / "logs" / "workers.log").exists, 30)
+    until(lambda: part(state_dir, "interlace_workers") is not None, 30)
     # A part that does not react, so that the first Ctrl-C would take its time.
-    part(state_dir, "interlace_workers").suspend()
+    workers = part(state_dir, "interlace_workers")
+    assert workers is not None
+    workers.suspend()
     process.send_signal(signal.SIGINT)
     until(lambda: "stopping" in (tmp_path / "stderr").read_text(), 20)
     started = time.monotonic()
