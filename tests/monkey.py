@@ -1,6 +1,7 @@
 """Kills a server's parts with SIGKILL, each while some job is at a chosen stage."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import time
@@ -68,6 +69,18 @@ class Monkey:
                     self.struck["sandbox", "running"] = True
                     return
             await asyncio.sleep(_LOOK)
+
+    async def sight(self) -> str:
+        """What there is to see of a server that stands still."""
+        lines = [f"struck: {self.struck}", f"waiting and running: {await self.state.queue.length(self.model)}"]
+        lines += [f"held: {await self.state.redis.hgetall(self.keys.job(job_id))}" for job_id in await self._held()]
+        for process in psutil.Process(self.server.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                line = " ".join(process.cmdline())
+                lines.append(
+                    f"{process.pid} of {process.ppid()}, {process.status()}, {process.cpu_times()}: {line[:160]}"
+                )
+        return "\n".join(lines)
 
     async def _lives_again(self, part: str, former: list[int]) -> bool:
         return len(set(self._pids(part)) - set(former)) >= len(former)

@@ -99,7 +99,7 @@ async def strike_at(server: running.Running, clients: asyncio.subprocess.Process
         beast = Monkey(server, state, keys, hosted.card.key)
         await monkey.until(lambda: has_jobs(state, hosted.card.key), "no job came", 60.0)
         for number, (part, stage) in enumerate(STRIKES):
-            await until_ended(state, keys, hosted.card.key, JOBS * number // len(STRIKES), said)
+            await until_ended(beast, JOBS * number // len(STRIKES), said)
             await beast.strike(part, stage)
             if number % 4 == 0:
                 await beast.strike_sandbox()
@@ -119,15 +119,19 @@ async def has_jobs(state: Any, key: ModelKey) -> bool:
     return bool(await state.queue.length(key))
 
 
-async def until_ended(state: Any, keys: Keys, key: ModelKey, count: int, said: "asyncio.Task[Any]") -> None:
+async def until_ended(beast: Monkey, count: int, said: "asyncio.Task[Any]") -> None:
     """Wait until so many jobs have ended, or the clients have."""
+    state, keys, key = beast.state, beast.keys, beast.model
 
     async def enough() -> bool:
         with contextlib.suppress(RedisError):
             return said.done() or await state.redis.zcard(keys.jobs) - await state.queue.length(key) >= count
         return False
 
-    await monkey.until(enough, f"{count} jobs have not ended", 120.0)
+    try:
+        await monkey.until(enough, f"{count} jobs have not ended", 120.0)
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{await beast.sight()}\n{beast.server.logs()}") from None
 
 
 async def ends_of(state: Any, keys: Keys, job_id: str) -> int:
