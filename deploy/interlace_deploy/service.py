@@ -77,23 +77,24 @@ class Service:
     async def watch(self) -> NoReturn:
         """Start a part again when it ends. Raises CommandProblem when that does not help."""
         ends: dict[str, deque[float]] = {name: deque() for name in ("redis", *_MODULES)}
-        while True:
-            child, code = await self._ended.get()
-            child.kill()
-            recent = ends[child.name]
-            while recent and time.monotonic() - recent[0] > _FORGET:
-                recent.popleft()
-            if len(recent) == len(_PAUSES):
-                raise CommandProblem(_last_words(child, f"{child.name} ended {len(recent) + 1} times; giving up."))
-            pause = _PAUSES[len(recent)]
-            recent.append(time.monotonic())
-            when = f"in {pause:g} s" if pause else "at once"
-            self._screen.say(f"{child.name} {_described(code)}; starting it again {when} (log: {child.log})")
-            await asyncio.sleep(pause)
-            if child.name == "redis":  # what it was told is in its append-only file
-                await self._run_redis()
-            else:
-                await self._start_part(child.name, self._say_of_workers if child.name == "workers" else self._note_url)
+        try:
+            async with asyncio.TaskGroup() as starting:  # no part waits for another's pause
+                while True:
+                    child, code = await self._ended.get()
+                    child.kill()
+                    pause = _pause(child, ends[child.name])
+                    when = f"in {pause:g} s" if pause else "at once"
+                    self._screen.say(f"{child.name} {_described(code)}; starting it again {when} (log: {child.log})")
+                    starting.create_task(self._start_again(child.name, pause), name=f"start {child.name} again")
+        except* CommandProblem as problems:
+            raise problems.exceptions[0] from None
+
+    async def _start_again(self, name: str, pause: float) -> None:
+        await asyncio.sleep(pause)
+        if name == "redis":  # what it was told is in its append-only file
+            await self._run_redis()
+        else:
+            await self._start_part(name, self._say_of_workers if name == "workers" else self._note_url)
 
     async def stop(self) -> None:
         """Stop what was started, in order: gateway (its streams drain), workers (their jobs end), Redis."""
@@ -242,6 +243,16 @@ def _keyless(config: Config, file: Path | None) -> str:
         f"Make the first one with\n\n  {mint_command(file)}\n\n"
         "and start again; or let only this machine in: `gateway.host: 127.0.0.1`, without a `gateway.public_url`."
     )
+
+
+def _pause(child: Child, recent: deque[float]) -> float:
+    """Seconds until a part that has ended is started again; ``recent`` has its former ends, and takes this one."""
+    while recent and time.monotonic() - recent[0] > _FORGET:
+        recent.popleft()
+    if len(recent) == len(_PAUSES):
+        raise CommandProblem(_last_words(child, f"{child.name} ended {len(recent) + 1} times; giving up."))
+    recent.append(time.monotonic())
+    return _PAUSES[len(recent) - 1]
 
 
 def _described(code: int) -> str:
