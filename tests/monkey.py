@@ -118,8 +118,9 @@ class Monkey:
                 parent = " ".join(process.parent().cmdline()) if process.parent() else ""
             except psutil.NoSuchProcess:
                 continue
-            # A forked child has its parent's command line.
-            if PARTS[part] in line and PARTS[part] not in parent and "tether" not in line:
+            # A forked child has its parent's command line, and outlives it for an instant.
+            orphan = part == "zygote" and "interlace_workers" not in parent
+            if PARTS[part] in line and PARTS[part] not in parent and "tether" not in line and not orphan:
                 found.append(process.pid)
         return found
 

@@ -243,7 +243,8 @@ class _Pipe:
             try:
                 await readable.wait()
             finally:
-                loop.remove_reader(self._read_end)
+                if self._read_end in self._open:  # else its number may be another's by now
+                    loop.remove_reader(self._read_end)
             data = os.read(self._read_end, _READ)
             if not data:
                 return
@@ -254,6 +255,10 @@ class _Pipe:
         os.close(self.write_end)
 
     def close(self) -> None:
+        """Let go of it. Whoever still reads hears no more: a loop that is not told would not hear its number's next
+        owner either."""
+        if self._read_end in self._open:
+            asyncio.get_running_loop().remove_reader(self._read_end)
         for fd in self._open:
             os.close(fd)
         self._open.clear()

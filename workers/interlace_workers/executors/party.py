@@ -107,9 +107,7 @@ class Party:
             guest.share.close()
         if self._child is None:
             return
-        if ended:
-            self._executor.fork_ahead()  # the forward is over
-        else:
+        if not ended:
             self._reason = "closed"
             self._child.kill()
         if not self._guests:
@@ -215,7 +213,7 @@ class Seat:
                         printed.append(happening)  # told once it is done here, and not twice
                     elif isinstance(happening, Done):
                         ended = True
-                        self._party.leave(guest, ended=True)
+                        self._party.executor.fork_ahead()  # the forward is over
                         for one in printed:
                             yield one
                         yield self._party.with_fork(happening)

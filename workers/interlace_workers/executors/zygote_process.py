@@ -17,6 +17,8 @@ from interlace_workers.order import Load, Loaded
 from interlace_workers.spawn import Spawned, spawn
 
 _STOP_SECONDS = 5.0
+#: A child that is silent for so long, when it should say that it is ready, is taken to be lost.
+_WORD_SECONDS = 60.0
 
 
 class Unsealed(ExecutorLost):
@@ -83,13 +85,17 @@ class Child:
         readable = asyncio.Event()
         loop = asyncio.get_running_loop()
         loop.add_reader(self.order, readable.set)
+        self.exited.add_done_callback(lambda _: readable.set())
         try:
             while True:
-                await readable.wait()
+                async with asyncio.timeout(_WORD_SECONDS):
+                    await readable.wait()
                 readable.clear()
                 try:
                     message, fds = channel.receive(self.order)
                 except BlockingIOError:
+                    if self.exited.done():
+                        raise EOFError from None
                     continue  # announced twice, read once
                 if "memory" in message:
                     (self.memory,) = fds
@@ -99,6 +105,8 @@ class Child:
                     raise Unsealed(f"a child could not be sealed: {message.get('refused')}")
         except EOFError:
             raise ExecutorLost("a child ended before its job came") from None
+        except TimeoutError:
+            raise ExecutorLost(f"a child has not said for {_WORD_SECONDS:g} s that it is {word}") from None
         finally:
             loop.remove_reader(self.order)
 
