@@ -157,6 +157,8 @@ def _add_keys(commands: "argparse._SubParsersAction[_Parser]") -> None:
 
 def _add_models(commands: "argparse._SubParsersAction[_Parser]") -> None:
     models = _add_remote(commands, "models", "show the models of a server; or fetch and list files on this machine")
+    models.add_argument("--model", metavar="REPO|SLUG", help="only this one")
+    models.add_argument("-f", "--follow", action="store_true", help="show what has happened to them, and what happens")
     models.add_argument("--json", action="store_true", help="for programs")
     models.set_defaults(command="models")
     actions = models.add_subparsers(dest="action", metavar="ACTION")

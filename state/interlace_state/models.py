@@ -10,8 +10,9 @@ from pydantic import BaseModel, ConfigDict
 from redis.asyncio import Redis
 
 from interlace.protocol.errors import UnknownModel
-from interlace.protocol.hosting import Moment
+from interlace.protocol.hosting import ModelEvent, Moment
 from interlace.protocol.model import ModelKey
+from interlace_state import life
 from interlace_state.files import Files
 from interlace_state.keys import Keys
 
@@ -96,9 +97,13 @@ class Models:
     async def withdraw(self, key: ModelKey) -> None:
         """Take a model and its hub files out of the catalogue."""
         await self.forget_replicas(key)
-        await self._redis.hdel(self._keys.models, key.slug)
-        await self._redis.delete(self._keys.wanted(key.slug), self._keys.history(key.slug))
-        await self._redis.hdel(self._keys.moments, key.slug)
+        was_there = await self._redis.hdel(self._keys.models, key.slug)
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.delete(self._keys.wanted(key.slug), self._keys.history(key.slug))
+            pipe.hdel(self._keys.moments, key.slug)
+            if was_there:
+                life.write(pipe, self._keys, ModelEvent(model=key.repo_id, slug=key.slug))
+            await pipe.execute()
         await self._files.delete_folder(f"hub/{key.slug}")
 
     async def forget_replicas(self, key: ModelKey) -> None:
