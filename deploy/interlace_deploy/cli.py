@@ -179,6 +179,10 @@ def _add_hosting(commands: "argparse._SubParsersAction[_Parser]") -> None:
     deploy.add_argument("--dtype", choices=("float32", "bfloat16", "float16", "auto"))
     deploy.add_argument("--quantization", choices=("int8", "nf4", "fp4", "fp8"), help="needs a GPU")
     deploy.add_argument("--gpus", type=float, metavar="N", help="GPUs of a replica (default: 0)")
+    deploy.add_argument("--device", metavar="cpu|cuda|cuda:N|auto", help="of a resident model (default: cpu)")
+    deploy.add_argument(
+        "--trusted", nargs="+", metavar="TENANT", help="hold it resident: jobs of these tenants only, and unprotected"
+    )
     deploy.add_argument("--no-wait", action="store_true", help="return at once; `interlace models` shows how it goes")
     scale = _add_remote(
         commands, "scale", "change how many replicas run, for how long it may be idle, whether it stays"

@@ -51,8 +51,10 @@ def list_(arguments: argparse.Namespace) -> int:
 
 def deploy(arguments: argparse.Namespace) -> int:
     """Have a model hosted, and wait until it is ready. Raises CommandProblem if it cannot be."""
-    named = ("repo_id", "revision", "task", "dtype", "quantization", "gpus")
+    named = ("repo_id", "revision", "task", "dtype", "quantization", "gpus", "device", "trusted")
     settings = {name: value for name in named if (value := getattr(arguments, name)) is not None}
+    if arguments.trusted:
+        settings["executor"] = "resident"
     settings |= terms(arguments)
     settings.setdefault("repo_id", sources.name_of(ModelConfig(source=arguments.model)))
     if not is_repo_id(settings["repo_id"]):
