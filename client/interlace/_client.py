@@ -1,7 +1,6 @@
 """A client for what stock nnsight has no word for: kept connections, streamed values, jobs, an operator's switches."""
 
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from importlib import import_module
@@ -10,23 +9,18 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from weakref import WeakValueDictionary
 
-import httpx
-
 from interlace._artifacts import Artifacts
-from interlace._errors import JobFailed, Refused
+from interlace._errors import JobFailed
 from interlace._http import Http, path, read
 from interlace._jobs import RunningJob, Value
 from interlace._stream import Socket
+from interlace.protocol import event as words
 from interlace.protocol.event import Ended, Event, Log
-from interlace.protocol.hosting import ModelList, ModelView
+from interlace.protocol.hosting import ModelEvent, ModelList, ModelView
 from interlace.protocol.jobs import JobPage, JobView
 
 if TYPE_CHECKING:
     from interlace._backend import Backend
-
-_PATIENCE = 120.0  # seconds that a stream may be gone before it is given up
-_LONGEST_PAUSE = 5.0  # seconds between two tries
-_BUSY = frozenset({429, 502, 503, 504})
 
 
 def connect(url: str | None = None, api_key: str | None = None) -> "Client":
@@ -155,30 +149,8 @@ class Client:
 
         A connection that breaks is made again, and goes on behind the last event that came.
         """
-        tries = 0
-        broken: float | None = None
-        while True:
-            pause = min(0.1 * 2**tries, _LONGEST_PAUSE)
-            tries = min(tries + 1, 10)
-            try:
-                with self._http.events(job_id, after, follow) as events:
-                    broken = None
-                    for event_id, event in events:
-                        after, tries = event_id, 0
-                        yield event_id, event
-                        if isinstance(event, Ended):
-                            return
-                if not follow:
-                    return
-            except (httpx.HTTPError, Refused) as error:
-                if isinstance(error, Refused):
-                    if error.http_status not in _BUSY:
-                        raise
-                    pause = error.retry_after or pause
-                broken = broken or time.monotonic()
-                if time.monotonic() - broken > _PATIENCE:
-                    raise self._http.unreachable(error) from None
-            time.sleep(pause)
+        at, asked = path("/v1/jobs", job_id) + "/events", {"follow": "true" if follow else "false"}
+        return self._http.follow(at, words.decode, asked, after, lambda event: isinstance(event, Ended))
 
     def logs(self, job_id: str, follow: bool = True) -> Iterator[str]:
         """The lines that a job printed, and with ``follow`` those that it prints until it ends."""
@@ -205,6 +177,17 @@ class Client:
     def model(self, model: str) -> ModelView:
         """One hosted model (repo id or slug), with what happened to it lately."""
         return read(ModelView, self._http.ask("GET", path("/v1/models", model)))
+
+    def model_events(
+        self, model: str | None = None, after: str | None = None, follow: bool = True
+    ) -> Iterator[tuple[str, ModelEvent]]:
+        """(event id, event) of what happened to the models that the key reaches, or to one, from behind ``after``.
+
+        The server keeps the last 2,000. With ``follow`` it goes on for ever, over connections that break.
+        """
+        asked = {"follow": "true" if follow else "false"} | ({} if model is None else {"model": model})
+        decode = ModelEvent.model_validate_json
+        return self._http.follow("/v1/models/events", decode, asked, after, lambda _: False)
 
     def deploy(self, source: str, **settings: Any) -> ModelView:
         """Host a model; ``settings`` are those of the configuration's `models`. For admins, as what follows."""

@@ -3,7 +3,7 @@
 import ipaddress
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -14,19 +14,21 @@ from pydantic import BaseModel, ValidationError
 
 from interlace import __version__
 from interlace._errors import Refused, Unreachable
-from interlace.protocol import event as words
 from interlace.protocol.errors import InterlaceError
-from interlace.protocol.event import Event
 
 _CONNECT = 10.0  # seconds
 _ANSWER = 600.0  # seconds
 #: A stream that is silent for so long is dead: the server says something every 15 seconds.
 SILENCE = 45.0
 _PATIENCE = 30.0  # seconds that a request is repeated whose connection broke
+_LONG_PATIENCE = 120.0  # seconds that a stream may be gone before it is given up
 _PAUSE = 0.2  # seconds
+_LONGEST_PAUSE = 5.0  # seconds between two tries of a stream
+_BUSY = frozenset({429, 502, 503, 504})
 _LONGEST_LINE = 16 << 20  # bytes of one event; a server that sends more is none of ours
 
 _View = TypeVar("_View", bound=BaseModel)
+_Event = TypeVar("_Event")
 
 
 class Http:
@@ -109,13 +111,51 @@ class Http:
                     raise self.unreachable(error) from None
                 time.sleep(_PAUSE)
 
+    def follow(
+        self,
+        at: str,
+        decode: Callable[[str], _Event],
+        query: Mapping[str, str],
+        after: str | None,
+        is_last: Callable[[_Event], bool],
+    ) -> Iterator[tuple[str, _Event]]:
+        """(event id, event) of server-sent events behind ``after``, each once, to the last one.
+
+        A connection that breaks is made again, and goes on behind the last event that came; so does one that ends, but
+        where ``query`` has `follow` "false".
+        """
+        tries = 0
+        broken: float | None = None
+        while True:
+            pause = min(0.1 * 2**tries, _LONGEST_PAUSE)
+            tries = min(tries + 1, 10)
+            try:
+                with self._events(at, query, after) as lines:
+                    broken = None
+                    for event_id, data in lines:
+                        event = _decoded(data, decode)
+                        after, tries = event_id, 0
+                        yield event_id, event
+                        if is_last(event):
+                            return
+                if query.get("follow") == "false":
+                    return
+            except (httpx.HTTPError, Refused) as error:
+                if isinstance(error, Refused):
+                    if error.http_status not in _BUSY:
+                        raise
+                    pause = error.retry_after or pause
+                broken = broken or time.monotonic()
+                if time.monotonic() - broken > _LONG_PATIENCE:
+                    raise self.unreachable(error) from None
+            time.sleep(pause)
+
     @contextmanager
-    def events(self, job_id: str, after: str | None, follow: bool) -> Iterator[Iterator[tuple[str, Event]]]:
+    def _events(self, at: str, query: Mapping[str, str], after: str | None) -> Iterator[Iterator[tuple[str, str]]]:
         """One connection and its events. Raises httpx.HTTPError when it breaks, Refused."""
         headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": after} if after else {})
         timeout = httpx.Timeout(SILENCE, connect=_CONNECT)
-        at, asked = path("/v1/jobs", job_id) + "/events", {"follow": "true" if follow else "false"}
-        with self._http.stream("GET", at, params=asked, headers=headers, timeout=timeout) as answer:
+        with self._http.stream("GET", at, params=query, headers=headers, timeout=timeout) as answer:
             if answer.status_code != 200:
                 answer.read()
                 raise refusal(answer)
@@ -149,7 +189,7 @@ class Http:
         return Unreachable(f"{self.url} does not answer: {error or type(error).__name__}")
 
 
-def _events(lines: Iterable[str]) -> Iterator[tuple[str, Event]]:
+def _events(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
     """Read what our server sends of server-sent events: `id`, then `data` in one line, then an empty line."""
     event_id, data = "", ""
     for line in lines:
@@ -159,13 +199,13 @@ def _events(lines: Iterable[str]) -> Iterator[tuple[str, Event]]:
         elif name == "data":
             data = value
         elif not line and data:
-            yield event_id, _decoded(data)
+            yield event_id, data
             data = ""
 
 
-def _decoded(data: str) -> Event:
+def _decoded(data: str, decode: Callable[[str], _Event]) -> _Event:
     try:
-        return words.decode(data)
+        return decode(data)
     except ValidationError:
         raise InterlaceError(f"The server sent an event that this client does not know: {data[:200]}") from None
 

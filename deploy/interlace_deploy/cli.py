@@ -157,6 +157,8 @@ def _add_keys(commands: "argparse._SubParsersAction[_Parser]") -> None:
 
 def _add_models(commands: "argparse._SubParsersAction[_Parser]") -> None:
     models = _add_remote(commands, "models", "show the models of a server; or fetch and list files on this machine")
+    models.add_argument("--model", metavar="REPO|SLUG", help="only this one")
+    models.add_argument("-f", "--follow", action="store_true", help="show what has happened to them, and what happens")
     models.add_argument("--json", action="store_true", help="for programs")
     models.set_defaults(command="models")
     actions = models.add_subparsers(dest="action", metavar="ACTION")
@@ -177,6 +179,10 @@ def _add_hosting(commands: "argparse._SubParsersAction[_Parser]") -> None:
     deploy.add_argument("--dtype", choices=("float32", "bfloat16", "float16", "auto"))
     deploy.add_argument("--quantization", choices=("int8", "nf4", "fp4", "fp8"), help="needs a GPU")
     deploy.add_argument("--gpus", type=float, metavar="N", help="GPUs of a replica (default: 0)")
+    deploy.add_argument("--device", metavar="cpu|cuda|cuda:N|auto", help="of a resident model (default: cpu)")
+    deploy.add_argument(
+        "--trusted", nargs="+", metavar="TENANT", help="hold it resident: jobs of these tenants only, and unprotected"
+    )
     deploy.add_argument("--no-wait", action="store_true", help="return at once; `interlace models` shows how it goes")
     scale = _add_remote(
         commands, "scale", "change how many replicas run, for how long it may be idle, whether it stays"

@@ -4,11 +4,12 @@ import argparse
 import json
 import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from interlace import Client
-from interlace.protocol.hosting import ModelView, Phase
+from interlace.protocol.hosting import ModelEvent, ModelView, Moment, Phase
 from interlace.protocol.model import is_repo_id
 from interlace_deploy.jobs import client_of
 from interlace_deploy.problems import CommandProblem, UsageProblem
@@ -23,9 +24,11 @@ _SETTLED = (Phase.READY, Phase.IDLE, Phase.FAILED)
 
 
 def list_(arguments: argparse.Namespace) -> int:
-    """The command `models`: where each model of a server stands."""
+    """The command `models`: where each model of a server stands, and with `--follow` what happens to them."""
     with client_of(arguments) as client:
-        models = client.models()
+        if arguments.follow:
+            return _tell(client.model_events(arguments.model), as_json=arguments.json)
+        models = client.models() if arguments.model is None else [client.model(arguments.model)]
     if arguments.json:
         print(json.dumps([model.model_dump(mode="json") for model in models], indent=2))
         return 0
@@ -48,8 +51,10 @@ def list_(arguments: argparse.Namespace) -> int:
 
 def deploy(arguments: argparse.Namespace) -> int:
     """Have a model hosted, and wait until it is ready. Raises CommandProblem if it cannot be."""
-    named = ("repo_id", "revision", "task", "dtype", "quantization", "gpus")
+    named = ("repo_id", "revision", "task", "dtype", "quantization", "gpus", "device", "trusted")
     settings = {name: value for name in named if (value := getattr(arguments, name)) is not None}
+    if arguments.trusted:
+        settings["executor"] = "resident"
     settings |= terms(arguments)
     settings.setdefault("repo_id", sources.name_of(ModelConfig(source=arguments.model)))
     if not is_repo_id(settings["repo_id"]):
@@ -100,6 +105,20 @@ def _follow(client: Client, asked: ModelView) -> int:
     return 0
 
 
+def _tell(events: Iterator[tuple[str, ModelEvent]], *, as_json: bool) -> int:
+    """Print a line for each event, until somebody interrupts it."""
+    for _, event in events:
+        moment = event.moment
+        if as_json:
+            print(event.model_dump_json(), flush=True)
+        elif moment is None:
+            print(f"{'':19}  {event.model}  is hosted no longer", flush=True)
+        else:
+            at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment.at))
+            print(f"{at}  {event.model}  {moment.phase}  {_doing(moment)}".rstrip(), flush=True)
+    return 0
+
+
 def terms(arguments: argparse.Namespace) -> dict[str, Any]:
     """`--replicas`, `--idle`, `--pin` in the words of the configuration. Raises UsageProblem."""
     terms: dict[str, Any] = {}
@@ -138,7 +157,7 @@ def _idle(model: ModelView) -> str:
     return "" if model.idle_seconds is None else f", leaves the memory after {model.idle_seconds:g} s without a job"
 
 
-def _doing(model: ModelView) -> str:
+def _doing(model: ModelView | Moment) -> str:
     if model.phase is Phase.DOWNLOADING and model.bytes_total:
         return f"{(model.bytes_done or 0) / 1e6:,.0f} of {model.bytes_total / 1e6:,.0f} MB"
     return model.text

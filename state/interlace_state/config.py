@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, ValidationInfo, field_v
 from interlace.protocol.job import Limits
 from interlace.protocol.model import is_repo_id, is_revision, is_task
 from interlace_state.adapters_config import AdaptersConfig
-from interlace_state.hosting import MemoryConfig, OnDemandConfig
+from interlace_state.hosting import DeployConfig, MemoryConfig, OnDemandConfig
 from interlace_state.section import DAY as _DAY
 from interlace_state.section import DECADE as _DECADE
 from interlace_state.section import MOST_BYTES as _MOST_BYTES
@@ -329,6 +329,7 @@ class Config(_Section):
     models: tuple[ModelConfig, ...] = ()
     """The models to host."""
     on_demand: OnDemandConfig = OnDemandConfig()
+    deploy: DeployConfig = DeployConfig()
     memory: MemoryConfig = MemoryConfig()
     gateway: GatewayConfig = GatewayConfig()
     redis: RedisConfig = RedisConfig()

@@ -7,8 +7,9 @@ from pydantic import BaseModel, ConfigDict
 from redis.asyncio import Redis
 from redis.exceptions import WatchError
 
-from interlace.protocol.hosting import Moment, Origin, Phase
+from interlace.protocol.hosting import ModelEvent, Moment, Origin, Phase
 from interlace.protocol.model import ModelKey
+from interlace_state import life
 from interlace_state.config import ModelConfig
 from interlace_state.keys import Keys
 
@@ -105,6 +106,8 @@ class Desires:
         former = await self.moment(key)
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.hset(self._keys.moments, slug, data)
+            if life.is_news(former, moment):
+                life.write(pipe, self._keys, ModelEvent(model=key.repo_id, slug=slug, moment=moment))
             failed_anew = moment.phase is Phase.FAILED and former is not None and former.text != moment.text
             if former is None or former.phase is not moment.phase or failed_anew:
                 pipe.rpush(self._keys.history(slug), data)

@@ -1,8 +1,9 @@
 """The part of the configuration that says which models may come, and what room they have."""
 
+from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from interlace.protocol.model import is_repo_id
 from interlace_state.section import DECADE, MOST_BYTES, Section, such
@@ -27,6 +28,21 @@ class OnDemandConfig(Section):
     def allows(self, repo_id: str) -> bool:
         """Whether a request may bring this repository."""
         return any(one in ("all", repo_id, f"{repo_id.partition('/')[0]}/*") for one in self.allow)
+
+
+class DeployConfig(Section):
+    """What an admin may have hosted by command, beside what this file names; see SECURITY.md."""
+
+    folders: tuple[Path, ...] = (Path("/"),)
+    """Folders on the workers' machine: a model in one of them, or further below, may be deployed; `/`: in any."""
+    unprotected: bool = True
+    """Whether code may run that nothing protects the service's account from: resident models, and checkpoints with
+    `trust_remote_code`."""
+
+    @field_validator("folders")
+    @classmethod
+    def _absolute(cls, folders: tuple[Path, ...]) -> tuple[Path, ...]:
+        return tuple(folder.expanduser().absolute() for folder in folders)
 
 
 class MemoryConfig(Section):

@@ -37,6 +37,7 @@
 | environment          | string | forever                | models          | workers' Python and packages              |
 | desired              | hash   | forever                | desired         | slug -> Desired as JSON: what shall be    |
 | moments              | hash   | forever                | desired         | slug -> Moment as JSON: what it does now  |
+| life                 | stream | forever                | desired, models | `e`: the last 2,000 ModelEvents as JSON   |
 | history:{slug}       | list   | forever                | desired         | the last 50 of these moments              |
 | replicas:{slug}      | set    | forever                | models          | replica ids                               |
 | wanted:{slug}        | string | forever                | models          | how many replicas shall run               |
@@ -59,6 +60,7 @@ class Keys:
         self.models = f"{prefix}models"
         self.desired = f"{prefix}desired"
         self.moments = f"{prefix}moments"
+        self.life = f"{prefix}life"
         self.environment = f"{prefix}environment"
         self.api_keys = f"{prefix}api_keys"
         self.jobs = f"{prefix}jobs"

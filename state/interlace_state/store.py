@@ -22,6 +22,7 @@ from interlace_state.events import Events
 from interlace_state.files import Files
 from interlace_state.jobs import Jobs
 from interlace_state.keys import Keys
+from interlace_state.life import Life
 from interlace_state.metrics import ReplicaMetrics
 from interlace_state.models import Models
 from interlace_state.queue import Queue
@@ -48,6 +49,7 @@ class State:
     sessions: Sessions
     models: Models
     desired: Desires
+    life: Life
     tenants: Tenants
     control: Control
     metrics: ReplicaMetrics
@@ -84,6 +86,7 @@ async def open_state(config: Config) -> AsyncIterator[State]:
             sessions=Sessions(redis, keys),
             models=Models(redis, keys, files),
             desired=Desires(redis, keys),
+            life=Life(redis, keys),
             tenants=Tenants(redis, keys),
             control=Control(redis, keys, config),
             metrics=ReplicaMetrics(redis, keys),

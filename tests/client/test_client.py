@@ -16,6 +16,7 @@ from wire import Wire, cut
 import interlace
 from interlace import Refused, Unreachable
 from interlace.protocol.event import Ended, Event, Log
+from interlace.protocol.hosting import ModelEvent, Moment, Phase
 from interlace.protocol.job import JobState
 from interlace_state.store import open_state
 
@@ -194,3 +195,32 @@ async def test_an_operators_switches(worker: Worker, client: interlace.Client) -
     changed = await asyncio.to_thread(lambda: client.set_tenant("lab-a", limits={"running_jobs": 2}))
     assert (changed["weight"], changed["limits"]["running_jobs"]) == (3, 2)
     assert await asyncio.to_thread(client.tenant, "lab-a") == changed
+
+
+async def test_what_happens_to_models_goes_on_over_dropped_connections(
+    gateway: Gateway, worker: Worker, wire: Wire
+) -> None:
+    seen: list[tuple[str, ModelEvent]] = []
+
+    def read() -> None:
+        with interlace.Client(wire.url) as client:
+            for found in client.model_events(KEY.repo_id):
+                seen.append(found)
+                if found[1].moment is not None and found[1].moment.text == "the last":
+                    return
+
+    async def say(text: str) -> None:
+        await worker.state.desired.say(KEY, Moment(phase=Phase.FAILED, text=text, at=1.0))
+
+    await say("of before")
+    reading = asyncio.create_task(asyncio.to_thread(read))
+    await asyncio.to_thread(until, lambda: seen, "an event")
+    for text in ("after a cut", "after another", "the last"):
+        await cut(wire, more=1)
+        await say(text)
+    await asyncio.wait_for(reading, DEADLINE)
+    texts = [event.moment.text for _, event in seen if event.moment is not None]
+    assert texts == ["of before", "after a cut", "after another", "the last"]
+    with interlace.Client(gateway.url) as client:
+        assert await asyncio.to_thread(list, client.model_events(follow=False)) == seen
+        assert await asyncio.to_thread(list, client.model_events(after=seen[1][0], follow=False)) == seen[2:]

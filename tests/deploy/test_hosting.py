@@ -1,15 +1,21 @@
 """`interlace deploy, scale, evict, models`: what is typed, in the words of the configuration; the rest is a journey."""
 
 import argparse
+import asyncio
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import gateway_process
 import pytest
+from gateway_process import Gateway
 
+from interlace.protocol.model import ModelKey
 from interlace_deploy.cli import main
 from interlace_deploy.hosting import seconds, terms
 from interlace_deploy.problems import UsageProblem
+from interlace_state.store import open_state
 
 Interlace = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -58,3 +64,18 @@ def test_nothing_runs(interlace: Interlace) -> None:
 def test_scale_with_nothing_to_change(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["scale", "a/b", "--url", "http://127.0.0.1:9"]) == UsageProblem.code
     assert "Nothing to change" in capsys.readouterr().err
+
+
+async def test_a_resident_model_by_command(redis_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def typed(gateway: Gateway, *words: str) -> int:
+        return main(["deploy", "a/b", "--no-wait", "--url", gateway.url, *words])
+
+    with gateway_process.running(tmp_path, redis_url) as gateway:
+        assert await asyncio.to_thread(typed, gateway, "--device", "cuda") == 1
+        assert "name the tenants that you trust in `trusted`" in capsys.readouterr().err
+        assert await asyncio.to_thread(typed, gateway, "--device", "cuda:1", "--trusted", "lab", "ops") == 0
+        async with open_state(gateway.config) as state:
+            record = await state.desired.find(ModelKey(repo_id="a/b"))
+    assert record is not None
+    asked_for = record.model
+    assert (asked_for.executor, asked_for.device, asked_for.trusted) == ("resident", "cuda:1", ("lab", "ops"))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,19 @@ def command(server: running.Running, *words: str) -> "subprocess.CompletedProces
     )
 
 
+def followed_until(server: running.Running, word: str) -> str:
+    """What `interlace models --follow` prints, up to a line with a word."""
+    command = [sys.executable, "-m", "interlace_deploy", "models", "--follow", "--url", server.url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        lines = []
+        while not lines or word not in lines[-1]:
+            lines.append(process.stdout.readline())
+            assert lines[-1], "it has ended"
+        process.kill()
+    return "".join(lines)
+
+
 async def test_a_request_brings_a_model_and_its_client_sees_how(
     on: interlace.Client, models: Lab, server: running.Running
 ) -> None:
@@ -237,6 +251,12 @@ def test_commands(on: interlace.Client, server: running.Running, models: Lab) ->
     forgotten = command(server, "evict", "--forget", tiny.LLAMA)
     assert forgotten.stdout.strip() == f"{tiny.LLAMA} is hosted no longer."
     until(lambda: tiny.LLAMA not in phases(on), "it is gone")
+    told = [
+        event.moment and event.moment.phase for _, event in on.model_events(follow=False) if event.slug == view.slug
+    ]
+    steps = [Phase.LOADING, Phase.READY, Phase.EVICTED, None]
+    assert [phase for phase, _ in groupby(phase for phase in told if phase in steps)][-4:] == steps
+    assert f"{tiny.LLAMA}  is hosted no longer" in followed_until(server, "no longer")
     kept = command(server, "evict", "--forget", tiny.GPT2)
     assert (kept.returncode, "is in the configuration file" in kept.stderr) == (1, True)
     impossible = command(server, "deploy", tiny.LLAMA, "--quantization", "nf4")

@@ -38,7 +38,7 @@ async def state(gateway: Gateway) -> AsyncIterator[State]:
         await gateway_process.publish(state, gateway.config)
         yield state
         await state.queue.fail_all(KEY, "the test is over")
-        await state.redis.delete(keys.models, keys.environment, keys.desired, keys.moments)
+        await state.redis.delete(keys.models, keys.environment, keys.desired, keys.moments, keys.life)
 
 
 @pytest.fixture

@@ -190,3 +190,29 @@ async def test_the_hub_waits_for_the_small_files_and_says_what_is_wrong(start_ga
             assert (answer.status_code, answer.json()["detail"]) == (404, "too large")
             refused = await asyncio.to_thread(gateway.get, "/hf/else/c/resolve/main/config.json")
             assert (refused.status_code, "lab/*" in refused.json()["detail"]) == (404, True)
+
+
+def told(answer: httpx.Response) -> list[tuple[str, str | None]]:
+    """(model, phase) of server-sent events."""
+    assert answer.status_code == 200, answer.text
+    events = [json.loads(line[6:]) for line in answer.text.split("\n") if line.startswith("data: ")]
+    return [(event["model"], event["moment"] and event["moment"]["phase"]) for event in events]
+
+
+async def test_what_happens_to_models_is_told_to_those_whom_they_are_for(start_gateway: Any, redis_url: str) -> None:
+    with start_gateway() as gateway:
+        async with open_state(gateway.config) as state:
+            await publish(state, gateway.config)
+            await state.models.publish(ModelCard(key=NEW, commit=COMMIT, dtype="float32", config={}))
+            for key, phase in ((NEW, Phase.LOADING), (KEY, Phase.LOADING), (KEY, Phase.READY)):
+                await state.desired.say(key, Moment(phase=phase, at=1.0))
+            user = mint(redis_url, gateway.config.redis.prefix, "lab", models=[KEY.repo_id])
+            admin = mint(redis_url, gateway.config.redis.prefix, "ops", role="admin")
+            path = "/v1/models/events?follow=false"
+            ours, all_of_it = [(KEY.repo_id, "loading"), (KEY.repo_id, "ready")], (NEW.repo_id, "loading")
+            assert told(await call(gateway, "GET", path, user)) == ours
+            assert told(await call(gateway, "GET", path, admin)) == [all_of_it, *ours]
+            assert told(await call(gateway, "GET", f"{path}&model={NEW.slug}", admin)) == [all_of_it]
+            assert (await call(gateway, "GET", f"{path}&model={NEW.repo_id}", user)).status_code == 404
+            assert (await call(gateway, "GET", path)).status_code == 401
+            assert (await call(gateway, "GET", f"{path}&after=x", user)).status_code == 422

@@ -17,12 +17,14 @@ from interlace_state.store import State
 async def test_the_schema_holds_for_whatever_is_sent(gateway: Gateway, state: State) -> None:
     """Every check but one. `positive_data_acceptance` cannot apply: OpenAPI has no way to say that a form's text
 
-    field is an envelope of a hosted model, that its file is a zstd frame, or that a version is not below 0.8.0.
+    field is an envelope of a hosted model, that its file is a zstd frame, or that a version is not below 0.8.0. And
+    every operation but the stream of all models, which has no end.
     """
     command = [
         *(sys.executable, "-m", "schemathesis.cli", "run", f"{gateway.url}/openapi.json"),
         *("--checks", "all", "--exclude-checks", "positive_data_acceptance"),
         *("--phases", "examples,coverage,fuzzing", "--max-examples", "25", "--seed", "1"),
+        *("--exclude-path", "/v1/models/events"),
         *("--generation-database", "none", "--no-color", "--warnings", "off"),
     ]
     run = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=120)
@@ -77,6 +79,7 @@ SUCCESSES: list[tuple[str, str, dict[str, str]]] = [
     ("/v1/artifacts/{artifact_id}", "DELETE", {"artifact_id": "artifact_id"}),
     ("/v1/models", "GET", {}),
     ("/v1/models", "POST", {}),
+    ("/v1/models/events", "GET", {}),
     ("/v1/models/{model}", "GET", {"model": "lab/new"}),
     ("/v1/models/{model}", "PATCH", {"model": "lab/new"}),
     ("/v1/models/{model}", "DELETE", {"model": "lab/new"}),
@@ -87,6 +90,7 @@ SUCCESSES: list[tuple[str, str, dict[str, str]]] = [
     ("/v1/tenants/{tenant}", "GET", {"tenant": "lab"}),
     ("/v1/tenants/{tenant}", "PUT", {"tenant": "lab"}),
 ]
+QUERIES = {("/v1/models/events", "GET"): {"follow": "false"}}
 BODIES = {
     ("/v1/tenants/{tenant}", "PUT"): {"weight": 2, "limits": {"running_jobs": 3}},
     ("/v1/models", "POST"): {"source": "lab/new", "autoscale": {"most": 2}},
@@ -104,7 +108,8 @@ async def test_every_success_is_as_declared(gateway: Gateway, facts: dict[str, A
     for path, method, parameters in SUCCESSES:
         values = {name: facts.get(value, value) for name, value in parameters.items()}
         body = {"body": BODIES[path, method], "media_type": "application/json"} if (path, method) in BODIES else {}
-        case = schema[path][method].Case(path_parameters=values, **body)
+        query = QUERIES.get((path, method), {})
+        case = schema[path][method].Case(path_parameters=values, query=query, **body)
         answer = await asyncio.to_thread(case.call)
         assert answer.status_code in (200, 202, 204), (path, answer.text)
         case.validate_response(answer)

@@ -1,6 +1,7 @@
 """The placement loop's decisions, over a real Redis and real checkpoints: what may run, what is refused, what stays."""
 
 import asyncio
+import shutil
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,9 +16,10 @@ from interlace.protocol.job import JobState
 from interlace.protocol.model import ModelKey
 from interlace_state.config import Autoscale, Config, ModelConfig, RedisConfig
 from interlace_state.desired import Desired
-from interlace_state.hosting import MemoryConfig, OnDemandConfig
+from interlace_state.hosting import DeployConfig, MemoryConfig, OnDemandConfig
 from interlace_state.models import ModelState, Replica
 from interlace_state.store import State, open_state
+from interlace_workers.feasible import forbidden
 from interlace_workers.placement import place
 from interlace_workers.reconcile import Reconciler
 
@@ -220,3 +222,42 @@ async def test_one_that_nobody_wants_any_more_is_withdrawn(config: Config, state
     end = await state.events.last(job.id, job.tenant)
     assert isinstance(end, Ended)
     assert "is no longer hosted on this server" in end.text
+
+
+async def test_what_a_command_may_not_host_is_refused_and_what_the_file_names_is_not(
+    config: Config, state: State, tiny_models: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open" / "link").symlink_to(tiny_models)
+    bounds = DeployConfig(folders=(tmp_path / "open",), unprotected=False)
+    own = ModelConfig(source=str(tiny_models), repo_id="lab/own")
+    one = await loop(config.model_copy(update={"deploy": bounds, "models": (own,)}), state)
+    assert await settled(one, ModelKey(repo_id="lab/own")) == 1  # the file may
+    key = ModelKey(repo_id="lab/asked")
+    wishes = {
+        "is in no folder that models may be deployed from (`deploy.folders`": {"source": str(tiny_models)},
+        f"{tiny_models} is in no folder": {"source": str(tmp_path / "open" / "link")},
+        "`deploy.unprotected: false` forbids": {"source": tiny.GPT2, "executor": "resident", "trusted": ["local"]},
+        "`trust_remote_code` runs code": {"source": tiny.GPT2, "trust_remote_code": True},
+    }
+    for reason, wish in wishes.items():
+        await state.desired.put(deployed(key, repo_id=key.repo_id, **wish))
+        assert await settled(one, key) == 0
+        assert reason in ((await state.models.find(key)).card.failure or "")
+        await state.desired.remove(key)
+        await one.look()
+    shutil.copytree(tiny_models, tmp_path / "open" / "model")
+    await state.desired.put(deployed(key, repo_id=key.repo_id, source=str(tmp_path / "open" / "model")))
+    assert await settled(one, key) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "may"),
+    [({"replicas": 2}, True), ({"trusted": ("lab", "mallory")}, False), ({"source": tiny.LLAMA}, False)],
+)
+def test_of_a_resident_model_in_the_file_a_command_may_change_what_is_harmless(
+    changes: dict[str, object], may: bool
+) -> None:
+    file = ModelConfig(source=tiny.GPT2, executor="resident", trusted=("lab",))
+    changed = file.model_copy(update=changes)
+    assert (forbidden(changed, file, DeployConfig(unprotected=False)) is None) is may

@@ -1,14 +1,40 @@
-"""What this service cannot do with a checkpoint, known before anything is loaded."""
+"""What this service cannot do with a checkpoint, or must not, known before anything is loaded."""
 
 from typing import Any
 
 from interlace_state.config import Config, ModelConfig
+from interlace_state.hosting import DeployConfig
+from interlace_workers.sources import local
 
 #: Formats of checkpoints whose kernels are for GPUs, as transformers says of them.
 _NEEDS_GPU = frozenset(
     {"awq", "aqlm", "bitsandbytes", "compressed-tensors", "eetq", "fbgemm_fp8", "fp_quant", "gptq", "higgs", "spqr"}
     | {"vptq", "auto-round", "nvfp4", "quark"}
 )
+
+
+def forbidden(model: ModelConfig, configured: ModelConfig | None, allowed: DeployConfig) -> str | None:
+    """Why the model must not be hosted by command, and what would be right; None where it may.
+
+    ``configured`` is what the file says of it, which always may.
+    """
+    source_is_new = configured is None or model.source != configured.source
+    if source_is_new and local.is_local(model.source):
+        folder = local.folder_of(model.source)
+        if not any(folder.is_relative_to(one.resolve()) for one in allowed.folders):
+            known = ", ".join(map(str, allowed.folders)) or "none"
+            return f"{folder} is in no folder that models may be deployed from (`deploy.folders`: {known})."
+    if allowed.unprotected or (not source_is_new and _unprotected(model) == _unprotected(configured)):
+        return None
+    if model.executor == "resident" or model.trust_remote_code:
+        what = "A resident model's jobs run" if model.executor == "resident" else "`trust_remote_code` runs code"
+        return f"{what} unprotected, which `deploy.unprotected: false` forbids to commands: say it in the file."
+    return None
+
+
+def _unprotected(model: ModelConfig | None) -> object:
+    """What of a model decides whose code runs unprotected."""
+    return model and (model.executor, model.trusted, model.trust_remote_code)
 
 
 def against(model: ModelConfig, checkpoint: dict[str, Any], config: Config) -> str | None:

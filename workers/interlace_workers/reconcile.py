@@ -22,7 +22,7 @@ from interlace_state.models import ModelState
 from interlace_state.store import State
 from interlace_state.tasks import cancelled
 from interlace_workers import memory, sources
-from interlace_workers.feasible import against
+from interlace_workers.feasible import against, forbidden
 from interlace_workers.headstart import HeadStarts
 from interlace_workers.kept import Kept
 from interlace_workers.placement import Placement, Search, find, refuse, withdraw
@@ -134,7 +134,9 @@ class Reconciler:
         wanted = await self._wanted(kept, now)
         if kept.placement is None:
             small = kept.is_on_demand and not wanted
-            if not (small and kept.described):
+            if (reason := self._forbidden(kept)) is not None:
+                await self._fail(kept, reason)
+            elif not (small and kept.described):
                 self._find(kept, small=small)
             return
         kept.target = wanted if wanted <= kept.target else await self._admitted(kept, wanted)
@@ -182,6 +184,9 @@ class Reconciler:
             kept.record = record
         if resting:
             kept.target, kept.scale = 0, Scale(0)
+
+    def _forbidden(self, kept: Kept) -> str | None:
+        return forbidden(kept.record.model, kept.record.configured, self._config.deploy)
 
     def _find(self, kept: Kept, *, small: bool) -> None:
         """Have its files looked for, and fetched."""

@@ -62,14 +62,18 @@ class Spawned:
         signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
 
+def environment() -> dict[str, str]:
+    """What a process gets that runs code of others: none of our secrets."""
+    return {name: os.environ[name] for name in _PASSED if name in os.environ} | _FIXED
+
+
 def spawn() -> Spawned:
     """Start one. It ends when our end of its channel does."""
     ours, theirs = channel.pair()
-    environment = {name: os.environ[name] for name in _PASSED if name in os.environ} | _FIXED
     command = [sys.executable, "-P", "-c", _RUN, str(theirs.fileno())]
     with theirs:
         # Nor does it learn where we run: `multiprocessing` keeps that in its memory, which jobs can read.
         fds, nothing = [theirs.fileno()], subprocess.DEVNULL
-        process = subprocess.Popen(command, env=environment, cwd="/", pass_fds=fds, stdin=nothing)
+        process = subprocess.Popen(command, env=environment(), cwd="/", pass_fds=fds, stdin=nothing)
     process.returncode = 0  # to be buried by `Spawned`, and not looked after by the class that started it
     return Spawned(process.pid, os.pidfd_open(process.pid), ours)

@@ -46,6 +46,18 @@ class Moment(BaseModel):
     bytes_total: int | None = None
 
 
+class ModelEvent(BaseModel):
+    """Something that happened to a model."""
+
+    model_config = ConfigDict(frozen=True)
+
+    #: The repo id.
+    model: str
+    slug: str
+    #: What it does from then on; None: it is hosted no longer.
+    moment: Moment | None = None
+
+
 class ModelView(BaseModel):
     """A hosted model."""
 

@@ -1,19 +1,18 @@
 """`/v1/jobs`: a caller's own jobs, and for an admin those of all: list, look, follow, cancel, fetch."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Path, Query
-from redis.exceptions import RedisError
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from interlace.protocol import event as words
-from interlace.protocol.errors import Forbidden, InterlaceError, NotCompleted
-from interlace.protocol.event import Event, Saved
+from interlace.protocol.errors import Forbidden, NotCompleted
+from interlace.protocol.event import Saved
 from interlace.protocol.job import JobState
 from interlace.protocol.jobs import JobPage, JobView
+from interlace_server import sse
 from interlace_server.allow import SharedPath
 from interlace_server.delivery import BYTES, deliver
 from interlace_server.doors.auth import Caller, TheCaller
@@ -21,27 +20,15 @@ from interlace_server.errors import Responses, refusals
 from interlace_server.gateway import Gateway, TheGateway
 from interlace_state import log
 from interlace_state.jobs import CURSOR, MOST
+from interlace_state.life import order
 from interlace_state.tenants import TENANT
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=SharedPath)
 
-_KEEP_ALIVE = 15.0  # seconds of silence
-#: A stream ends after so many seconds, and its client comes back: what it may see is looked at again.
-_LONGEST_STREAM = 3600.0
-_EVENT_ID = r"^[0-9]{1,19}(-[0-9]{1,19})?$"
-_EVENT = {
-    "type": "object",
-    "required": ["id", "event", "data"],
-    "properties": {
-        "id": {"type": "string"},
-        "event": {"type": "string", "enum": ["state", "log", "progress", "saved", "ended"]},
-        "data": {"type": "string", "contentMediaType": "application/json"},
-    },
-}
 _STREAM: Responses = {
     200: {
         "description": "Server-sent events; `data` is an event as JSON.",
-        "content": {"text/event-stream": {"itemSchema": _EVENT}},
+        "content": {sse.MEDIA_TYPE: {"itemSchema": sse.schema("state", "log", "progress", "saved", "ended")}},
     }
 }
 _OCTETS = "application/octet-stream"
@@ -55,7 +42,7 @@ _MOST_VALUES = 1 << 40
 _GONE: Responses = {204: {"description": "The job had ended; now its record, events and result are gone."}}
 
 _JobId = Annotated[str, Path(pattern=r"^[0-9a-f]{32}$", description="A job's id: 32 hex digits.")]
-_EventId = Annotated[str | None, Query(pattern=_EVENT_ID, description="Only events after the one with this id.")]
+_EventId = Annotated[str | None, Query(pattern=sse.EVENT_ID, description="Only events after the one with this id.")]
 
 
 def _reach(caller: Caller) -> str | None:
@@ -160,7 +147,7 @@ async def job_events(
     after: _EventId = None,
     last_event_id: Annotated[
         str | None,
-        Header(pattern=_EVENT_ID, description="As `after`, which it goes before."),
+        Header(pattern=sse.EVENT_ID, description="As `after`, which it goes before."),
     ] = None,
     follow: Annotated[bool, Query(description="Go on with what happens from now on.")] = True,
 ) -> StreamingResponse:
@@ -170,50 +157,18 @@ async def job_events(
     """
     await gateway.state.jobs.show(job_id, _reach(caller))
     newest, ended = await gateway.state.jobs.newest_event(job_id)
-    after = min(last_event_id or after or "0", newest, key=_number)
+    after = min(last_event_id or after or "0", newest, key=order)
     until = None if follow and not ended else newest
-    stream = _stream(gateway, job_id, after, until)
-    return StreamingResponse(stream, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+    stream = sse.stream(gateway, _events(gateway, job_id, after, until), job_id)
+    return StreamingResponse(stream, media_type=sse.MEDIA_TYPE, headers=sse.HEADERS)
 
 
-async def _stream(gateway: Gateway, job_id: str, after: str, until: str | None) -> AsyncIterator[bytes]:
-    """Events as bytes, after one id and up to another. Ends early, without a word, where its client should resume."""
-    if until is not None and _number(after) >= _number(until):
+async def _events(gateway: Gateway, job_id: str, after: str, until: str | None) -> AsyncIterator[bytes]:
+    """Events as bytes, after one id and up to another; a value's own bytes are not among them."""
+    if until is not None and order(after) >= order(until):
         return
-    clock = asyncio.get_running_loop().time
-    end = clock() + _LONGEST_STREAM
-    with gateway.drain.stream():
-        closing = asyncio.create_task(gateway.drain.closing.wait(), name="events-closing")
-        following = gateway.state.events.follow(job_id, after)
-        upcoming: asyncio.Future[tuple[str, Event] | None] | None = None
-        try:
-            while clock() < end and not closing.done():
-                upcoming = upcoming or asyncio.ensure_future(anext(following, None))
-                await asyncio.wait((upcoming, closing), timeout=_KEEP_ALIVE, return_when=asyncio.FIRST_COMPLETED)
-                if not upcoming.done():
-                    yield b": still here\n\n"
-                    continue
-                found, upcoming = upcoming.result(), None
-                if found is None:
-                    return
-                yield _sent(*found)
-                if until is not None and _number(found[0]) >= _number(until):
-                    return
-        except (InterlaceError, RedisError) as error:
-            log.warning("events_failed", job=job_id, error=str(error))
-        finally:
-            closing.cancel()
-            if upcoming is not None:
-                upcoming.cancel()
-
-
-def _sent(event_id: str, event: Event) -> bytes:
-    """An event in the form of server-sent events, without a value's bytes; JSON has no line ends of its own."""
-    event = event.bare if isinstance(event, Saved) else event
-    return b"id: %s\nevent: %s\ndata: %s\n\n" % (event_id.encode(), event.type.encode(), words.encode(event))
-
-
-def _number(event_id: str) -> tuple[int, int]:
-    """An event id, `MILLISECONDS-NUMBER`, as what it is ordered by."""
-    moment, _, number = event_id.partition("-")
-    return int(moment), int(number or 0)
+    async for event_id, event in gateway.state.events.follow(job_id, after):
+        event = event.bare if isinstance(event, Saved) else event
+        yield sse.sent(event_id, event.type, words.encode(event))
+        if until is not None and order(event_id) >= order(until):
+            return

@@ -1,30 +1,39 @@
 """`/v1/models`: which models are hosted and where each stands; for an admin, what shall be hosted."""
 
 import time
+from collections.abc import AsyncIterator
 from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Depends, Path, Query, Request
+from fastapi import APIRouter, Depends, Header, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.convertors import StringConvertor, register_url_convertor
+from starlette.responses import StreamingResponse
 
 from interlace.protocol.errors import InvalidRequest, UnknownModel
 from interlace.protocol.hosting import ModelList, ModelView, Moment, Origin, Phase
 from interlace.protocol.model import ModelKey, is_repo_id
-from interlace_server import on_demand
+from interlace_server import on_demand, sse
 from interlace_server.allow import SharedPath
 from interlace_server.doors.auth import Caller, TheCaller
-from interlace_server.errors import describe, refusals
+from interlace_server.errors import Responses, describe, refusals
 from interlace_server.gateway import Gateway, TheGateway
 from interlace_server.routes.admin import an_admin, hosted, note
 from interlace_server.views import model_view
 from interlace_state.config import Autoscale, ModelConfig
 from interlace_state.desired import Desired
+from interlace_state.life import order
 from interlace_state.models import HostedModel, ModelState
 
 router = APIRouter(prefix="/v1/models", tags=["models"], route_class=SharedPath)
 
 _MOST_BYTES = 64 << 10  # of a body
 _Body = TypeVar("_Body", bound=BaseModel)
+_STREAM: Responses = {
+    200: {
+        "description": "Server-sent events `model`; `data` is a ModelEvent as JSON.",
+        "content": {sse.MEDIA_TYPE: {"itemSchema": sse.schema("model")}},
+    }
+}
 
 
 class _NameConvertor(StringConvertor):
@@ -105,13 +114,39 @@ async def deploy_model(request: Request, caller: _Admin, gateway: TheGateway) ->
     return await _view(gateway, key)
 
 
+@router.get("/events", response_class=StreamingResponse, responses=_STREAM | refusals(401, 404, 422, 429, 503))
+async def model_events(
+    caller: TheCaller,
+    gateway: TheGateway,
+    model: Annotated[str | None, Query(max_length=256, description="Only this repo id or slug.")] = None,
+    after: Annotated[str | None, Query(pattern=sse.EVENT_ID, description="Only events after this id.")] = None,
+    last_event_id: Annotated[str | None, Header(pattern=sse.EVENT_ID, description="Goes before `after`.")] = None,
+    follow: Annotated[bool, Query(description="Go on with what happens from now on.")] = True,
+) -> StreamingResponse:
+    """What happened to the models that the caller may use, then what happens, for an hour: resume with `Last-Event-ID`.
+
+    The last 2,000 events of all models are kept. A comment comes when nothing has for 15 seconds.
+    """
+    slug = None if model is None else (await _reached(gateway, caller, model)).card.key.slug
+    newest = await gateway.state.life.newest()
+    after = min(last_event_id or after or "0-0", newest, key=order)
+    events = _events(gateway, caller, slug, after, None if follow else newest)
+    stream = sse.stream(gateway, events, "models")
+    return StreamingResponse(stream, media_type=sse.MEDIA_TYPE, headers=sse.HEADERS)
+
+
+async def _events(
+    gateway: Gateway, caller: Caller, slug: str | None, after: str, until: str | None
+) -> AsyncIterator[bytes]:
+    async for event_id, event in gateway.state.life.follow(after, until):
+        if caller.reaches(event.model) and slug in (None, event.slug):
+            yield sse.sent(event_id, "model", event.model_dump_json().encode())
+
+
 @router.get("/{model:hosted}", responses=refusals(401, 404, 422, 429, 503))
 async def show_model(model: _Model, caller: TheCaller, gateway: TheGateway) -> ModelView:
     """One model, with what happened to it lately."""
-    found = await hosted(gateway, model)
-    if not caller.reaches(found.card.key.repo_id):
-        raise UnknownModel(model[:256], caller.models or ())
-    return await model_view(gateway.state, found, history=True)
+    return await model_view(gateway.state, await _reached(gateway, caller, model), history=True)
 
 
 @router.patch(
@@ -183,6 +218,14 @@ def _key(model: ModelConfig) -> ModelKey:
 def _loads(model: ModelConfig) -> ModelConfig:
     """What of it a replica must start anew for."""
     return model.model_copy(update={"replicas": 1, "autoscale": None, "idle_seconds": None, "pin": False})
+
+
+async def _reached(gateway: Gateway, caller: Caller, model: str) -> HostedModel:
+    """A hosted model by repo id or slug. Raises UnknownModel, also for one that the caller may not use."""
+    found = await hosted(gateway, model)
+    if not caller.reaches(found.card.key.repo_id):
+        raise UnknownModel(model[:256], caller.models or ())
+    return found
 
 
 async def _view(gateway: Gateway, key: ModelKey) -> ModelView:

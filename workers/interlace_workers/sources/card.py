@@ -5,7 +5,7 @@ import json
 from interlace.protocol.model import ModelKey
 from interlace_state.config import ModelConfig
 from interlace_state.models import ModelCard
-from interlace_workers.sources import pipeline, weights
+from interlace_workers.sources import described, pipeline, weights
 from interlace_workers.sources.source import Source
 
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -23,6 +23,8 @@ def card(source: Source, key: ModelKey, model: ModelConfig) -> ModelCard:
     if source.is_pipeline or model.dtype != "auto":
         dtype = dtype_of(source, model)
     n_params = source.n_params or weights.n_params(source.path)
+    if n_params is None and weights.files(source.path):
+        n_params = described.n_params(source.path, key)
     width = _BYTES.get(dtype)
     as_stored = source.size_bytes * (width or 1) // (_BYTES.get(stored) or width or 1)
     return ModelCard(
