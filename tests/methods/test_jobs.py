@@ -1,8 +1,13 @@
 """Promise: a method gives the same here and as a job."""
+
 from typing import Any
-import interlace, tiny
-from interlace.methods import catalogue, find
+
+import tiny
+
+import interlace
+from interlace.methods import find
 from interlace.methods.notebook import Notebook, run
+
 
 def test_it(client: interlace.Client, local: Any, tmp_path: Any) -> None:
     params = {"prompts": ["The Eiffel Tower is in", "two plus two is"]}
