@@ -39,19 +39,10 @@ def list_(arguments: argparse.Namespace) -> int:
         print(json.dumps([job.model_dump(mode="json") for job in jobs], indent=2))
         return 0
     rows = [
-        (
-            job.id,
-            job.tenant,
-            job.model,
-            job.method or "trace",
-            job.state,
-            _moment(job.submitted),
-            _took(job),
-            _note(job),
-        )
+        (job.id, job.tenant, job.model, job.state, _moment(job.submitted), _took(job), job.method or "", _note(job))
         for job in jobs
     ]
-    show_table(("id", "tenant", "model", "what", "state", "submitted", "took", ""), rows)
+    show_table(("id", "tenant", "model", "state", "submitted", "took", "method", ""), rows)
     return 0
 
 

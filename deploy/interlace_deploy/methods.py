@@ -90,25 +90,26 @@ def _follow(client: Client, job: RunningMethod, as_json: bool) -> int:
 
 
 def _watch(job: RunningMethod) -> None:
+    """Print what happens; on a terminal each word of progress is written over the last."""
     on_screen = sys.stderr.isatty()
     for event in job.events():
         if isinstance(event, Progress):
-            line = event.sentence
-            print(
-                f"\r{line:<{_WIDTH}}" if on_screen else line, end="" if on_screen else "\n", file=sys.stderr, flush=True
-            )
+            text, end = event.sentence, "" if on_screen else "\n"
         elif isinstance(event, Log | StateChanged) and event.text:
-            print(f"\r{event.text:<{_WIDTH}}" if on_screen else event.text, file=sys.stderr, flush=True)
+            text, end = event.text, "\n"
+        else:
+            continue
+        print(f"\r{text:<{_WIDTH}}" if on_screen else text, end=end, file=sys.stderr, flush=True)
     if on_screen:
         print(file=sys.stderr)
 
 
 def _print(result: Result) -> None:
-    rows = [(one.name, one.split, f"{one.value:.6g}", one.unit, _interval(one.ci95), one.n) for one in result.metrics]
-    show_table(
-        ("metric", "split", "value", "unit", "95 %", "n"),
-        [tuple("" if x is None else str(x) for x in row) for row in rows],
-    )
+    rows = [
+        (one.name, one.split, f"{one.value:.6g}", one.unit, _interval(one.ci95), "" if one.n is None else str(one.n))
+        for one in result.metrics
+    ]
+    show_table(("metric", "split", "value", "unit", "95 %", "n"), rows)
     for table in result.tables:
         print(f"table {table.name}: {len(table.rows)} rows of {', '.join(table.columns)}")
     for made in result.envelope.artifacts if result.envelope else ():

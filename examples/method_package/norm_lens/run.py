@@ -3,9 +3,9 @@
 from typing import Any
 
 import torch
-from norm_lens.spec import NormParams, NormResult
 
 from interlace.methods.base import Metric, Report
+from norm_lens.spec import NormParams, NormResult
 
 
 def run(model: Any, params: NormParams, report: Report) -> NormResult:
