@@ -41,8 +41,7 @@ class Files:
 
     async def get(self, name: str) -> bytes:
         """Read a file whole. Raises FileNotFoundError."""
-        data: bytes = await asyncio.to_thread(self._fs.cat_file, self._path(name))
-        return data
+        return await asyncio.to_thread(self._get_blocking, name)
 
     async def size(self, name: str) -> int:
         """Bytes of a file. Raises FileNotFoundError."""
@@ -139,6 +138,10 @@ class Files:
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
+
+    def _get_blocking(self, name: str) -> bytes:
+        path = self._path(name)
+        return Path(path).read_bytes() if self._local else bytes(self._fs.cat_file(path))
 
     def _put_blocking(self, name: str, data: bytes) -> None:
         if not self._local:

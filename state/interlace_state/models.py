@@ -134,21 +134,20 @@ class Models:
 
     async def find(self, key: ModelKey) -> HostedModel:
         """The hosted model of this key. Raises UnknownModel, which lists what is hosted."""
-        data = await self._redis.hget(self._keys.models, key.slug)
-        if data is None:
+        found = await self.look(key)
+        if found is None:
             raise UnknownModel(str(key), [str(model.card.key) for model in await self.all()])
-        return await self._with_replicas(ModelCard.model_validate_json(data))
+        return found
 
     async def look(self, key: ModelKey) -> HostedModel | None:
         """The hosted model of this key, if there is one."""
-        data = await self._redis.hget(self._keys.models, key.slug)
-        return None if data is None else await self._with_replicas(ModelCard.model_validate_json(data))
+        return await self._read(key.slug)
 
     async def all(self) -> list[HostedModel]:
         """Every hosted model, by repo id."""
-        cards = [ModelCard.model_validate_json(data) for data in await self._redis.hvals(self._keys.models)]
-        models = await asyncio.gather(*map(self._with_replicas, cards))
-        return sorted(models, key=lambda model: model.card.key.repo_id)
+        slugs = await self._redis.hkeys(self._keys.models)
+        models = await asyncio.gather(*(self._read(slug.decode()) for slug in slugs))
+        return sorted((one for one in models if one is not None), key=lambda model: model.card.key.repo_id)
 
     async def publish_environment(self, environment: dict[str, Any]) -> None:
         """Say what workers run: ``{"python_version": sys.version, "packages": {import name: version}}``."""
@@ -182,30 +181,35 @@ class Models:
         names = await self._files.names(f"hub/{key.slug}")
         return {name: await self._files.size(f"hub/{key.slug}/{name}") for name in names}
 
-    async def _with_replicas(self, card: ModelCard) -> HostedModel:
-        slug = card.key.slug
-        ids = sorted(await self._redis.smembers(self._keys.replicas(slug)))
-        found = await self._redis.mget([self._keys.replica(slug, one.decode()) for one in ids]) if ids else []
-        if silent := [one for one, data in zip(ids, found, strict=True) if data is None]:
-            await self._redis.srem(self._keys.replicas(slug), *silent)
-        replicas = tuple(Replica.model_validate_json(data) for data in found if data is not None)
+    async def _read(self, slug: str) -> HostedModel | None:
+        """A model and how it is doing: two ways to Redis and back, for every request asks for it."""
         async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.hget(self._keys.models, slug)
+            pipe.smembers(self._keys.replicas(slug))
             pipe.get(self._keys.wanted(slug))
             pipe.hget(self._keys.moments, slug)
             pipe.sismember(self._keys.paused, slug)
-            for replica in replicas:
-                pipe.sismember(self._keys.drained, replica.id)
-            said, moment, *switches = await pipe.execute()
-            paused, *drained = map(bool, switches)
-        wanted = None if said is None else int(said)
-        told = zip(replicas, drained, strict=True)
-        replicas = tuple(replica.model_copy(update={"drained": rests}) for replica, rests in told)
+            pipe.smembers(self._keys.drained)
+            data, found, wanted, moment, paused, drained = await pipe.execute()
+        if data is None:
+            return None
+        card = ModelCard.model_validate_json(data)
+        ids = sorted(found)
+        signs = await self._redis.mget([self._keys.replica(slug, one.decode()) for one in ids]) if ids else []
+        if silent := [one for one, sign in zip(ids, signs, strict=True) if sign is None]:
+            await self._redis.srem(self._keys.replicas(slug), *silent)
+        replicas = tuple(
+            Replica.model_validate_json(sign).model_copy(update={"drained": one in drained})
+            for one, sign in zip(ids, signs, strict=True)
+            if sign is not None
+        )
+        wanted = None if wanted is None else int(wanted)
         return HostedModel(
             card=card,
             state=_state(card, replicas, wanted),
             replicas=replicas,
             wanted=wanted,
-            paused=paused,
+            paused=bool(paused),
             moment=None if moment is None else Moment.model_validate_json(moment),
         )
 

@@ -4,6 +4,7 @@ import asyncio
 import os
 
 import pytest
+from redis.asyncio.connection import AbstractConnection
 
 from interlace.protocol.errors import UnknownModel
 from interlace.protocol.model import ModelKey
@@ -94,3 +95,22 @@ async def test_what_an_operator_lets_rest_is_told(state: State) -> None:
     await state.control.undrain("r0")
     found = await state.models.find(KEY)
     assert (found.paused, [one.drained for one in found.replicas]) == (False, [False])
+
+
+async def test_a_model_and_its_replicas_are_two_questions(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every request asks it, and each way to Redis and back costs the gateway a quarter of a millisecond."""
+    await state.models.publish(card())
+    for name in ("r0", "r1"):
+        await state.models.beat(KEY, replica(ModelState.READY).model_copy(update={"id": name}))
+    await state.control.drain("r1")
+    sent = []
+    send = AbstractConnection.send_packed_command
+
+    async def counted(self: AbstractConnection, *args: object, **options: object) -> None:
+        sent.append(args)
+        await send(self, *args, **options)
+
+    monkeypatch.setattr(AbstractConnection, "send_packed_command", counted)
+    found = await state.models.find(KEY)
+    assert [(one.id, one.drained) for one in found.replicas] == [("r0", False), ("r1", True)]
+    assert len(sent) == 2

@@ -81,8 +81,8 @@ class Authentication:
 
     async def _caller(self, secret: str) -> Caller:
         """Raises Unauthorized, RedisError."""
-        if not self._config.exposed and not await self._state.tenants.any():
-            return Caller(LOCAL, "admin", await self._state.control.limits_of(LOCAL, "admin"))
+        if not self._config.exposed and (limits := await self._state.control.limits_without_keys(LOCAL, "admin")):
+            return Caller(LOCAL, "admin", limits)
         if key := await self._key(secret):
             return await self._caller_with(key)
         raise Unauthorized
