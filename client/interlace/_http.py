@@ -92,9 +92,9 @@ class Http:
 
     def fetch(self, url: str) -> bytes:
         """Bytes, whole. A download that breaks goes on where it was."""
-        found, until = bytearray(), time.monotonic() + _PATIENCE
+        found, until, tag = bytearray(), time.monotonic() + _PATIENCE, ""
         while True:
-            headers = {"Range": f"bytes={len(found)}-"} if found else {}
+            headers = {"Range": f"bytes={len(found)}-", "If-Range": tag} if found else {}
             try:
                 with self._http.stream("GET", url, headers=headers) as answer:
                     if answer.status_code not in (200, 206):
@@ -102,6 +102,7 @@ class Http:
                         raise refusal(answer)
                     if answer.status_code == 200:
                         found.clear()
+                    tag = answer.headers.get("etag", "")
                     for piece in answer.iter_bytes():
                         found += piece
                         until = time.monotonic() + _PATIENCE

@@ -115,6 +115,7 @@ class Attempt:
                     if isinstance(event, Failed):
                         self._watch.ran(event)
                         return event
+                    self._watch.streamed(event.size)
                     await self._journal.note(event)
                     continue
                 if isinstance(happening, Progress):
