@@ -1,7 +1,6 @@
 """A job as its client sees it: what has happened, the values that have come, its result."""
 
 import asyncio
-import io
 import threading
 import traceback
 from collections import deque
@@ -11,11 +10,10 @@ from functools import partial
 from typing import Any, Protocol
 
 from interlace._errors import JobFailed
+from interlace._packed import opened
 from interlace.protocol.errors import InterlaceError
 from interlace.protocol.event import Ended, Event, Log, Progress, Saved, StateChanged
 from interlace.protocol.job import Cost, JobState
-
-_ZSTD = b"\x28\xb5\x2f\xfd"
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class Source(Protocol):
 
     def cancel(self, job_id: str) -> Any: ...
 
-    def fetch(self, job_id: str, what: str) -> bytes: ...
+    def fetch(self, job_id: str, what: str) -> bytes | bytearray: ...
 
 
 class RunningJob:
@@ -164,9 +162,8 @@ class RunningJob:
             if not self._values:
                 return None
             event, data = self._values.popleft()
-        if data is None:
-            data = self._source.fetch(self.id, f"values/{event.number}")
-        return Value(event.name, load(data), event.step, event.number)
+        value = load(self._source.fetch(self.id, f"values/{event.number}") if data is None else data)
+        return Value(event.name, value, event.step, event.number)
 
     def cancel(self) -> None:
         """Stop it, if it has not ended."""
@@ -246,12 +243,8 @@ class RunningJob:
             traceback.print_exc()
 
 
-def load(data: bytes) -> Any:
+def load(data: bytes | bytearray) -> Any:
     """What torch.save wrote, as a zstd frame or bare. It is unpickled: from a server that you trust."""
     import torch
 
-    if data[:4] == _ZSTD:
-        import zstandard
-
-        data = zstandard.ZstdDecompressor().decompress(data)
-    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=False)
+    return torch.load(opened(data), map_location="cpu", weights_only=False)
