@@ -26,6 +26,7 @@ SHORT = {
     "isolation": [],
     "fairness": [],
     "model_life": [],
+    "mapped_weights": [],
 }
 
 

@@ -2,11 +2,12 @@
 
     python benchmarks/large_results.py [--megabytes 1 16 256] [--gib] [--rounds 3] [--inline BYTES] [--json FILE]
 
-A stock client saves tensors of a size with `remote=True`: fp32 noise, which does not compress, as activations do not,
-and fp32 that once was bfloat16, which does. Beside it, in turn and in the same process: the same bytes as torch.save
-wrote them, from Python's http.server on loopback, fetched with httpx in the way of the stock client (`plain`) and with
-urllib (`bare`), then torch.load; and the same block traced locally, whose time is taken off the remote one, for making
-the tensors is no part of their way. Medians. The gateway's resident memory is sampled all the while.
+A stock client, and ours (`own`), save tensors of a size with `remote=True`: fp32 noise, which does not compress, as
+activations do not, and fp32 that once was bfloat16, which does. Beside it, in turn and in the same process: the same
+bytes as torch.save wrote them, from Python's http.server on loopback, fetched with httpx in the way of the stock client
+(`plain`) and with urllib (`bare`), then torch.load; and the same block traced locally, whose time is taken off the
+remote ones, for making the tensors is no part of their way. Medians. The gateway's resident memory is sampled all the
+while.
 """
 
 import argparse
@@ -63,6 +64,12 @@ class Rounds:
     def remote(self) -> Any:
         return self._trace(self._model, True)
 
+    def own(self) -> Any:
+        import interlace
+
+        with interlace.connect(os.environ["NDIF_HOST"]) as client, client.installed():
+            return self._trace(self._model, True)
+
     def local(self) -> Any:
         return self._trace(self._here, False)
 
@@ -88,7 +95,7 @@ class Rounds:
         import torch
 
         ways: dict[str, Callable[[], Any]] = {
-            "remote": self.remote, "local": self.local, "plain": self.plain, "bare": self.bare
+            "remote": self.remote, "own": self.own, "local": self.local, "plain": self.plain, "bare": self.bare
         }  # fmt: skip
         taken: dict[str, list[float]] = {name: [] for name in ways}
         for number in range(rounds + (self._size <= 16 * _MB)):
@@ -112,26 +119,27 @@ def measure(url: str, folder: Path, sizes: list[int], rounds: int) -> list[dict[
         for size in sizes:
             for kind in KINDS[: 1 if size > 256 * _MB else None]:
                 seconds = Rounds(files, model, here, folder, size, kind).run(rounds if size <= 256 * _MB else 1)
-                way = max(1e-9, seconds["remote"] - seconds["local"])
+                way, own = (max(1e-9, seconds[name] - seconds["local"]) for name in ("remote", "own"))
                 figures.append(
                     {"mb": size // _MB, "kind": kind}
                     | {f"{name}_seconds": round(value, 4) for name, value in seconds.items()}
                     | {f"{name}_mb_per_s": round(size / seconds[name] / 1e6) for name in ("plain", "bare")}
                     | {"remote_mb_per_s": round(size / way / 1e6)}
                     | {f"of_{name}": round(seconds[name] / way, 2) for name in ("plain", "bare")}
+                    | {f"own_of_{name}": round(seconds[name] / own, 2) for name in ("plain", "bare")}
                 )
                 print(_row(figures[-1]), flush=True)
     return figures
 
 
-_HEAD = " " * 18 + "  remote s  local s   MB/s  plain MB/s  of plain  bare MB/s  of bare"
+_HEAD = " " * 18 + "  remote s  local s   MB/s  plain MB/s  of plain  bare MB/s  of bare  own s  own of plain"
 
 
 def _row(one: dict[str, Any]) -> str:
     return (
         f"{one['mb']:>5} MB {one['kind']:9}{one['remote_seconds']:>10.3f}{one['local_seconds']:>9.3f}"
         f"{one['remote_mb_per_s']:>7}{one['plain_mb_per_s']:>12}{one['of_plain']:>10}{one['bare_mb_per_s']:>11}"
-        f"{one['of_bare']:>9}"
+        f"{one['of_bare']:>9}{one['own_seconds']:>7.3f}{one['own_of_plain']:>14}"
     )
 
 

@@ -7,9 +7,9 @@ forward ends there, as nobody waits for the rest, while one by hand goes on to t
 
 First plain nnsight in this machine's best light: the same prompts batched by hand in one trace, 1, 8 and 32 at a time,
 with nothing else running. Then stock clients (threads in several processes, each opens its trace anew for each request,
-as users do) against one server: as a tenant that has `batching: off`, and as one that has not. They run on the same
-cores, and what they cost is printed beside what they got. At last the same jobs queued at once while the model is
-paused, and run with no client on the machine.
+as users do) against one server: as a tenant that has `batching: off`, and as one that has not; and our own client for
+the latter (`ours`). They run on the same cores, and what they cost is printed beside what they got. At last the same
+jobs queued at once while the model is paused, and run with no client on the machine.
 """
 
 import argparse
@@ -80,7 +80,7 @@ def by_hand(threads: int, seconds: float, whole: bool, say: Connection) -> None:
 
 
 def client(url: str, home: Path, threads: int, whole: bool, orders: Connection) -> None:
-    """Stock clients, one a thread. For each (key, seconds) that is ordered: their latencies, and their CPU seconds."""
+    """Clients, one a thread. For each (key, seconds, whether ours) that is ordered: latencies and CPU seconds."""
     service.stock_client(url, home)
     from nnsight import CONFIG, TransformersModel
 
@@ -92,16 +92,19 @@ def client(url: str, home: Path, threads: int, whole: bool, orders: Connection) 
             with model.trace(prompts(1), remote=True) as tracer:
                 value = (model.lm_head.output[:, -1] if whole else model.model.layers[LAYER].output).save()
             assert value.shape == ((1, 49152) if whole else (1, TOKENS, 576))
-            found.append((time.perf_counter() - begun, (tracer.backend.meta or {}).get("merged", 1)))
+            found.append((time.perf_counter() - begun, (tracer.backend.meta or {}).get("merged") or 1))
         return found
 
     with ThreadPoolExecutor(threads) as pool:
         orders.send("ready")
         while order := orders.recv():
-            CONFIG.API.APIKEY, seconds = order
-            cpu = time.process_time()
-            until = time.perf_counter() + seconds
-            found = [one for mine in pool.map(loop, models, [until] * threads) for one in mine]
+            CONFIG.API.APIKEY, seconds, ours = order
+            with contextlib.ExitStack() as stack:
+                if ours:
+                    stack.enter_context(stack.enter_context(Client(url, CONFIG.API.APIKEY)).installed())
+                cpu = time.process_time()
+                until = time.perf_counter() + seconds
+                found = [one for mine in pool.map(loop, models, [until] * threads) for one in mine]
             orders.send((found, time.process_time() - cpu))
 
 
@@ -134,7 +137,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
                 assert ours.recv() == "ready"  # one after the other: they fetch the tokenizer
             for seconds in (2.0, arguments.seconds):  # the first round warms everything up
                 for what, key in keys.items():
-                    figures[what] = ordered(pipes, server.process.pid, key, seconds)
+                    figures[what] = ordered(pipes, server.process.pid, (key, seconds, False))
+                figures["ours"] = ordered(pipes, server.process.pid, (keys["on"], seconds, True))
             for pipe in pipes:
                 pipe.send(None)
             for process in processes:
@@ -153,6 +157,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     limit = figures["by_hand"][max(BATCHES)]
     figures["queued_of_the_limit"] = round(figures["queued_on"]["requests_per_second"] / limit, 3)
     figures["of_the_limit"] = round(figures["on"]["requests_per_second"] / limit, 3)
+    figures["ours_of_the_limit"] = round(figures["ours"]["requests_per_second"] / limit, 3)
     figures["of_one_at_a_time"] = round(figures["on"]["requests_per_second"] / figures["off"]["requests_per_second"], 2)
     return figures
 
@@ -191,11 +196,11 @@ def drained(url: str, operator: str, server: int) -> dict[str, Any]:
     }
 
 
-def ordered(pipes: list[Connection], server: int, key: str, seconds: float) -> dict[str, Any]:
-    """Let all clients run for so long."""
+def ordered(pipes: list[Connection], server: int, order: tuple[str, float, bool]) -> dict[str, Any]:
+    """Let all clients run for so long: their key, seconds, whether they are ours."""
     begun, cpu = time.perf_counter(), served(server)
     for pipe in pipes:
-        pipe.send((key, seconds))
+        pipe.send(order)
     told = [pipe.recv() for pipe in pipes]
     spent = time.perf_counter() - begun
     found = [one for mine, _ in told for one in mine]
@@ -255,14 +260,17 @@ def main() -> None:
         parts = ", ".join(f"{part} {ms:g}" for part, ms in one["server_cpu_ms"].items())
         name = f"batching: {what.removeprefix('queued_')}, queued"
         print(f"{name:24}{one['requests_per_second']:>8}{'':42}  {parts}")
-    for what in ("off", "on"):
+    for what in ("off", "on", "ours"):
         one = figures[what]
         parts = ", ".join(f"{part} {ms:g}" for part, ms in one["server_cpu_ms"].items())
         print(
             f"{f'batching: {what}':24}{one['requests_per_second']:>8}{one['p50_ms']:>9}{one['p95_ms']:>9}"
             f"{one['jobs_in_a_forward']:>9}{one['client_cpu_ms']:>15}  {parts}"
         )
-    shares = f"{figures['of_the_limit']} with the clients on the same cores, {figures['queued_of_the_limit']} without"
+    shares = (
+        f"{figures['of_the_limit']} with the clients on the same cores ({figures['ours_of_the_limit']} with ours), "
+    )
+    shares += f"{figures['queued_of_the_limit']} without"
     print(f"of what is batched by hand: {shares} (goal: 0.75)")
     print(f"of one at a time: {figures['of_one_at_a_time']} (goal: 2)")
     if arguments.json:

@@ -1,6 +1,7 @@
 """What the benchmarks share: a model to host, an Interlace to host it, keys for it, and what machine it was."""
 
 import asyncio
+import contextlib
 import json
 import multiprocessing
 import os
@@ -16,6 +17,8 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from interlace_state.config import Config
 from interlace_state.config_file import load
@@ -103,15 +106,27 @@ def local_model(source: str) -> Any:
 
 def steps(server: Service, job_ids: Collection[str]) -> dict[str, dict[str, float]]:
     """Of each of these jobs what its worker's log says that its steps took, in seconds."""
-    log, until = server.state_dir / "logs" / "workers.log", time.monotonic() + _LOGGED
+    logs, until = worker_logs(server), time.monotonic() + _LOGGED
     while True:
-        lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
-        found = {line["job"]: line["seconds"] for line in lines if line["event"] == "ended" and line["job"] in job_ids}
+        lines = [line for log in logs for line in log.read_text(errors="replace").splitlines() if line.startswith("{")]
+        ended = [line for line in map(json.loads, lines) if line["event"] == "ended" and line["job"] in job_ids]
+        found = {line["job"]: line["seconds"] for line in ended}
         if len(found) == len(job_ids):
             return found
         if time.monotonic() > until:
-            raise SystemExit(f"{log} knows {len(found)} of {len(job_ids)} jobs")
+            raise SystemExit(f"{', '.join(map(str, logs))} know {len(found)} of {len(job_ids)} jobs")
         time.sleep(0.1)
+
+
+def worker_logs(server: Service) -> list[Path]:
+    """Where replicas log: with their placer, or, of those on a Ray of our own, in its session's folder."""
+    logs = [server.state_dir / "logs" / "workers.log"]
+    for process in psutil.Process(server.process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            said = [word.partition("=")[2] for word in process.cmdline() if word.startswith("--session_dir=")]
+            if said:
+                return logs + sorted((Path(said[0]) / "logs").glob("worker-*.err"))
+    return logs
 
 
 def write_gpt2(folder: Path, **sizes: int) -> None:

@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    DDIMScheduler,
+    DiTPipeline,
+    DiTTransformer2DModel,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -35,6 +38,9 @@ FLUX = "interlace-tests/flux-tiny"
 #: A DiT that takes text.
 PIXART = "interlace-tests/pixart-tiny"
 
+#: A DiT that takes classes, by number.
+DIT = "interlace-tests/dit-tiny"
+
 ASSET = Path(__file__).parent / "assets" / "shapes-diffusion-mini"
 _WIDTH = 32
 
@@ -42,7 +48,7 @@ _WIDTH = 32
 def write_all(home: Path) -> dict[str, Path]:
     """Write the random ones below ``home``; the folder of each pipeline, by its repo id."""
     folders = {SHAPES: ASSET}
-    builders: dict[str, Callable[[], Any]] = {XL: _xl, FLUX: _flux, PIXART: _pixart}
+    builders: dict[str, Callable[[], Any]] = {XL: _xl, FLUX: _flux, PIXART: _pixart, DIT: _dit}
     for seed, (repo_id, build) in enumerate(builders.items()):
         folders[repo_id] = home / repo_id
         with torch.random.fork_rng(devices=[]):
@@ -139,6 +145,12 @@ def _pixart() -> PixArtSigmaPipeline:
         text_encoder=_t5(),
         tokenizer=_t5_tokenizer(),
     )
+
+
+def _dit() -> DiTPipeline:
+    shape = {"attention_head_dim": 8, "num_attention_heads": 2, "num_layers": 2, "patch_size": 2, "sample_size": 8}
+    transformer = DiTTransformer2DModel(out_channels=8, num_embeds_ada_norm=1000, **shape)
+    return DiTPipeline(transformer=transformer, vae=_vae(), scheduler=DDIMScheduler())
 
 
 def _t5() -> T5EncoderModel:

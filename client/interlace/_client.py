@@ -198,7 +198,7 @@ class Client:
         """Follow a job no more. It goes on."""
         self._socket.leave(job_id)
 
-    def fetch(self, job_id: str, what: str) -> bytes:
+    def fetch(self, job_id: str, what: str) -> bytes | bytearray:
         """The bytes of a job's `result`, or of one of its `values/NUMBER`."""
         return self._http.fetch(f"{path('/v1/jobs', job_id)}/{what}")
 

@@ -19,7 +19,7 @@ class Source(Protocol):
 
     def cancel(self, job_id: str) -> Any: ...
 
-    def fetch(self, job_id: str, what: str) -> bytes: ...
+    def fetch(self, job_id: str, what: str) -> bytes | bytearray: ...
 
 
 class Followed:
@@ -156,6 +156,6 @@ class Followed:
             with self._changed:
                 self._wakes.remove(wake)
 
-    def _bytes(self) -> bytes:
+    def _bytes(self) -> bytes | bytearray:
         """What is stored as the result."""
         return self._result if self._result is not None else self._source.fetch(self.id, "result")

@@ -97,22 +97,25 @@ class Http:
             raise refusal(answer)
         return answer
 
-    def fetch(self, url: str) -> bytes:
-        """Bytes, whole. A download that breaks goes on where it was."""
-        found, until = bytearray(), time.monotonic() + _PATIENCE
+    def fetch(self, url: str) -> bytearray:
+        """Bytes, whole, in memory that is taken once. A download that breaks goes on where it was."""
+        found, filled, tag = bytearray(), 0, ""
+        until = time.monotonic() + _PATIENCE
         while True:
-            headers = {"Range": f"bytes={len(found)}-"} if found else {}
+            headers = {"Range": f"bytes={filled}-", "If-Range": tag} if filled else {}
             try:
                 with self._http.stream("GET", url, headers=headers) as answer:
                     if answer.status_code not in (200, 206):
                         answer.read()
                         raise refusal(answer)
                     if answer.status_code == 200:
-                        found.clear()
-                    for piece in answer.iter_bytes():
-                        found += piece
+                        found, filled = bytearray(int(answer.headers.get("content-length", 0))), 0
+                    tag = answer.headers.get("etag", "")
+                    for piece in answer.iter_raw():
+                        found[filled : filled + len(piece)] = piece
+                        filled += len(piece)
                         until = time.monotonic() + _PATIENCE
-                return bytes(found)
+                return found
             except httpx.TransportError as error:
                 if time.monotonic() > until:
                     raise self.unreachable(error) from None

@@ -1,7 +1,6 @@
 """A trace's job as its client sees it: what has happened, the values that have come, its result."""
 
 import asyncio
-import io
 import threading
 import traceback
 from collections import deque
@@ -11,10 +10,9 @@ from typing import Any
 
 from interlace._errors import JobFailed
 from interlace._followed import Followed, Source
+from interlace._packed import opened
 from interlace.protocol.event import Ended, Event, Saved
 from interlace.protocol.job import JobState
-
-_ZSTD = b"\x28\xb5\x2f\xfd"
 
 
 @dataclass(frozen=True)
@@ -83,9 +81,8 @@ class RunningJob(Followed):
             if not self._values:
                 return None
             event, data = self._values.popleft()
-        if data is None:
-            data = self._source.fetch(self.id, f"values/{event.number}")
-        return Value(event.name, load(data), event.step, event.number)
+        value = load(self._source.fetch(self.id, f"values/{event.number}") if data is None else data)
+        return Value(event.name, value, event.step, event.number)
 
     def tell(self, event_id: str, event: Event, data: bytes | None) -> None:
         """For the thread that follows it."""
@@ -111,12 +108,8 @@ class RunningJob(Followed):
             traceback.print_exc()
 
 
-def load(data: bytes) -> Any:
+def load(data: bytes | bytearray) -> Any:
     """What torch.save wrote, as a zstd frame or bare. It is unpickled: from a server that you trust."""
     import torch
 
-    if data[:4] == _ZSTD:
-        import zstandard
-
-        data = zstandard.ZstdDecompressor().decompress(data)
-    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=False)
+    return torch.load(opened(data), map_location="cpu", weights_only=False)

@@ -16,18 +16,19 @@ _BINARY = {"application/octet-stream": {"schema": {"type": "string", "format": "
 _RANGE_HEADER: dict[str, Any] = {
     "Content-Range": {"description": "`bytes FIRST-LAST/SIZE`", "schema": {"type": "string"}}
 }
-#: What a route says of itself that delivers a result.
-BYTES: Responses = {
-    200: {
-        "description": "All of its bytes; a result is what torch.save wrote, as one zstd frame if the request was.",
-        "content": _BINARY,
-    },
-    206: {"description": "The bytes that `Range` asks for.", "content": _BINARY, "headers": _RANGE_HEADER},
-    416: {
-        "description": "There are no such bytes.",
-        "content": {"application/json": {"schema": {"type": "object", "properties": {"detail": {"type": "string"}}}}},
-    },
-}
+
+
+def described(what: str) -> Responses:
+    """What a route says of itself that delivers bytes, or a part of them."""
+    gone = {"type": "object", "properties": {"detail": {"type": "string"}}}
+    return {
+        200: {"description": f"All of its bytes. {what}", "content": _BINARY},
+        206: {"description": "The bytes that `Range` asks for.", "content": _BINARY, "headers": _RANGE_HEADER},
+        416: {"description": "There are no such bytes.", "content": {"application/json": {"schema": gone}}},
+    }
+
+
+BYTES = described("A result is what torch.save wrote, as one zstd frame if the request was.")
 
 
 async def deliver(
@@ -66,6 +67,15 @@ def deliver_part(
     pieces = counted(stream(first, behind), behind - first)
     status = 200 if asked is None else 206
     return StreamingResponse(pieces, status, media_type="application/octet-stream", headers=headers)
+
+
+def deliver_bytes(request: Request, data: bytes, *, tag: str, what: str) -> Response:
+    """As `deliver_part`, of bytes that are at hand."""
+
+    async def pieces(first: int, behind: int) -> AsyncIterator[Piece]:
+        yield data[first:behind]
+
+    return deliver_part(request, len(data), pieces, tag=tag, what=what)
 
 
 def _asked(request: Request, size: int, etag: str) -> tuple[int, int] | None:

@@ -47,6 +47,10 @@ class Files:
         """Bytes of a file. Raises FileNotFoundError."""
         return int(await asyncio.to_thread(self._fs.size, self._path(name)))
 
+    async def changed(self, name: str) -> float:
+        """When a file was written, in Unix seconds. Raises FileNotFoundError."""
+        return float((await asyncio.to_thread(self._fs.modified, self._path(name))).timestamp())
+
     async def stream(self, name: str, first: int, behind: int) -> AsyncIterator[Piece]:
         """Read a file's bytes from ``first`` up to ``behind`` in pieces of at most 1 MiB. Raises FileNotFoundError.
 

@@ -49,6 +49,13 @@ class Values:
         except FileNotFoundError:
             raise UnknownValue(job_id, number) from None
 
+    async def tag(self, job_id: str, number: int) -> str:
+        """Another one where the job has run again and put the value anew. Raises UnknownValue."""
+        try:
+            return f"{job_id}.{number}.{await self._files.changed(f'{FOLDER}/{job_id}/{number}'):.6f}"
+        except FileNotFoundError:
+            raise UnknownValue(job_id, number) from None
+
     async def collect(self) -> int:
         """Remove the values of jobs that are known no more; returns of how many."""
         jobs = sorted({name.partition("/")[0] for name in await self._files.names(FOLDER)})

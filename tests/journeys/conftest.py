@@ -77,11 +77,8 @@ def families_server(home: Path, families: Path) -> Iterator[running.Running]:
     """Plain processes host the models of `tiny_families`, and an encoder."""
     huggingface._ID_CACHE.update({name: name for name in tiny_families.ALL})
     interlace.add_tasks()
-    configuration = {
-        "runtime": "process",
-        "models": [hosted(name) for name in (*tiny_families.ALL, tiny.BERT)],
-        "gateway": _GATEWAY,
-    }
+    names = tiny_families.TRAINED if running.RUNTIME == "ray" else (*tiny_families.ALL, tiny.BERT)
+    configuration = {"runtime": running.RUNTIME, "models": [hosted(name) for name in names], "gateway": _GATEWAY}
     with running.interlace(home, configuration, seconds=240) as server:
         yield server
 

@@ -20,7 +20,7 @@ from nnsight.intervention.backends.remote import AsyncRemoteBackend, RemoteError
 from nnsight.modeling import huggingface
 from nnsight.modeling.diffusion import DiffusionModel
 from PIL import Image
-from tiny_diffusion import FLUX, PIXART, SHAPES, XL
+from tiny_diffusion import DIT, FLUX, PIXART, SHAPES, XL
 from torch.utils import _pytree as pytree
 
 import interlace
@@ -54,11 +54,13 @@ Case = Callable[[Any, Any], Mapping[str, Any]]
 @pytest.fixture(scope="module")
 def server(home: Path) -> Iterator[tuple[running.Running, dict[str, Path]]]:
     """Plain processes host a pipeline of each layout."""
-    folders = tiny_diffusion.write_all(home / "pipelines")
+    folders = (
+        {SHAPES: tiny_diffusion.ASSET} if running.RUNTIME == "ray" else tiny_diffusion.write_all(home / "pipelines")
+    )
     models = [{"source": str(folder), "repo_id": name, "threads": 1} for name, folder in folders.items()]
     resident = {"executor": "resident", "trusted": ["local"], "threads": 1}
     models.append({"source": str(tiny_diffusion.ASSET), "repo_id": RESIDENT, **resident})
-    with running.interlace(home, {"runtime": "process", "models": models}, seconds=240) as server:
+    with running.interlace(home, {"runtime": running.RUNTIME, "models": models}, seconds=240) as server:
         yield server, folders
 
 
@@ -485,3 +487,24 @@ def test_the_example_draws_its_picture(server: tuple[running.Running, dict[str, 
     assert [row[0] for row in table] == ["never", *map(str, range(9, -1, -1))]
     assert (table[0][1], table[-1][1]) == ("red", "blue")
     assert (out / "denoising.png").stat().st_size > 10_000
+
+
+def test_classes_in_place_of_a_prompt(pipelines: Pipelines) -> None:
+    """nnsight has no word for them, so what is compared with is the pipeline itself."""
+    local, client = pipelines.local(DIT), pipelines.client(DIT)
+    seen: list[torch.Tensor] = []
+    hook = local.pipeline.transformer.register_forward_hook(lambda *call: seen.append(call[2][0]))
+    noise = [torch.Generator().manual_seed(seed) for seed in (5, 6)]
+    expected = local.pipeline([207, 360], num_inference_steps=3, generator=noise, output_type="np").images
+    hook.remove()
+    with client.generate([207, 360], num_inference_steps=3, seed=5, output_type="np", remote=True) as tracer:
+        steps = [].save()
+        for _ in tracer.iter[:3]:
+            steps.append(client.transformer.output[0])
+        images = client.output.images.save()
+    assert np.array_equal(images, expected)
+    assert_identical({"steps": seen}, {"steps": list(steps)})
+    with client.generate([207], num_inference_steps=1, seed=5, output_type="np", remote=True):
+        client.transformer.output[0][:] = 0
+        changed = client.output.images.save()
+    assert not np.array_equal(changed[0], images[0])

@@ -7,8 +7,10 @@ from pathlib import Path
 import httpx
 import pytest
 from gateway_process import Gateway, Worker
+from wire import Wire, cut
 
 import interlace
+from interlace.protocol.event import Saved
 
 SIZE = 3_000_000
 
@@ -92,3 +94,45 @@ async def test_our_client_goes_on_where_it_was(
         assert file.read_bytes() == data
         with pytest.raises(interlace.protocol.errors.InterlaceError, match="There is no job"):
             await asyncio.to_thread(client.download, "0" * 32, file)
+
+
+@pytest.mark.parametrize("stored", [False, True])
+async def test_the_rest_of_a_value(gateway: Gateway, worker: Worker, stored: bool) -> None:
+    job_id = (await asyncio.to_thread(gateway.post)).json()["id"]
+    lease, data = await worker.start(), os.urandom(1000)
+
+    async def put(value: bytes) -> None:
+        staged = worker.state.values.stage()
+        staged.write_bytes(value)
+        await worker.state.values.put(job_id, 1, staged)
+
+    if stored:
+        await put(data)
+    event = Saved(number=1, name="x", size=len(data), data=None if stored else data)
+    assert await worker.state.queue.record(lease, event)
+    path = f"/v1/jobs/{job_id}/values/1"
+    whole = await asyncio.to_thread(get, gateway, path)
+    assert (whole.status_code, whole.content) == (200, data)
+    rest = await asyncio.to_thread(get, gateway, path, range="bytes=400-", if_range=whole.headers["etag"])
+    assert (rest.status_code, rest.content) == (206, data[400:])
+    assert rest.headers["content-range"] == "bytes 400-999/1000"
+    assert (await asyncio.to_thread(get, gateway, path, range="bytes=1000-")).status_code == 416
+    if stored:  # the job has run again: the rest of the new value does not go with the beginning of the old one
+        await put(os.urandom(1000))
+        anew = await asyncio.to_thread(get, gateway, path, range="bytes=400-", if_range=whole.headers["etag"])
+        assert (anew.status_code, len(anew.content)) == (200, 1000)
+
+
+async def test_a_value_whose_download_breaks_off_is_fetched_in_two(gateway: Gateway, worker: Worker) -> None:
+    job_id = (await asyncio.to_thread(gateway.post)).json()["id"]
+    lease, data = await worker.start(), os.urandom(400_000)
+    staged = worker.state.values.stage()
+    staged.write_bytes(data)
+    await worker.state.values.put(job_id, 1, staged)
+    assert await worker.state.queue.record(lease, Saved(number=1, name="x", size=len(data)))
+    wire = Wire(gateway)
+    with interlace.Client(wire.url) as client:
+        fetching = asyncio.create_task(asyncio.to_thread(client.fetch, job_id, "values/1"))
+        await cut(wire, more=1)
+        assert await fetching == data
+    wire.close()

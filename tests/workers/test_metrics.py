@@ -219,6 +219,15 @@ def test_a_job_that_ends(tmp_path: Path) -> None:
     assert count("interlace_jobs_total", outcome="refused") == refused + 1
 
 
+def test_values_that_leave_before_the_end() -> None:
+    names = ("interlace_values_streamed_total", "interlace_value_streamed_bytes_total")
+    before = [count(name) for name in names]
+    with watching() as watch:
+        watch.streamed(5)
+        watch.streamed(7)
+    assert [count(name) - then for name, then in zip(names, before, strict=True)] == [2, 12]
+
+
 def test_jobs_that_share_and_a_job_that_cannot(tmp_path: Path) -> None:
     shared, apart = "interlace_job_merged", "interlace_jobs_total"
     before = count(f"{shared}_sum"), count(f"{shared}_count"), count(apart, outcome="apart")

@@ -160,6 +160,7 @@ class Attempt:
                     if isinstance(event, Failed):
                         self._watch.ran(event)
                         return event
+                    self._watch.streamed(event.size)
                     await self._journal.note(event)
                     continue
                 if isinstance(happening, (given.Artifact, given.Checkpoint)):

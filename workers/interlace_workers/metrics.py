@@ -63,6 +63,8 @@ JOB_MEMORY_BYTES = Histogram(
 )
 RESULTS = Counter("interlace_results_stored", "Results that were put into the store.", registry=REGISTRY)
 RESULT_BYTES = Counter("interlace_result_stored_bytes", "Bytes of these results.", registry=REGISTRY)
+VALUES = Counter("interlace_values_streamed", "Values that left before their job's end.", registry=REGISTRY)
+VALUE_BYTES = Counter("interlace_value_streamed_bytes", "Bytes of these values.", registry=REGISTRY)
 SANDBOX_STARTS = Counter("interlace_sandbox_starts", "Sandboxes that were forked and sealed.", registry=REGISTRY)
 SANDBOX_START_SECONDS = Histogram(
     "interlace_sandbox_start_seconds",

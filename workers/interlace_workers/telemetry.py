@@ -103,6 +103,11 @@ class Watch:
         metrics.TRANSFER_SECONDS.observe(max(0.0, end - start))
         self._step("transfer", start, end)
 
+    def streamed(self, size: int) -> None:
+        """A value of so many bytes has left before its end."""
+        metrics.VALUES.inc()
+        metrics.VALUE_BYTES.inc(size)
+
     def parted(self) -> None:
         """It is given back, to run alone."""
         self._parted = True

@@ -1,5 +1,6 @@
 """`/v1/jobs`: a caller's own jobs, and for an admin those of all: list, look, follow, cancel, fetch."""
 
+import hashlib
 from collections.abc import AsyncIterator
 from typing import Annotated
 
@@ -14,7 +15,7 @@ from interlace.protocol.job import JobState
 from interlace.protocol.jobs import JobPage, JobView
 from interlace_server import sse
 from interlace_server.allow import SharedPath
-from interlace_server.delivery import BYTES, deliver
+from interlace_server.delivery import BYTES, deliver, deliver_bytes, deliver_part, described
 from interlace_server.doors.auth import Caller, TheCaller
 from interlace_server.errors import Responses, refusals
 from interlace_server.gateway import Gateway, TheGateway
@@ -31,13 +32,7 @@ _STREAM: Responses = {
         "content": {sse.MEDIA_TYPE: {"itemSchema": sse.schema("state", "log", "progress", "saved", "ended")}},
     }
 }
-_OCTETS = "application/octet-stream"
-_VALUE: Responses = {
-    200: {
-        "description": "What torch.save wrote.",
-        "content": {_OCTETS: {"schema": {"type": "string", "format": "binary"}}},
-    }
-}
+_VALUE = described("A value is what torch.save wrote.")
 _MOST_VALUES = 1 << 40
 _GONE: Responses = {204: {"description": "The job had ended; now its record, events and result are gone."}}
 
@@ -135,16 +130,22 @@ async def job_value(
     job_id: _JobId,
     number: Annotated[int, Path(ge=1, le=_MOST_VALUES, description="As the event `saved` has it.")],
     caller: TheCaller,
+    request: Request,
     gateway: TheGateway,
 ) -> Response:
-    """A value that left before its job's end: bytes that torch.save wrote. It is not for other tenants."""
-    await gateway.state.jobs.show(job_id, caller.tenant)
-    headers = {"Cache-Control": "private, no-store"}
-    inline = await gateway.state.events.value(job_id, number)
+    """A value that left before its job's end: bytes that torch.save wrote. It is not for other tenants.
+
+    `Range` fetches the rest of one that broke off; with `If-Range` only if the job has not run again meanwhile.
+    """
+    state = gateway.state
+    await state.jobs.show(job_id, caller.tenant)
+    inline = await state.events.value(job_id, number)
     if inline is not None:
-        return Response(inline, headers=headers, media_type=_OCTETS)
-    size, stream = await gateway.state.values.open(job_id, number)
-    return StreamingResponse(stream(0, size), headers=headers | {"Content-Length": str(size)}, media_type=_OCTETS)
+        tag = hashlib.sha256(inline).hexdigest()[:32]
+        return deliver_bytes(request, inline, tag=tag, what="value")
+    tag = await state.values.tag(job_id, number)
+    size, stream = await state.values.open(job_id, number)
+    return deliver_part(request, size, stream, tag=tag, what="value")
 
 
 @router.get("/{job_id}/events", response_class=StreamingResponse, responses=_STREAM | refusals(401, 404, 422, 429, 503))

@@ -3,8 +3,8 @@
 The client says, in text frames, which jobs it follows: `{"follow": JOB, "after": EVENT ID or null}`, `{"leave": JOB}`.
 It is told, in text frames, `{"job", "id", "event"}` for each event, `{"job", "failed", "status"}` where a job cannot be
 followed (without a job: nothing can, and the socket is closed), and `{}` in 15 seconds of silence. An event that comes
-with bytes, a value or a result that is no larger than `store.inline_bytes`, is a binary frame: four bytes, big-endian,
-of the length of such a text, the text, then the bytes. A client that leaves ends no job.
+with bytes, a value or a result of up to 1 MiB (and `store.inline_bytes`), is a binary frame: four bytes, big-endian,
+of the length of such a text, the text, then the bytes; larger ones are for HTTP. A client that leaves ends no job.
 """
 
 import asyncio
@@ -34,6 +34,7 @@ _IDLE = 900.0  # seconds without a job
 #: A socket ends after so many seconds, and its client opens another: what its key may see is looked at again.
 _LONGEST = 3600.0
 _RETRY = 0.2  # seconds
+_INLINE = 1 << 20  # bytes that are held in memory, and in the way of other jobs' events
 _HEAD = struct.Struct("!I")
 
 _JobId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
@@ -183,7 +184,7 @@ class Stream:
 
     async def _bytes_of(self, job_id: str, event: Event) -> bytes | None:
         """What goes with an event; None where there is nothing, or too much: it is fetched by HTTP then."""
-        most, state = self._gateway.config.store.inline_bytes, self._gateway.state
+        most, state = min(_INLINE, self._gateway.config.store.inline_bytes), self._gateway.state
         if isinstance(event, Saved) and event.size <= most:
             return event.data if event.data is not None else await state.values.read(job_id, event.number)
         if isinstance(event, Ended) and event.result is not None and event.result.size <= most:

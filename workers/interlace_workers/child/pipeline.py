@@ -1,5 +1,6 @@
 """Load a diffusers pipeline through nnsight, and have it tell of its denoising steps."""
 
+import inspect
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import Any
@@ -30,6 +31,8 @@ def load(order: Load) -> Any:
     if order.device == "auto":
         extras["device_map"] = "balanced"  # accelerate's, of which diffusers has no other
     model = DiffusionModel(order.path, dispatch=True, dtype=getattr(torch, order.dtype), **extras)
+    if _takes_labels(model):
+        _pass_labels(model._module)
     if order.device not in ("cpu", "auto"):
         model.pipeline.to(order.device)
     return model
@@ -37,8 +40,31 @@ def load(order: Load) -> Any:
 
 def smallest(model: Any) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
     """As `inputs.smallest`: a prompt and settings for the least that a pipeline can do, as far as all are alike."""
+    if _takes_labels(model):
+        yield ([0],), {"num_inference_steps": 1}
+        return
     side = _LATENTS * getattr(model.pipeline, "vae_scale_factor", 8)
     yield ("",), {"height": side, "width": side, "num_inference_steps": 1}
+
+
+def _takes_labels(model: Any) -> bool:
+    """Whether it draws classes by their number, as DiT does, and not what a prompt says."""
+    taken = inspect.signature(type(model.pipeline).__call__).parameters
+    return "class_labels" in taken and "prompt" not in taken
+
+
+def _pass_labels(module: Any) -> None:
+    """Have nnsight, which says `prompt`, run a pipeline that takes labels: `generate([207, 360])`."""
+    forward = module.forward
+
+    def run(*args: Any, prompt: Any = None, seed: int | None = None, **settings: Any) -> Any:
+        if prompt is not None:
+            settings["class_labels"] = list(prompt)
+        if seed is not None and settings.get("generator") is None:  # one a picture, as of prompts
+            settings["generator"] = module._generator(seed, (), {"prompt": settings.get("class_labels")})
+        return forward(*args, **settings)
+
+    module.forward = run
 
 
 @contextmanager
