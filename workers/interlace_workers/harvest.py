@@ -55,6 +55,7 @@ class Harvest:
         self._call: MethodCall = job.method
         self._payload = payload
         self._staged: list[_Staged] = []
+        self._stored: list[Artifact] = []
         allowance = self._call.allowance
         self._limits = Admission(
             artifact_bytes=allowance.artifact_bytes,
@@ -119,7 +120,7 @@ class Harvest:
             parents=await self._parents(),
         )
         base = Base(repo_id=card.key.repo_id, key=card.key.canonical, commit=card.commit)
-        stored: list[Artifact] = []
+        stored = self._stored
         try:
             for one in self._staged:
                 stored.append(await self._store(one, lineage, base))
@@ -140,10 +141,14 @@ class Harvest:
             _check_names(outcome, stored)
             await asyncio.to_thread(staged.write_text, envelope.model_dump_json())
         except BaseException:
-            for artifact in stored:
-                await asyncio.shield(self._state.artifacts.delete(artifact))
+            await asyncio.shield(self.undo())
             raise
         await self._measure(outcome, cost)
+
+    async def undo(self) -> None:
+        """Remove what was stored."""
+        while self._stored:
+            await self._state.artifacts.delete(self._stored.pop())
 
     def drop(self) -> None:
         """Forget what was not stored."""
