@@ -23,6 +23,8 @@ from interlace_state.models import HostedModel, ModelCard
 #: Of a checkpoint's configuration, under the names that families have for them.
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 _HIDDEN = ("hidden_size", "n_embd", "d_model")
+#: A guess of time may be so many times too long.
+_DOUBT = 5
 _BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -110,7 +112,7 @@ def checked(spec: Spec, asked: MethodRequest) -> Params:
 
 
 async def estimated(gateway: Gateway, spec: Spec, params: Params, card: ModelCard, caller: Caller) -> Estimate:
-    """What a run would cost. Raises LimitExceeded where that is more than the caller may use."""
+    """What a run would cost. Raises LimitExceeded where it is more than the caller may use; of time, by far."""
     found = spec.estimate(params, facts_of(card))
     speed = await gateway.state.models.speed(card.key)
     if speed is not None:
@@ -119,7 +121,7 @@ async def estimated(gateway: Gateway, spec: Spec, params: Params, card: ModelCar
     if found.peak_bytes > limits.memory_bytes:
         what = f"The memory that {spec.ref} would take with these parameters ({found.peak_bytes:,} bytes)"
         raise LimitExceeded(what, limits.memory_bytes, "bytes", "limits.memory_bytes")
-    if found.seconds is not None and found.seconds > limits.wall_seconds:
+    if found.seconds is not None and found.seconds > _DOUBT * limits.wall_seconds:
         what = f"The time that {spec.ref} would take with these parameters (about {found.seconds:,.0f} s)"
         raise LimitExceeded(what, limits.wall_seconds, "seconds", "limits.wall_seconds")
     return found

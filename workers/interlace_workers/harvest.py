@@ -198,8 +198,9 @@ class Harvest:
     async def _measure(self, outcome: Outcome, cost: Cost) -> None:
         """Remember how fast the model was."""
         work = outcome.tokens * (1 + 2 * outcome.backwards / max(1, outcome.forwards))
-        if outcome.tokens >= _LEAST_TOKENS and cost.runtime:
-            await self._state.models.measured(self._job.model, cost.runtime / work)
+        if outcome.tokens >= _LEAST_TOKENS and cost.runtime and cost.cpu_seconds:
+            # Of the two the less: several threads use more than passes, and a busy machine lets more pass than is used.
+            await self._state.models.measured(self._job.model, min(cost.runtime, cost.cpu_seconds) / work)
 
 
 def _read(staged: Path) -> Outcome:
