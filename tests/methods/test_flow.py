@@ -58,12 +58,15 @@ def test_a_last_token_that_is_cut_from_all_others_says_the_same_after_any(folder
     assert told[0] == pytest.approx(told[1], rel=1e-3)
 
 
-@pytest.mark.parametrize(("folder", "window"), [(FACTS_GPT, 12), (FACTS_MAMBA, 12)])
-def test_the_subject_is_lost_and_the_first_words_are_not(folder: Path, window: int, tmp_path: Path) -> None:
-    prompts = [one for one in _prompts(30) if not one["text"].startswith(one["subject"])][:4]
+@pytest.mark.parametrize(("folder", "window"), [(FACTS_GPT, 6), (FACTS_MAMBA, 2)])
+def test_in_the_last_blocks_the_subject_is_lost_and_the_relation_has_come_already(
+    folder: Path, window: int, tmp_path: Path
+) -> None:
+    prompts = [one for one in _prompts(40) if not one["text"].startswith(one["subject"])][8:12]
     result = _cut(folder, tmp_path, prompts, window=window, block=["subject", "prefix"])
-    assert min(_changes(result, "subject")) <= -0.5
-    assert min(_changes(result, "prefix")) > min(_changes(result, "subject"))
+    assert _changes(result, "subject")[5] <= -0.3
+    assert abs(_changes(result, "prefix")[5]) <= 0.1
+    assert min(_changes(result, "prefix")[:2]) <= -0.5
     assert result.metric("known").value == 1
 
 

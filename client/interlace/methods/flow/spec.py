@@ -1,4 +1,4 @@
-"""`flow.knockout`: cut the way from some tokens to the last one in a window of layers; what does the answer lose?"""
+"""`flow.knockout`: cut the way from some tokens to the last one in a window of layers; what is lost?"""
 
 from typing import Annotated, Literal
 
@@ -31,9 +31,9 @@ class FlowParams(Params):
     """Layers around each in which it is cut; published: 10 (Mamba-2.8b's 64), 9 (GPT-2 XL's 48)."""
     mode: Literal["auto", "attention", "mean_ablate_x"] = "auto"
     """`attention`: the last token attends to none of these tokens. `mean_ablate_x`: for Mamba, which has no edges to
-    cut: what goes into the convolution at these tokens is its mean over `texts`. `auto`: whichever the model has."""
+    cut: what goes into the convolution at these tokens is its mean over `texts`. `auto`: what there is."""
     restore: bool = True
-    """Of `mean_ablate_x`: keep what goes in at the other tokens before the last as in the clean run (the code)."""
+    """Of `mean_ablate_x`: what goes in at the other tokens before the last stays as in the clean run."""
     texts: Texts | None = None
     """For the means; published: 128 texts of up to 128 tokens. Without any, they are over the prompts."""
     longest: Annotated[int, Field(ge=1, le=4096)] = 128
@@ -47,7 +47,7 @@ class FlowParams(Params):
 
 
 class FlowResult(Result):
-    """Table `flow` (block, layer, change, low, high, n), where change is (p' - p) / p; metrics `known` and, for each set
+    """Table `flow` (block, layer, change, low, high, n), change being (p' - p) / p; metrics `known` and, for each set
     of tokens, `largest_loss`, at the layer that its split names."""
 
     forwards: int
@@ -70,7 +70,7 @@ SPECS = (
     Spec(
         name="flow.knockout",
         version=1,
-        title="Cut the way from some tokens to the last one, layer by layer (attention knockout; Mamba: mean ablation).",
+        title="Cut the way from some tokens to the last one, layer by layer (attention knockout; in Mamba ablation).",
         cites=(
             Citation(
                 title="Dissecting Recall of Factual Associations in Auto-Regressive Language Models",
