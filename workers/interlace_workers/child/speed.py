@@ -23,4 +23,5 @@ def token_seconds(model: HostedModel) -> float | None:
             module(input_ids=ids)
     except Exception:  # noqa: BLE001 - an encoder of pictures refuses in its own way, and nobody asked it for more
         return None
-    return (time.process_time() - began) / ids.numel()
+    seconds: float = (time.process_time() - began) / int(ids.numel())
+    return seconds
