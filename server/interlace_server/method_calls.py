@@ -1,5 +1,6 @@
 """A request for a method before it is a job: its model, its parameters, its artifacts, what it would cost."""
 
+import asyncio
 import hashlib
 import json
 from typing import Any
@@ -74,13 +75,11 @@ async def prepared(
     Raises UnknownMethod, InvalidRequest that names each field, UnknownArtifact, AdapterRefused.
     """
     spec = find(asked.method)
-    params = checked(spec, asked)
-    said = params.model_dump(mode="json")
+    params, said, digest = await asyncio.to_thread(_resolved, spec, asked)  # megabytes of texts take a moment
     opens = named(said, spec.takes)
     await check_opened(gateway, opens, caller)
     edits = [edit_ref(one, f"edits.{number}") for number, one in enumerate(asked.edits)]
     await check_edits(gateway, edits, card, caller)
-    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
     call = MethodCall(
         ref=spec.ref,
         seed=asked.seed,
@@ -94,6 +93,13 @@ async def prepared(
         await _check_same(gateway, asked.resume, call, card, caller)
     payload = Payload(method=spec.ref, params=said, edits=tuple(asked.edits), seed=asked.seed)
     return call, payload.model_dump_json().encode(), params
+
+
+def _resolved(spec: Spec, asked: MethodRequest) -> tuple[Params, dict[str, Any], str]:
+    """Parameters, also as JSON with every default filled in, and a digest of that. Raises InvalidRequest."""
+    params = checked(spec, asked)
+    said = params.model_dump(mode="json")
+    return params, said, hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def checked(spec: Spec, asked: MethodRequest) -> Params:

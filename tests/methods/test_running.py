@@ -48,6 +48,8 @@ def test_it_tells_how_far_it_is(client: interlace.Client) -> None:
     assert told[-1].step == 5
     assert told[-1].metrics["total"] == pytest.approx(job.result().total)
     assert [event.text for event in job.events() if isinstance(event, Log)][-1] == "step 5"
+    with pytest.raises(JobFailed, match="runs a method"):
+        client.follow(job.id).result(DEADLINE)
     after = client.job(job.id)
     assert (after.progress, after.result_size is not None) == (None, True)
     assert {"kit.steps@2", "lens.logit@1", "norm.lens@1"} <= {one.ref for one in client.methods()}
