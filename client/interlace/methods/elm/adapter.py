@@ -11,6 +11,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from interlace.methods import _edits
 from interlace.methods.base import ArtifactName, Report
 from interlace.methods.elm.spec import Lora
 from interlace.protocol.errors import InvalidRequest
@@ -199,12 +200,11 @@ class _Virtual:
         self._dropout.train(on)
 
     def keep(self, report: Report, name: str) -> ArtifactName:
-        tensors: dict[str, Tensor] = {}
-        for number, path in enumerate(self._paths):
-            tensors[f"{number}.A"] = self.parameters[f"{path}.A"].detach().cpu().contiguous().clone()
-            tensors[f"{number}.B"] = (self.parameters[f"{path}.B"].detach() * self._scale).cpu().contiguous()
-        edits = [{"module": path, "form": "low_rank"} for path in self._paths]
-        config = {"format": 1, "model_type": self._module.config.model_type, "edits": edits}
+        edits = []
+        for path in self._paths:
+            down, up = self.parameters[f"{path}.A"].detach(), self.parameters[f"{path}.B"].detach()
+            edits.append(_edits.Edit(down, up * self._scale, module=path))
+        tensors, config = _edits.pack(edits, self._module)
         return report.artifact("edit", tensors, config, name=name)
 
     def take_out(self) -> None:
