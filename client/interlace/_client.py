@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from importlib import import_module
 from pathlib import Path
@@ -16,7 +16,11 @@ from interlace._artifacts import Artifacts
 from interlace._errors import JobFailed, Refused
 from interlace._http import Http, path, read
 from interlace._jobs import RunningJob, Value
+from interlace._methods import RunningMethod, request
 from interlace._stream import Socket
+from interlace.methods.base import Estimate, Params, Result
+from interlace.methods.views import MethodList, MethodSummary, MethodView
+from interlace.protocol.artifact import Artifact
 from interlace.protocol.event import Ended, Event, Log
 from interlace.protocol.hosting import ModelList, ModelView
 from interlace.protocol.jobs import JobPage, JobView
@@ -53,6 +57,7 @@ class Client:
         self.artifacts = Artifacts(self._http)
         self._socket = Socket(self.url, self._http.headers)
         self._jobs: WeakValueDictionary[str, RunningJob] = WeakValueDictionary()
+        self._method_jobs: WeakValueDictionary[str, RunningMethod] = WeakValueDictionary()
 
     def __enter__(self) -> "Client":
         return self
@@ -109,6 +114,79 @@ class Client:
         job = self._jobs.get(job_id)
         if job is None or job.lost:
             job = self._jobs[job_id] = RunningJob(self, job_id, failure)
+        if job.ended is None:
+            self._socket.follow(job_id, job)
+        return job
+
+    def run(
+        self,
+        method: str,
+        *,
+        model: str,
+        params: Mapping[str, Any] | Params | None = None,
+        inputs: Mapping[str, Any] | None = None,
+        edits: Sequence[Artifact | str] = (),
+        seed: int | None = None,
+        follow: bool = True,
+    ) -> Result:
+        """Run a method next to a hosted model and wait for what it gives, with a progress bar unless ``follow`` is off.
+
+        As `submit_method`. An interrupt (Ctrl-C) cancels it; a second one stops waiting for what it has by then.
+        """
+        job = self.submit_method(method, model=model, params=params, inputs=inputs, edits=edits, seed=seed)
+        try:
+            return job.watch(method) if follow else job.result()
+        except KeyboardInterrupt:
+            job.cancel()
+            return job.result()
+        finally:
+            job.leave()
+
+    def submit_method(
+        self,
+        method: str,
+        *,
+        model: str,
+        params: Mapping[str, Any] | Params | None = None,
+        inputs: Mapping[str, Any] | None = None,
+        edits: Sequence[Artifact | str] = (),
+        seed: int | None = None,
+        resume: str | None = None,
+    ) -> RunningMethod:
+        """Post a method's job and follow it: ``client.submit_method("lens.logit", model=REPO, params={...})``.
+
+        ``inputs`` are more of ``params``, whose values may be artifacts. ``edits``: artifacts that are on meanwhile.
+        ``resume``: a job that was cancelled or has failed, whose last checkpoint this one goes on from.
+        """
+        more = {"seed": seed, "resume": resume}
+        answer = self._http.submit_method(request(method, model, params, inputs, edits, more))
+        return self.follow_method(read(JobView, answer).id)
+
+    def estimate(
+        self,
+        method: str,
+        *,
+        model: str,
+        params: Mapping[str, Any] | Params | None = None,
+        inputs: Mapping[str, Any] | None = None,
+    ) -> Estimate:
+        """What a run would cost. Refused where that is more than one may use."""
+        body = request(method, model, params, inputs, (), {"dry_run": True})
+        return read(Estimate, self._http.submit_method(body))
+
+    def methods(self) -> list[MethodSummary]:
+        """The methods that the server has."""
+        return read(MethodList, self._http.ask("GET", "/v1/methods")).methods
+
+    def method(self, name: str) -> MethodView:
+        """One method, with what it takes and gives as JSON schemas."""
+        return read(MethodView, self._http.ask("GET", path("/v1/methods", name)))
+
+    def follow_method(self, job_id: str) -> RunningMethod:
+        """A method's job of one's own, from its first event on; the same object if it is at hand."""
+        job = self._method_jobs.get(job_id)
+        if job is None or job.lost:
+            job = self._method_jobs[job_id] = RunningMethod(self, job_id)
         if job.ended is None:
             self._socket.follow(job_id, job)
         return job

@@ -59,12 +59,19 @@ class Http:
 
     def submit(self, envelope: str, blob: bytes, headers: Mapping[str, str]) -> str:
         """Post a job and return its id. A connection that breaks is made again: the same request is the same job."""
-        headers = {**headers, "Idempotency-Key": uuid.uuid4().hex}
         files = {"blob": ("request", blob, "application/octet-stream")}
+        return str(self._insist("/request", headers, data={"data": envelope}, files=files).json()["id"])
+
+    def submit_method(self, body: Mapping[str, Any]) -> httpx.Response:
+        """Post a method's request, in the same way."""
+        return self._insist("/v1/jobs", {}, json=body)
+
+    def _insist(self, path: str, headers: Mapping[str, str], **body: Any) -> httpx.Response:
+        headers = {**headers, "Idempotency-Key": uuid.uuid4().hex}
         until, broke = time.monotonic() + _PATIENCE, False
         while True:
             try:
-                answer = self._http.post("/request", data={"data": envelope}, files=files, headers=headers)
+                answer = self._http.post(path, headers=headers, **body)
             except httpx.TransportError as error:
                 # Who does not answer at all is told so at once.
                 if time.monotonic() > until or (isinstance(error, httpx.ConnectError) and not broke):
@@ -74,7 +81,7 @@ class Http:
                 continue
             if not answer.is_success:
                 raise refusal(answer)
-            return str(answer.json()["id"])
+            return answer
 
     def post(
         self, path: str, fields: Mapping[str, str], files: Sequence[tuple[str, tuple[str, BinaryIO]]]

@@ -1,4 +1,4 @@
-"""A job as its client sees it: what has happened, the values that have come, its result."""
+"""A trace's job as its client sees it: what has happened, the values that have come, its result."""
 
 import asyncio
 import io
@@ -7,13 +7,12 @@ import traceback
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from interlace._errors import JobFailed
-from interlace.protocol.errors import InterlaceError
-from interlace.protocol.event import Ended, Event, Log, Progress, Saved, StateChanged
-from interlace.protocol.job import Cost, JobState
+from interlace._followed import Followed, Source
+from interlace.protocol.event import Ended, Event, Saved
+from interlace.protocol.job import JobState
 
 _ZSTD = b"\x28\xb5\x2f\xfd"
 
@@ -33,100 +32,20 @@ class Value:
         return iter((self.name, self.value))
 
 
-class Source(Protocol):
-    """What a job needs of its client."""
-
-    def leave(self, job_id: str) -> None: ...
-
-    def cancel(self, job_id: str) -> Any: ...
-
-    def fetch(self, job_id: str, what: str) -> bytes: ...
-
-
-class RunningJob:
-    """A job that was posted, followed until its end. All methods may be called from any thread.
+class RunningJob(Followed):
+    """A trace that was posted, followed until its end. All methods may be called from any thread.
 
     A value that has come is kept until somebody takes it, and is given out once.
     """
 
     def __init__(self, source: Source, job_id: str, failure: type[JobFailed] = JobFailed) -> None:
-        self.id = job_id
-        self.after: str | None = None
-        self._source = source
-        self._failure = failure
-        self._events: list[Event] = []
+        super().__init__(source, job_id, failure)
         self._values: deque[tuple[Saved, bytes | None]] = deque()
         self._newest = 0
-        self._result: bytes | None = None
-        self._error: InterlaceError | None = None
-        self._changed = threading.Condition()
-        self._wakes: list[Callable[[], object]] = []
-
-    def __repr__(self) -> str:
-        return f"RunningJob({self.id!r}, {self.state})"
-
-    @property
-    def state(self) -> JobState:
-        """Where it stands, as far as has been told."""
-        told = [event.state for event in list(self._events) if isinstance(event, StateChanged | Ended)]
-        return told[-1] if told else JobState.RECEIVED
-
-    @property
-    def progress(self) -> Progress | None:
-        """How far it is, as it said last; None while it has said nothing, and for what has no steps."""
-        told = [event for event in list(self._events) if isinstance(event, Progress)]
-        return told[-1] if told else None
-
-    @property
-    def cost(self) -> Cost | None:
-        """What it used; None before its end."""
-        return end.cost if (end := self._end()) is not None else None
-
-    @property
-    def ended(self) -> Ended | None:
-        """How it ended; None before."""
-        return self._end()
-
-    @property
-    def lost(self) -> bool:
-        """Whether it is followed no more although its end is not known."""
-        return self._error is not None
-
-    def wait(self, timeout: float | None = None) -> Ended:
-        """Its end, however it ended. Raises TimeoutError, and InterlaceError where it cannot be followed any more."""
-        with self._changed:
-            if not self._changed.wait_for(self._is_over, timeout):
-                raise TimeoutError(f"job {self.id} has not ended within {timeout:g} s")
-            end = self._end()
-            if end is None:
-                assert self._error is not None
-                raise self._error
-            return end
 
     def result(self, timeout: float | None = None) -> dict[str, Any]:
         """What the block saved, by name. Raises JobFailed for a job that came to nothing, and what `wait` raises."""
         return self._loaded(self.wait(timeout))
-
-    def events(self, timeout: float | None = None) -> Iterator[Event | None]:
-        """What has happened and what happens, to the end; None for each ``timeout`` seconds in which nothing did."""
-        seen = 0
-        while True:
-            with self._changed:
-                self._changed.wait_for(partial(self._has_news, seen), timeout)
-                news, error = self._events[seen:], self._error
-            seen += len(news)
-            for event in news:
-                yield event
-                if isinstance(event, Ended):
-                    return
-            if error is not None:
-                raise error
-            if not news:
-                yield None
-
-    def logs(self) -> Iterator[str]:
-        """The lines that it prints, to its end."""
-        return (event.text for event in self.events() if isinstance(event, Log))
 
     def values(self) -> Iterator[Value]:
         """Values as they come, to the job's end. A failure of the job is for `result` to raise."""
@@ -168,14 +87,6 @@ class RunningJob:
             data = self._source.fetch(self.id, f"values/{event.number}")
         return Value(event.name, load(data), event.step, event.number)
 
-    def cancel(self) -> None:
-        """Stop it, if it has not ended."""
-        self._source.cancel(self.id)
-
-    def leave(self) -> None:
-        """Follow it no more. The job goes on."""
-        self._source.leave(self.id)
-
     def tell(self, event_id: str, event: Event, data: bytes | None) -> None:
         """For the thread that follows it."""
         with self._changed:
@@ -184,59 +95,13 @@ class RunningJob:
                     return
                 self._newest = event.number
                 self._values.append((event, data))
-            self._events.append(event)
-            if isinstance(event, Ended):
-                self._result = data
-            self._wake()
-
-    def fail(self, error: InterlaceError) -> None:
-        """For the thread that follows it."""
-        with self._changed:
-            self._error = error
-            self._wake()
-
-    def _wake(self) -> None:
-        self._changed.notify_all()
-        for wake in self._wakes:
-            wake()
-
-    def _end(self) -> Ended | None:
-        last = self._events[-1] if self._events else None
-        return last if isinstance(last, Ended) else None
-
-    def _has_news(self, seen: int) -> bool:
-        return len(self._events) > seen or self._is_over()
-
-    def _is_over(self) -> bool:
-        return self._error is not None or self._end() is not None
-
-    def _raise_if_lost(self) -> None:
-        if self._end() is None and self._error is not None:
-            raise self._error
+            super().tell(event_id, event, data)
 
     def _loaded(self, end: Ended) -> dict[str, Any]:
         if end.state is not JobState.COMPLETED:
             raise self._failure(end.text or f"The job was {end.state}.")
-        data = self._result if self._result is not None else self._source.fetch(self.id, "result")
-        found: dict[str, Any] = load(data)
+        found: dict[str, Any] = load(self._bytes())
         return found
-
-    async def _until(self, holds: Callable[[], bool]) -> None:
-        woken = asyncio.Event()
-        loop = asyncio.get_running_loop()
-
-        def wake() -> None:
-            loop.call_soon_threadsafe(woken.set)
-
-        with self._changed:
-            self._wakes.append(wake)
-        try:
-            while not holds():
-                await woken.wait()
-                woken.clear()
-        finally:
-            with self._changed:
-                self._wakes.remove(wake)
 
     def _call(self, callback: Callable[[Value], object]) -> None:
         try:

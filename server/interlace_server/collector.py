@@ -30,7 +30,7 @@ async def _collect_forever(state: State, lifetimes: LifetimeConfig) -> None:
     while True:
         try:
             await state.artifacts.make_sure_of_index()
-            files = await state.results.collect() + await state.values.collect()
+            files = await state.results.collect() + await state.values.collect() + await state.checkpoints.collect()
             jobs = await state.jobs.prune(time.time() - lifetimes.result)
             if files or jobs:
                 log.info("collected", files=files, jobs=jobs)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from interlace.protocol.adapter import fits
-from interlace.protocol.artifact import AdapterRef, Artifact, ArtifactKind, Wanted
+from interlace.protocol.artifact import EDITS, AdapterRef, Artifact, ArtifactKind, Wanted
 from interlace.protocol.errors import AdapterRefused
 from interlace_state.adapters_config import AdaptersConfig
 from interlace_state.models import ModelCard
@@ -42,10 +42,25 @@ def check_base(artifact: Artifact, wanted: Wanted, card: ModelCard) -> None:
     """Raises AdapterRefused for an artifact of another kind, or that was made for another model."""
     if artifact.kind != wanted.kind:
         raise AdapterRefused(f"Artifact {artifact.id} is a {artifact.kind}; expected a {wanted.kind} here.")
+    _check_made_for(artifact, wanted.ref, card)
+
+
+def check_edit(artifact: Artifact, ref: AdapterRef, card: ModelCard) -> None:
+    """Raises AdapterRefused for an artifact that is no edit, or that was made for another model."""
+    if artifact.kind not in EDITS:
+        raise AdapterRefused(
+            f"Artifact {artifact.id} is a {artifact.kind}; as an edit, expected one of: {', '.join(EDITS)}."
+        )
+    if card.key.wrapper != "TransformersModel":
+        raise AdapterRefused(f"{card.key.repo_id} is a {card.key.wrapper}: it takes no edits.")
+    _check_made_for(artifact, ref, card)
+
+
+def _check_made_for(artifact: Artifact, ref: AdapterRef, card: ModelCard) -> None:
     base = artifact.base
     if base is None:
         return
-    check_stated_base(wanted.ref, base.repo_id, card)
+    check_stated_base(ref, base.repo_id, card)
     if base.key == card.key.canonical and base.commit not in (None, card.commit):
         raise AdapterRefused(
             f"Artifact {artifact.id} was made for {base.repo_id} at {base.commit}; hosted here is {card.commit}."

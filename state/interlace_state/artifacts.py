@@ -14,20 +14,21 @@ from pathlib import Path
 from pydantic import ValidationError
 from redis.asyncio import Redis
 
-from interlace.protocol.adapter import LONGEST_CONFIG, Facts, check_diffusers, check_peft
+from interlace.protocol.adapter import Facts
 from interlace.protocol.artifact import (
-    CONFIG,
     FILES,
+    LAYOUTS,
     MANIFEST,
-    WEIGHTS,
     AdapterRef,
     Artifact,
     ArtifactFile,
     ArtifactKind,
     Base,
+    Lineage,
     content_hash,
 )
 from interlace.protocol.errors import InvalidArtifact, LimitExceeded, StoreFull, UnknownArtifact
+from interlace.protocol.kinds import check, longest_config
 from interlace.protocol.safetensors import read_header
 from interlace_state.adapters_config import AdaptersConfig
 from interlace_state.config import Admission, StoreConfig
@@ -64,20 +65,19 @@ class Artifacts:
         name: str = "",
         creator: str | None = None,
         base: Base | None = None,
+        artifact_id: str | None = None,
+        lineage: Lineage | None = None,
     ) -> Artifact:
-        """Check files and take them in; what is staged is gone afterwards.
+        """Check files and take them in; what is staged is gone afterwards. ``artifact_id`` is one that nobody has.
 
         Raises InvalidArtifact, LimitExceeded, StoreFull; then nothing is left of it.
         """
         try:
-            size = sum(path.stat().st_size for path in staged.values())
-            await self._make_sure_of_room(tenant, size, limits)
-            async with self._checking:
-                facts, files = await asyncio.to_thread(self._examine, kind, staged)
+            facts, files = await self.examine(tenant, kind, staged, limits)
             if base is None and facts.base is not None:
                 base = Base(repo_id=facts.base)
             artifact = Artifact(
-                id=secrets.token_hex(8),
+                id=artifact_id or secrets.token_hex(8),
                 hash=content_hash(kind, files),
                 kind=kind,
                 name=name,
@@ -88,12 +88,29 @@ class Artifacts:
                 files=files,
                 n_params=facts.n_params,
                 facts=facts.facts,
+                lineage=lineage,
             )
             await self._keep(artifact, staged, limits)
         finally:
             for path in staged.values():
                 path.unlink(missing_ok=True)
         return artifact
+
+    async def examine(
+        self, tenant: str, kind: ArtifactKind, staged: Mapping[str, Path], limits: Admission, *, beside: int = 0
+    ) -> tuple[Facts, tuple[ArtifactFile, ...]]:
+        """What `add` would look at, of files that are not to be taken in yet; ``beside`` is bytes of others like them.
+
+        Raises InvalidArtifact, LimitExceeded, StoreFull.
+        """
+        size = sum(path.stat().st_size for path in staged.values())
+        await self._make_sure_of_room(tenant, size, limits, beside)
+        async with self._checking:
+            return await asyncio.to_thread(self._examine, kind, staged)
+
+    async def of_job(self, job_id: str, tenant: str) -> list[Artifact]:
+        """What a job has made."""
+        return [one for one in await self.all(tenant) if one.lineage is not None and one.lineage.job == job_id]
 
     async def find(self, artifact_id: str, tenant: str | None) -> Artifact:
         """A tenant's artifact, or with None anybody's. Raises UnknownArtifact, also for what is another's."""
@@ -177,9 +194,10 @@ class Artifacts:
             return None
         return artifact if folder == f"{artifact.tenant}/{artifact.id}" else None
 
-    async def _make_sure_of_room(self, tenant: str, more: int, limits: Admission) -> None:
+    async def _make_sure_of_room(self, tenant: str, more: int, limits: Admission, beside: int) -> None:
         if more > limits.artifact_bytes:
             raise LimitExceeded("The artifact", limits.artifact_bytes, "bytes", "limits.artifact_bytes")
+        more += beside
         check_quota(await self.all(tenant), limits, more=more)
         free = self._files.free()
         if free is not None and free - more < self._store.min_free_bytes:
@@ -191,14 +209,15 @@ class Artifacts:
     def _examine(self, kind: ArtifactKind, staged: Mapping[str, Path]) -> tuple[Facts, tuple[ArtifactFile, ...]]:
         """Look into files, as far as JSON goes, and hash them. Raises InvalidArtifact. Blocks."""
         check_names(kind, staged)
-        weights = staged[WEIGHTS[kind]]
-        with weights.open("rb") as file:
-            header = read_header(file, weights.stat().st_size, WEIGHTS[kind])
-        if kind == "peft":
-            with staged[CONFIG].open("rb") as file:
-                facts = check_peft(file.read(LONGEST_CONFIG + 1), header, self._adapters.max_rank)
-        else:
-            facts = check_diffusers(header)
+        layout, header, config = LAYOUTS[kind], None, b""
+        if layout.tensors is not None:
+            weights = staged[layout.tensors]
+            with weights.open("rb") as file:
+                header = read_header(file, weights.stat().st_size, layout.tensors)
+        if layout.config is not None:
+            with staged[layout.config].open("rb") as file:
+                config = file.read(longest_config(kind) + 1)
+        facts = check(kind, config, header, self._adapters.max_rank)
         return facts, tuple(_described(name, path) for name, path in sorted(staged.items()))
 
     async def _keep(self, artifact: Artifact, staged: Mapping[str, Path], limits: Admission) -> None:

@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 
 from interlace.protocol import event as words
 from interlace.protocol.errors import InvalidRequest, UnknownJob
-from interlace.protocol.event import Ended, StateChanged
+from interlace.protocol.event import Ended, Progress, StateChanged
 from interlace.protocol.job import Job, JobState
 from interlace.protocol.jobs import JobPage, JobView, Standing
 from interlace.protocol.model import ModelKey
@@ -23,7 +23,7 @@ CURSOR = r"^[0-9]{1,15}-[0-9a-f]{1,64}$"
 _MOST_LOOKED_AT = 2_000  # jobs that one page looks at for those that are asked for
 _BATCH = 200
 _MOST_PLACED = 10  # jobs of a page that are shown with their place, which takes Redis a millisecond each
-_FIELDS = ("record", "state", "last", "attempts", "submitted_ms", "started_ms", "ended_ms", "used_ms")
+_FIELDS = ("record", "state", "last", "attempts", "submitted_ms", "started_ms", "ended_ms", "used_ms", "progress")
 _Position = tuple[int, bytes]  # milliseconds, id
 
 
@@ -86,6 +86,14 @@ class Jobs:
         """The model of a job; None if nothing is known of it."""
         record = await self._redis.hget(self._keys.job(job_id), "record")
         return None if record is None else Job.model_validate_json(record).model
+
+    async def record(self, job_id: str, tenant: str) -> Job:
+        """What a tenant's job was taken in as. Raises UnknownJob, for another's as for none."""
+        record = await self._redis.hget(self._keys.job(job_id), "record")
+        job = None if record is None else Job.model_validate_json(record)
+        if job is None or job.tenant != tenant:
+            raise _unknown(job_id)
+        return job
 
     async def forget(self, view: JobView) -> None:
         """Remove the record and the events of a job that has ended; `Results` has its bytes."""
@@ -157,6 +165,7 @@ def _view(
     started: bytes | None,
     ended: bytes | None,
     used: bytes | None,
+    progress: bytes | None,
 ) -> JobView | None:
     if record is None:
         return None
@@ -167,15 +176,22 @@ def _view(
         tenant=job.tenant,
         model=job.model.repo_id,
         slug=job.model.slug,
+        method=job.method.ref if job.method else None,
         state=JobState(state.decode()),
         text=event.text if isinstance(event, StateChanged | Ended) else "",
         submitted=_seconds(submitted) or job.submitted_at,
         started=_seconds(started),
         ended=_seconds(ended),
         attempts=int(attempts),
+        progress=_progress(progress) if state == b"running" else None,
         cost=end.cost.model_copy(update={"runtime": end.cost.runtime or _seconds(used)}) if end else None,
         result_size=end.result.size if end and end.result else None,
     )
+
+
+def _progress(data: bytes | None) -> Progress | None:
+    event = None if data is None else words.decode(data)
+    return event if isinstance(event, Progress) else None
 
 
 def _is_asked_for(view: JobView, tenant: str | None, state: JobState | None, model: str | None) -> bool:

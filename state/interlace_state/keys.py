@@ -25,7 +25,8 @@
 |                      |        |                        |                 | until when their seconds are counted      |
 | idem:{tenant}:{hash} | hash   | as its job             | queue           | job, payload: of an idempotency key       |
 | jobs, jobs:{tenant}  | zset   | forever                | queue, jobs     | job ids -> when they came, in ms          |
-| cancelled            | channel|                        | queue           | ids of jobs that were just cancelled      |
+| cancelled, stopping  | channel|                        | queue           | ids of jobs that were just cancelled, or  |
+|                      |        |                        |                 | asked to end with what they have          |
 | weights,             | hash   | forever                | control         | tenant -> weight: an operator's, and the  |
 | weights:configured   |        |                        |                 | configuration's                           |
 | limits               | hash   | forever                | control         | tenant -> LimitChanges as JSON            |
@@ -34,6 +35,7 @@
 | api_keys             | hash   | forever                | tenants         | SHA-256 of a secret -> ApiKey             |
 | rate:{tenant}:{min}  | string | two minutes            | tenants         | requests in that minute                   |
 | models               | hash   | forever                | models          | slug -> ModelCard as JSON                 |
+| speeds               | hash   | forever                | models          | slug -> seconds a token takes, lately     |
 | environment          | string | forever                | models          | workers' Python and packages              |
 | desired              | hash   | forever                | desired         | slug -> Desired as JSON: what shall be    |
 | moments              | hash   | forever                | desired         | slug -> Moment as JSON: what it does now  |
@@ -59,10 +61,12 @@ class Keys:
         self.models = f"{prefix}models"
         self.desired = f"{prefix}desired"
         self.moments = f"{prefix}moments"
+        self.speeds = f"{prefix}speeds"
         self.environment = f"{prefix}environment"
         self.api_keys = f"{prefix}api_keys"
         self.jobs = f"{prefix}jobs"
         self.cancelled = f"{prefix}cancelled"
+        self.stopping = f"{prefix}stopping"
         self.shares = f"{prefix}shares"
         self.set_shares = f"{prefix}shares:set"
         self.weights = f"{prefix}weights"

@@ -145,6 +145,17 @@ class Models:
         models = await asyncio.gather(*map(self._with_replicas, cards))
         return sorted(models, key=lambda model: model.card.key.repo_id)
 
+    async def speed(self, key: ModelKey) -> float | None:
+        """Seconds for a token to go through a model once, as measured lately; None where nobody has."""
+        found = await self._redis.hget(self._keys.speeds, key.slug)
+        return None if found is None else float(found)
+
+    async def measured(self, key: ModelKey, seconds: float) -> None:
+        """Say how long a token took lately; what was known before counts four times as much."""
+        former = await self.speed(key)
+        now = seconds if former is None else 0.8 * former + 0.2 * seconds
+        await self._redis.hset(self._keys.speeds, key.slug, f"{now:.9g}")
+
     async def publish_environment(self, environment: dict[str, Any]) -> None:
         """Say what workers run: ``{"python_version": sys.version, "packages": {import name: version}}``."""
         await self._redis.set(self._keys.environment, json.dumps(environment))

@@ -17,7 +17,7 @@ from redis.exceptions import ResponseError
 
 from interlace.protocol import event as words
 from interlace.protocol.errors import IdempotencyConflict, SessionRefused, TooMany
-from interlace.protocol.event import Ended, Event, StateChanged
+from interlace.protocol.event import Ended, Event, Progress, StateChanged
 from interlace.protocol.job import Cost, Job, JobState
 from interlace.protocol.model import ModelKey
 from interlace_state.audit import Audit
@@ -34,6 +34,7 @@ _SCRIPTS = (
     "finish",
     "fail",
     "cancel",
+    "stop",
     "leave",
     "requeue",
     "part",
@@ -221,7 +222,7 @@ class Queue:
         """Add events that are not the job's last; False, and nothing is added, if the job is no longer the lease's."""
         args: list[str | bytes | int] = [lease.job.id, lease.fence, secrets.token_hex(8)]
         for event in events:
-            args += [event.state if isinstance(event, StateChanged) else "", words.encode(event)]
+            args += [_mark(event), words.encode(event)]
         return bool(await self._run("record", *args))
 
     async def finish(self, lease: Lease, end: Ended) -> bool:
@@ -246,6 +247,15 @@ class Queue:
         """End a job, waiting or running; False if it had ended. Its worker is told, and kills it."""
         return await self._end("cancel", job_id, Ended(state=JobState.CANCELLED, text=text))
 
+    async def stop(self, job_id: str, text: str) -> bool:
+        """Ask a job that a worker holds to end with what it has; False if none does, or it was asked before."""
+        event = StateChanged(state=JobState.RUNNING, text=text)
+        return bool(await self._run("stop", job_id, words.encode(event)))
+
+    async def is_stopping(self, job_id: str) -> bool:
+        """Whether a job was asked to end with what it has."""
+        return bool(await self._redis.hexists(self._keys.job(job_id), "stopping"))
+
     async def leave(self, job_id: str, text: str) -> bool:
         """A session that followed a job is gone: cancel it, unless others follow it or it is polled."""
         return await self._end("leave", job_id, Ended(state=JobState.CANCELLED, text=text))
@@ -254,14 +264,17 @@ class Queue:
         """Whether a job was cancelled, or nothing is known of it."""
         return await self._redis.hget(self._keys.job(job_id), "state") in (b"cancelled", None)
 
-    async def cancelled(self) -> AsyncIterator[str]:
-        """Ids of jobs that are cancelled from now on, wherever they run. Raises RedisError when the connection goes."""
+    async def cancelled(self) -> AsyncIterator[tuple[str, bool]]:
+        """Ids of jobs that are cancelled from now on, wherever they run, and whether they may end with what they have.
+
+        Raises RedisError when the connection goes.
+        """
         async with self._redis.pubsub(ignore_subscribe_messages=True) as channel:
-            await channel.subscribe(self._keys.cancelled)
+            await channel.subscribe(self._keys.cancelled, self._keys.stopping)
             while True:
                 message = await channel.get_message(timeout=_LISTEN_SECONDS)
                 if message is not None:
-                    yield message["data"].decode()
+                    yield message["data"].decode(), message["channel"].decode() == self._keys.stopping
 
     async def fail_waiting(self, model: ModelKey, text: str) -> int:
         """End the jobs of a model that no worker holds, or whose worker has gone silent; returns how many."""
@@ -290,6 +303,13 @@ class Queue:
     async def _streams(self, model: ModelKey) -> list[str]:
         tenants = await self._redis.smembers(self._keys.tenants(model.slug))
         return [self._keys.queue(model.slug, tenant.decode()) for tenant in sorted(tenants)]
+
+
+def _mark(event: Event) -> str:
+    """What `record` keeps of an event beside the event itself."""
+    if isinstance(event, StateChanged):
+        return event.state
+    return "progress" if isinstance(event, Progress) else ""
 
 
 def _lease(picked: Any) -> Lease:

@@ -14,6 +14,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from interlace_state.artifacts import Artifacts
 from interlace_state.audit import Audit
+from interlace_state.checkpoints import Checkpoints
 from interlace_state.config import Config
 from interlace_state.config_file import ConfigError
 from interlace_state.control import Control
@@ -45,6 +46,7 @@ class State:
     results: Results
     values: Values
     artifacts: Artifacts
+    checkpoints: Checkpoints
     sessions: Sessions
     models: Models
     desired: Desires
@@ -81,6 +83,7 @@ async def open_state(config: Config) -> AsyncIterator[State]:
             results=Results(redis, keys, files, config.store, config.lifetimes),
             values=Values(redis, keys, files),
             artifacts=Artifacts(redis, keys, files, config.store, config.adapters),
+            checkpoints=Checkpoints(redis, keys, files),
             sessions=Sessions(redis, keys),
             models=Models(redis, keys, files),
             desired=Desires(redis, keys),

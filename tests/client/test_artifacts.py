@@ -73,4 +73,4 @@ def test_what_comes_damaged_is_not_kept(
 
 def test_a_manifest_of_tomorrow_can_be_read(client: interlace.Client, folder: Path) -> None:
     artifact = client.artifacts.upload(folder)
-    assert Artifact.model_validate(artifact.model_dump() | {"lineage": {"parent": "x"}}) == artifact
+    assert Artifact.model_validate(artifact.model_dump() | {"card": {"parent": "x"}}) == artifact

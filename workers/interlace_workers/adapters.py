@@ -1,4 +1,4 @@
-"""The adapters of a job, found and looked at by the parent: an artifact, a folder of the server, a hub repository.
+"""The artifacts and adapters of a job, found and looked at by the parent, also in a folder of the server or on the hub.
 
 The child has no files: what it gets is a descriptor of bytes in memory, which nobody can change.
 """
@@ -9,6 +9,7 @@ import io
 import os
 import stat
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,20 +17,31 @@ from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from interlace.protocol.adapter import check_diffusers, check_peft
-from interlace.protocol.artifact import CONFIG, WEIGHTS, Wanted, wanted
+from interlace.protocol.artifact import (
+    CONFIG,
+    LAYOUTS,
+    WEIGHTS,
+    AdapterRef,
+    Artifact,
+    Wanted,
+    edit_ref,
+    edits_of,
+    wanted,
+)
 from interlace.protocol.errors import AdapterRefused, InterlaceError
 from interlace.protocol.job import Job
 from interlace.protocol.model import ModelKey
 from interlace.protocol.safetensors import read_header
 from interlace_state import log
-from interlace_state.adapters import check_base, check_policy, check_stated_base, check_takes
+from interlace_state.adapters import check_base, check_edit, check_policy, check_stated_base, check_takes
 from interlace_state.adapters_config import AdaptersConfig
 from interlace_state.models import ModelCard
 from interlace_state.store import State
 from interlace_workers.executors.base import Sealed
-from interlace_workers.order import Adapter
+from interlace_workers.order import Adapter, Use
 
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+_ALIGNED = 8  # bytes: tensors behind a configuration lie as in a file of their own
 _Identity = tuple[object, ...]
 
 
@@ -44,12 +56,38 @@ class Adapters:
         self._cache: OrderedDict[_Identity, Sealed] = OrderedDict()
 
     async def of(self, job: Job) -> tuple[Sealed, ...]:
-        """The adapters that a job names. Raises UnknownArtifact, InvalidArtifact, AdapterRefused."""
-        asked = wanted(job.env)
-        if not asked:
+        """The adapters, edits and inputs that a job names. Raises UnknownArtifact, InvalidArtifact, AdapterRefused."""
+        asked, edits = wanted(job.env), edits_of(job.env)
+        inputs: tuple[AdapterRef, ...] = ()
+        if job.method is not None:
+            edits = tuple(edit_ref(text, "edits") for text in job.method.edits)
+            inputs = tuple(AdapterRef.parse(text, "params") for text in job.method.opens)
+        if not asked and not edits and not inputs:
             return ()
         card = (await self._state.models.find(self._key)).card
-        return tuple([await self._one(one, card, job.tenant) for one in asked])
+        found = [await self._one(one, card, job.tenant) for one in asked]
+        for ref in edits:
+            artifact = await self._state.artifacts.named(ref, job.tenant)
+            check_edit(artifact, ref, card)
+            found.append(await self._artifact(artifact, ref, "edit"))
+        for ref in inputs:
+            found.append(await self._artifact(await self._state.artifacts.named(ref, job.tenant), ref, "input"))
+        return tuple(found)
+
+    async def _artifact(self, artifact: Artifact, ref: AdapterRef, use: Use) -> Sealed:
+        """An artifact of any kind, which was looked at when it came."""
+        identity = ("artifact", artifact.id, use)
+        if (cached := self._cache.get(identity)) is not None:
+            self._cache.move_to_end(identity)
+            return replace(cached, adapter=replace(cached.adapter, name=ref.text))
+        layout = LAYOUTS[artifact.kind]
+        config = b"" if layout.config is None else await self._state.artifacts.read(artifact, layout.config)
+        config += b" " * (-len(config) % _ALIGNED if layout.config is not None else 0)
+        parts = [config]
+        if layout.tensors is not None:
+            parts.append(await self._state.artifacts.read(artifact, layout.tensors))
+        adapter = Adapter(artifact.kind, ref.text, len(config), use=use)
+        return self._keep(await asyncio.to_thread(seal_bytes, adapter, parts, identity))
 
     async def _one(self, asked: Wanted, card: ModelCard, tenant: str) -> Sealed:
         check_takes(asked, card)
@@ -166,13 +204,18 @@ class Adapters:
 
 def seal(asked: Wanted, config: bytes, weights: bytes, identity: _Identity = ()) -> Sealed:
     """An adapter as bytes that can be read by whoever has a descriptor, and changed by nobody."""
-    file = open(os.memfd_create("adapter", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING), "w+b", buffering=0)  # noqa: SIM115
-    for data in (config, weights):
+    return seal_bytes(Adapter(asked.kind, asked.ref.text, len(config), asked.weight), [config, weights], identity)
+
+
+def seal_bytes(adapter: Adapter, parts: Sequence[bytes], identity: _Identity) -> Sealed:
+    """As `seal`, of what is told of it already."""
+    file = open(os.memfd_create("artifact", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING), "w+b", buffering=0)  # noqa: SIM115
+    for data in parts:
         rest = memoryview(data)
         while rest:
             rest = rest[file.write(rest) :]
     fcntl.fcntl(file.fileno(), fcntl.F_ADD_SEALS, _SEALS)
-    return Sealed(Adapter(asked.kind, asked.ref.text, len(config), asked.weight), identity, file)
+    return Sealed(adapter, identity, file)
 
 
 def _names(asked: Wanted) -> list[str]:

@@ -6,23 +6,30 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from interlace.protocol.errors import InvalidRequest, UnknownArtifact, UnknownJob
+from interlace.protocol.errors import InterlaceError, InvalidRequest, UnknownArtifact, UnknownJob
 from interlace.protocol.event import Ended, Event, Log, Progress, Saved, StateChanged
 from interlace.protocol.frames import BrokenFrame
-from interlace.protocol.job import Cost, JobState
+from interlace.protocol.job import Cost, JobKind, JobState
 from interlace_state import log
 from interlace_state.queue import Lease
 from interlace_state.store import State
 from interlace_state.values import INLINE_BYTES, INLINE_TOGETHER
 from interlace_workers.adapters import Adapters
+from interlace_workers.executors import given
 from interlace_workers.executors.base import Done, ExecutorLost, Failed, Printed, Runner, Sealed, Started
 from interlace_workers.executors.values import Streamed
+from interlace_workers.harvest import Harvest
 from interlace_workers.journal import Insist, Journal
 from interlace_workers.telemetry import Watch
 
 #: A job whose process has crashed so often is not run again.
 _CRASHES = 2
 _LAST_LINE = 200  # characters
+_ENDED_WITH_WHAT_IT_HAD = "The job was cancelled; its result is what it had by then."
+_LOST_WHILE_STOPPING = (
+    "The job was cancelled, and lost its worker before it had ended. `resume` goes on from its last checkpoint, if "
+    "it has one."
+)
 
 
 class Attempt:
@@ -40,6 +47,18 @@ class Attempt:
         self._watch = watch
         self._last_line = ""
         self._inline_left = INLINE_TOGETHER
+        self._harvest: Harvest | None = None
+        self._stopping = False
+
+    @property
+    def can_stop(self) -> bool:
+        """Whether `stop` would be news."""
+        return self._lease.job.kind is JobKind.METHOD and not self._stopping
+
+    def stop(self) -> None:
+        """Somebody has cancelled: let a method end with what it has."""
+        self._stopping = True
+        self._executor.cut_short(self._lease.job.id)
 
     async def run(self) -> Ended:
         """The job's last event, not yet written; all others are. Raises LeaseLost, ExecutorLost, RedisError."""
@@ -59,25 +78,45 @@ class Attempt:
         try:
             payload = await self._state.results.payload(job)
             self._sealed = await self._adapters.of(job)
+            if job.kind is JobKind.METHOD:
+                self._harvest = Harvest(self._state, job, payload)
+                self._stopping = self._stopping or await self._state.queue.is_stopping(job.id)
             staged = self._state.results.stage()
         except (UnknownJob, UnknownArtifact, InvalidRequest) as error:
             return Ended(state=JobState.ERROR, text=str(error))
         except Exception as error:  # noqa: BLE001 - the edge of the store, which may be anybody's
             return Ended(state=JobState.ERROR, text=_not_stored("read your job", error))
+        if self._stopping and self._lease.attempt > 1:
+            staged.unlink(missing_ok=True)
+            return Ended(state=JobState.CANCELLED, text=_LOST_WHILE_STOPPING)
         try:
             outcome = await self._outcome(payload, staged)
             cost = outcome.cost.model_copy(update={"queued_seconds": queued_seconds})
             if isinstance(outcome, Failed):
+                if self._stopping:
+                    return Ended(state=JobState.CANCELLED, text=outcome.text, cost=cost)
                 return Ended(state=JobState.ERROR, text=outcome.text, cost=cost)
-            await self._journal.confirm()  # whose job it is no more must not overwrite the result
-            try:
-                with self._watch.transfer(staged):
-                    result = await self._state.results.put(job, staged)
-            except Exception as error:  # noqa: BLE001 - the edge of the store, as above
-                return Ended(state=JobState.ERROR, text=_not_stored("store your job's result", error), cost=cost)
-            return Ended(state=JobState.COMPLETED, text="Your job has been completed.", result=result, cost=cost)
+            return await self._done(staged, cost)
         finally:
             staged.unlink(missing_ok=True)
+            if self._harvest is not None:
+                self._harvest.drop()
+
+    async def _done(self, staged: Path, cost: Cost) -> Ended:
+        """Put the result where its client finds it."""
+        await self._journal.confirm()  # whose job it is no more must not overwrite the result
+        try:
+            if self._harvest is not None:
+                await self._harvest.finish(staged, cost, cancelled=self._stopping)
+            with self._watch.transfer(staged):
+                result = await self._state.results.put(self._lease.job, staged)
+        except InterlaceError as error:
+            return Ended(state=JobState.ERROR, text=str(error), cost=cost)
+        except Exception as error:  # noqa: BLE001 - the edge of the store, which may be anybody's
+            return Ended(state=JobState.ERROR, text=_not_stored("store your job's result", error), cost=cost)
+        if self._stopping:
+            return Ended(state=JobState.CANCELLED, text=_ENDED_WITH_WHAT_IT_HAD, result=result, cost=cost)
+        return Ended(state=JobState.COMPLETED, text="Your job has been completed.", result=result, cost=cost)
 
     async def _outcome(self, payload: bytes, staged: Path) -> Done | Failed:
         """Run the job; once more if its process crashed, which may have been the machine's fault."""
@@ -103,10 +142,16 @@ class Attempt:
         return ", ".join(words) + "."
 
     async def _run_once(self, payload: bytes, staged: Path) -> Done | Failed:
-        async with contextlib.aclosing(
-            self._executor.run(self._lease.job, payload, staged, self._sealed)
-        ) as happenings:
+        sealed = self._sealed
+        if self._harvest is not None:
+            try:
+                sealed += await self._harvest.begin()
+            except InvalidRequest as error:
+                return Failed(str(error), Cost())
+        async with contextlib.aclosing(self._executor.run(self._lease.job, payload, staged, sealed)) as happenings:
             async for happening in happenings:
+                if self._stopping:  # again, for it may not have run when it was asked
+                    self._executor.cut_short(self._lease.job.id)
                 if isinstance(happening, (Done, Failed)):
                     self._watch.ran(happening)
                     return happening
@@ -117,6 +162,12 @@ class Attempt:
                         return event
                     await self._journal.note(event)
                     continue
+                if isinstance(happening, (given.Artifact, given.Checkpoint)):
+                    failed = await self._taken(happening)
+                    if failed is not None:
+                        self._watch.ran(failed)
+                        return failed
+                    continue
                 if isinstance(happening, Progress):
                     await self._journal.note(happening)
                     continue
@@ -124,6 +175,19 @@ class Attempt:
                     self._last_line = happening.lines[-1]
                 await self._journal.note(*_events(happening))
         raise ExecutorLost("the executor said nothing of how the job ended")
+
+    async def _taken(self, found: given.Artifact | given.Checkpoint) -> Failed | None:
+        """Take in what a method gives; None if that went well."""
+        assert self._harvest is not None
+        try:
+            await asyncio.shield(self._harvest.take(found))
+        except InterlaceError as error:
+            return Failed(str(error), Cost())
+        except BrokenFrame:
+            return Failed("The job changed what it had given; it was stopped.", Cost(), reason="broken_frame")
+        except Exception as error:  # noqa: BLE001 - the edge of the store, as above
+            return Failed(_not_stored("store what your job gave", error), Cost(), reason="not_stored")
+        return None
 
     async def _saved(self, value: Streamed) -> Saved | Failed:
         """Put a value where its clients find it."""

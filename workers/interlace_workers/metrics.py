@@ -11,7 +11,7 @@ from interlace_workers import steps
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 #: Why a job came to nothing inside its sandbox.
-FAILURES = ("raised", "wall_seconds", "memory_bytes", "broken_frame", "died")
+FAILURES = ("raised", "wall_seconds", "memory_bytes", "broken_frame", "died", "cancelled")
 #: How a job left this replica: `refused` before it reached a sandbox; `not_stored` where the store did not take its
 #: result; `taken_away` when it was cancelled or had become another replica's; `given_back` when this one stopped;
 #: `apart` when it could not share a forward and went back to run alone;

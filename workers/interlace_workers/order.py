@@ -1,7 +1,7 @@
 """What the processes around a sandbox say to each other, as data."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,19 @@ class Loaded:
 
     n_params: int
     size_bytes: int
+    #: For a token to go forward once, as measured after loading; None where that was not tried.
+    token_seconds: float | None = None
     #: The sandbox's layers around each child, and why the others are missing.
     layers: list[str] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
 
 
+Use = Literal["adapter", "edit", "input", "checkpoint"]
+
+
 @dataclass(frozen=True)
 class Adapter:
-    """One adapter, as a child sees it. Beside it comes a sealed descriptor: its configuration, then its tensors."""
+    """One artifact, as a child sees it. Beside it comes a sealed descriptor: its configuration, then its tensors."""
 
     #: `artifact.ArtifactKind`.
     kind: str
@@ -50,6 +55,20 @@ class Adapter:
     #: Bytes of the configuration; a safetensors file follows at once.
     config_bytes: int
     weight: float = 1.0
+    #: What it is there for: to be attached, to be on as an addition, to be opened by a method, to go on from.
+    use: Use = "adapter"
+
+
+@dataclass(frozen=True)
+class MethodOrder:
+    """What the child of a method knows beside its payload. Beside it come descriptors for artifacts and checkpoints."""
+
+    #: What the ids of its artifacts are made of.
+    nonce: str
+    #: Of all its artifacts together.
+    artifact_bytes: int
+    checkpoint_bytes: int
+    checkpoint_seconds: float
 
 
 @dataclass(frozen=True)
@@ -65,12 +84,16 @@ class Order:
     streamed_values: int = 0
     offered_bytes: int = 0
     cpu_seconds: float = 0.0
-    #: To be attached first; their descriptors come last.
+    #: Their descriptors come last.
     adapters: tuple[Adapter, ...] = ()
+    #: None for a trace.
+    method: MethodOrder | None = None
 
     def as_message(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def of_message(cls, message: dict[str, Any]) -> "Order":
-        return cls(**{**message, "adapters": tuple(Adapter(**one) for one in message["adapters"])})
+        adapters, method = message["adapters"], message["method"]
+        parts = {"adapters": tuple(Adapter(**one) for one in adapters), "method": method and MethodOrder(**method)}
+        return cls(**{**message, **parts})

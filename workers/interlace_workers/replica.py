@@ -9,6 +9,7 @@ import os
 import socket
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, TypeVar
 
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -16,7 +17,7 @@ from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from interlace.protocol.event import Ended
-from interlace.protocol.job import JobState
+from interlace.protocol.job import JobKind, JobState
 from interlace.protocol.model import ModelKey
 from interlace_state import log
 from interlace_state.config import Config
@@ -69,7 +70,7 @@ class Replica:
         #: By tenant: jobs to run alone before the next try, where none could share.
         self._unlike: dict[str, int] = {}
         #: By job and fence: after a silence, a job may be given to the replica that still runs it.
-        self._running: dict[tuple[str, int], tuple[Lease, asyncio.Task[Ended]]] = {}
+        self._running: dict[tuple[str, int], tuple[Lease, asyncio.Task[Ended], Attempt]] = {}
 
     async def serve(self, stop: asyncio.Event) -> None:
         """Load the model, work until ``stop``, let running jobs end.
@@ -107,6 +108,8 @@ class Replica:
         await self._state.models.publish(hosted.card.model_copy(update=facts))
         await self._state.models.publish_environment(await describing)
         self._telemetry.loaded(loaded)
+        if loaded.token_seconds is not None and await self._state.models.speed(self._key) is None:
+            await self._state.models.measured(self._key, loaded.token_seconds)
         self._ready = True
         await self._say_alive()
 
@@ -193,7 +196,7 @@ class Replica:
         self._stop(lease.job.id)  # what is left of it here has lost its lease
         attempt = Attempt(self._state, runner, lease, self._insist, watch, self._adapters)
         executing = asyncio.create_task(attempt.run(), name=f"job {lease.job.id}")
-        self._running[lease.job.id, lease.fence] = (lease, executing)
+        self._running[lease.job.id, lease.fence] = (lease, executing, attempt)
         try:
             await asyncio.wait({executing})
             # An ExecutorLost passes: the lease lapses, and counts, as a job that takes its model down must.
@@ -218,6 +221,8 @@ class Replica:
             watch.ended(end.state)
             with log.instead_of(Exception, "payload_kept"):  # the collector comes by
                 await self._state.results.delete_payload(job.id)
+                if job.kind is JobKind.METHOD and end.state is JobState.COMPLETED:
+                    await self._state.checkpoints.delete(job.id)
         else:
             await self._forget_if_over(job.id)
 
@@ -243,23 +248,27 @@ class Replica:
         pause = min(HEARTBEAT, self._config.lifetimes.lease / 3)
         while True:
             await self._insist(self._say_alive)
-            for lease, executing in list(self._running.values()):
+            for lease, executing, attempt in list(self._running.values()):
                 if not await self._renew(lease):
                     executing.cancel()
+                elif attempt.can_stop and await self._insist(partial(self._state.queue.is_stopping, lease.job.id)):
+                    attempt.stop()
             await asyncio.sleep(pause)
 
     async def _heed_cancellations(self) -> None:
         """Stop jobs at once that somebody cancels. One that is missed is found when its lease is to be renewed."""
         while True:
             with contextlib.suppress(RedisConnectionError, RedisTimeoutError):
-                async for job_id in self._state.queue.cancelled():
-                    self._stop(job_id)
+                async for job_id, gently in self._state.queue.cancelled():
+                    self._stop(job_id, gently=gently)
             await asyncio.sleep(_PAUSE)
 
-    def _stop(self, job_id: str) -> None:
-        """Cancel what runs here of a job."""
-        for lease, executing in list(self._running.values()):
-            if lease.job.id == job_id:
+    def _stop(self, job_id: str, *, gently: bool = False) -> None:
+        """Cancel what runs here of a job; gently: let it end with what it has."""
+        for lease, executing, attempt in list(self._running.values()):
+            if lease.job.id == job_id and gently:
+                attempt.stop()
+            elif lease.job.id == job_id:
                 executing.cancel()
 
     async def _renew(self, lease: Lease) -> bool:

@@ -7,9 +7,13 @@ A method is a folder: `spec.py` declares it, without torch, so that a gateway ca
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
+from itertools import chain
+from math import isfinite
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator
+
+from interlace.protocol.method import Envelope
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,7 +45,7 @@ class Citation(BaseModel):
 class Metric(BaseModel):
     """One number, and what is needed to read it."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
     name: str
     value: float
@@ -57,7 +61,7 @@ class Metric(BaseModel):
 
 
 class Table(BaseModel):
-    """Rows under named columns; `interlace.Result` shows it as a pandas frame."""
+    """Rows under named columns. What is no finite number is None there: JSON has no other word for it."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -65,17 +69,55 @@ class Table(BaseModel):
     columns: tuple[str, ...]
     rows: tuple[tuple[float | int | str | bool | None, ...], ...]
 
+    @field_validator("rows")
+    @classmethod
+    def _finite(cls, rows: tuple[tuple[Any, ...], ...]) -> tuple[tuple[Any, ...], ...]:
+        if all(map(_is_plain, chain.from_iterable(rows))):
+            return rows
+        return tuple(tuple(one if _is_plain(one) else None for one in row) for row in rows)
+
+    def frame(self) -> Any:
+        """As a pandas frame; needs `interlace[pictures]`."""
+        return import_module("pandas").DataFrame(self.rows, columns=list(self.columns))
+
+
+def _is_plain(value: object) -> bool:
+    return not isinstance(value, float) or isfinite(value)
+
 
 class Result(BaseModel):
     """What a method gives. A method adds fields of its own; large arrays are artifacts, which it names here."""
 
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True, ser_json_inf_nan="strings")
 
     metrics: tuple[Metric, ...] = ()
     tables: tuple[Table, ...] = ()
     artifacts: tuple[ArtifactName, ...] = ()
     """What `Report.artifact` gave, in its order."""
     warnings: tuple[str, ...] = ()
+    _envelope: Envelope | None = PrivateAttr(None)
+
+    @property
+    def envelope(self) -> Envelope | None:
+        """What the server says beside it: where it comes from and what it cost. None for a run on one's own machine."""
+        return self._envelope
+
+    def in_envelope(self, envelope: Envelope) -> None:
+        """Say what it came in."""
+        self._envelope = envelope
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both say the same, whatever they came in."""
+        return type(other) is type(self) and self.__dict__ == other.__dict__
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def plot(self, **how: Any) -> Any:
+        """The method's picture of it, a figure of matplotlib (`interlace[pictures]`). Raises LookupError for none."""
+        spec: Spec = import_module("interlace.methods").of_result(type(self))
+        if not spec.plot:
+            raise LookupError(f"{spec.ref} has no picture; its numbers are in `metrics` and `tables`")
+        return _named(spec.plot)(self, **how)
 
     def metric(self, name: str, split: str = "") -> Metric:
         """The metric of a name. Raises KeyError, which lists those that there are."""
@@ -148,7 +190,7 @@ class Report(Protocol):
 
     @property
     def stopping(self) -> bool:
-        """Whether somebody has cancelled: end soon, and give what there is, with a word of it in `warnings`."""
+        """Whether somebody has cancelled: end in seconds, and give what there is, with a word of it in `warnings`."""
 
     def progress(self, step: int, of: int | None = None, **metrics: float) -> None:
         """Tell how far it is: ``step`` are done. Cheap; not every call is told."""
@@ -167,7 +209,8 @@ class Report(Protocol):
     ) -> ArtifactName:
         """Keep something: tensors as safetensors (contiguous, on the CPU), and a configuration as JSON.
 
-        Gives what names it. How the two are laid out in files is the kind's (`protocol.artifact`).
+        Gives what names it. How the two are laid out in files is the kind's (`protocol.artifact`). In a job all are
+        stored at its end, or none: what came before a checkpoint is gone if the worker is lost after it.
         """
 
     def checkpoint(self, step: int, tensors: "Mapping[str, Tensor]", state: Mapping[str, Any]) -> None:
@@ -204,6 +247,9 @@ class Spec:
     #: The page of it, for people: a path in the documentation, or a URL.
     page: str = ""
 
+    #: `module:function` that draws a result: `function(result, **how) -> Figure`.
+    plot: str = ""
+
     @property
     def ref(self) -> str:
         """`NAME@VERSION`, which a job names."""
@@ -211,6 +257,11 @@ class Spec:
 
     def load(self) -> Run:
         """The function itself."""
-        module, _, name = self.run.partition(":")
-        run: Run = getattr(import_module(module), name)
+        run: Run = _named(self.run)
         return run
+
+
+def _named(place: str) -> Any:
+    """What `module:function` names."""
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)

@@ -54,7 +54,7 @@ def check_peft(config: bytes, header: Header, most_rank: int) -> Facts:
     if said.get("megatron_config") is not None:
         raise InvalidArtifact(f"`megatron_config` in {CONFIG} is set; it must be null here.")
     rank = _check_ranks(said, most_rank)
-    _check_tensors(header, WEIGHTS["peft"])
+    check_tensors(header, WEIGHTS["peft"])
     strange = [name for name in header.tensors if not name.startswith(_PREFIX)]
     if strange:
         raise InvalidArtifact(
@@ -70,7 +70,7 @@ def check_peft(config: bytes, header: Header, most_rank: int) -> Facts:
 
 def check_diffusers(header: Header) -> Facts:
     """Raises InvalidArtifact unless these can be a LoRA's tensors in one of the layouts that diffusers reads."""
-    _check_tensors(header, WEIGHTS["diffusers-lora"])
+    check_tensors(header, WEIGHTS["diffusers-lora"])
     strange = [name for name in header.tensors if "lora" not in name and not name.endswith((".alpha", ".dora_scale"))]
     if strange:
         raise InvalidArtifact(f"{strange[0]} in {WEIGHTS['diffusers-lora']} is no tensor of a LoRA.")
@@ -79,14 +79,19 @@ def check_diffusers(header: Header) -> Facts:
 
 def parse_config(data: bytes) -> dict[str, Any]:
     """`adapter_config.json` as an object. Raises InvalidArtifact."""
-    if len(data) > LONGEST_CONFIG:
-        raise InvalidArtifact(f"{CONFIG} has {len(data):,} bytes; at most {LONGEST_CONFIG:,} are read.")
+    return parse_object(data, CONFIG, LONGEST_CONFIG)
+
+
+def parse_object(data: bytes, name: str, longest: int) -> dict[str, Any]:
+    """A JSON object. Raises InvalidArtifact, with ``name``."""
+    if len(data) > longest:
+        raise InvalidArtifact(f"{name} has {len(data):,} bytes; at most {longest:,} are read.")
     try:
         said = json.loads(data, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        raise InvalidArtifact(f"{CONFIG} is no JSON: {error}.") from None
+        raise InvalidArtifact(f"{name} is no JSON: {error}.") from None
     if not isinstance(said, dict):
-        raise InvalidArtifact(f"{CONFIG} is no JSON object.")
+        raise InvalidArtifact(f"{name} is no JSON object.")
     return said
 
 
@@ -124,7 +129,7 @@ def _over_rank(what: str, most: int) -> InvalidArtifact:
     )
 
 
-def _check_tensors(header: Header, name: str) -> None:
+def check_tensors(header: Header, name: str) -> None:
     if not header.tensors:
         raise InvalidArtifact(f"{name} holds no tensor.")
     for key, tensor in header.tensors.items():

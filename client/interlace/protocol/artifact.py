@@ -8,18 +8,14 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from interlace.protocol.errors import InvalidRequest
 from interlace.protocol.model import is_repo_id
 
-ArtifactKind = Literal["peft", "diffusers-lora"]
+ArtifactKind = Literal["peft", "diffusers-lora", "edit", "sae", "probe", "data", "texts"]
+KIND: TypeAdapter[ArtifactKind] = TypeAdapter(ArtifactKind)
 ARTIFACT_ID = r"[0-9a-f]{16}"
-#: The files of each kind: those that must be there, and those that may.
-FILES: dict[str, tuple[frozenset[str], frozenset[str]]] = {
-    "peft": (frozenset({"adapter_config.json", "adapter_model.safetensors"}), frozenset()),
-    "diffusers-lora": (frozenset({"pytorch_lora_weights.safetensors"}), frozenset()),
-}
 MANIFEST = "manifest.json"
 
 
@@ -46,8 +42,16 @@ LAYOUTS = {
     # `{"texts": [...]}`.
     "texts": Layout(None, "texts.json"),
 }
+#: The files of each kind: those that must be there, and those that may.
+FILES: dict[str, tuple[frozenset[str], frozenset[str]]] = {
+    kind: (frozenset(name for name in (layout.tensors, layout.config) if name is not None), frozenset())
+    for kind, layout in LAYOUTS.items()
+}
 #: The file of a kind that holds its tensors.
-WEIGHTS = {"peft": "adapter_model.safetensors", "diffusers-lora": "pytorch_lora_weights.safetensors"}
+WEIGHTS = {kind: layout.tensors for kind, layout in LAYOUTS.items() if layout.tensors is not None}
+#: Kinds that can be on while a model runs, as additions to what its modules give.
+EDITS = ("edit", "peft")
+MOST_EDITS = 32
 CONFIG = "adapter_config.json"
 LONGEST_NAME = 256  # characters of what names an adapter
 _ARTIFACT = re.compile(rf"artifact:({ARTIFACT_ID})(?:@([0-9a-f]{{8,64}}))?")
@@ -76,6 +80,23 @@ class Base(BaseModel):
     commit: str | None = None
 
 
+class Lineage(BaseModel):
+    """What has made an artifact."""
+
+    model_config = ConfigDict(frozen=True)
+
+    job: str
+    #: `NAME@VERSION`.
+    method: str
+    #: The model's canonical key, and the commit of its weights.
+    model: str
+    commit: str
+    #: Of the parameters with every default filled in.
+    params_sha256: str
+    #: Artifacts that the job was given, edits too: `artifact:ID@HASH`.
+    parents: tuple[str, ...] = ()
+
+
 class Artifact(BaseModel):
     """The manifest. It lies beside the files, and what is known of the artifact can be had from it alone."""
 
@@ -99,6 +120,8 @@ class Artifact(BaseModel):
     n_params: int
     #: What is told of an adapter of this kind, such as `peft_type` and `rank`.
     facts: dict[str, Any] = Field(default_factory=dict)
+    #: None for what was uploaded.
+    lineage: Lineage | None = None
     visibility: Literal["private"] = "private"
 
     @property
@@ -179,6 +202,24 @@ def wanted(env: dict[str, Any]) -> tuple[Wanted, ...]:
             raise InvalidRequest(f"`{field}.weight` is {str(weight)[:32]}; expected a number up to {_MOST_WEIGHT:g}.")
         found.append(Wanted(AdapterRef.parse(one["adapter"], f"{field}.adapter"), "diffusers-lora", float(weight)))
     return tuple(found)
+
+
+def edits_of(env: dict[str, Any]) -> tuple[AdapterRef, ...]:
+    """The artifacts that a request's `env.edits` names. Raises InvalidRequest."""
+    edits = env.get("edits")
+    if edits is None:
+        return ()
+    if not isinstance(edits, list) or len(edits) > MOST_EDITS:
+        raise InvalidRequest(f"`env.edits` must be a list of up to {MOST_EDITS} artifacts.")
+    return tuple(edit_ref(one, f"env.edits[{number}]") for number, one in enumerate(edits))
+
+
+def edit_ref(text: object, field: str) -> AdapterRef:
+    """The artifact that an edit is. Raises InvalidRequest for what is none."""
+    ref = AdapterRef.parse(text, field)
+    if ref.place != "artifact":
+        raise InvalidRequest(f"`{field}` is {ref.text[:96]!r}; expected artifact:ID of an edit or a PEFT adapter.")
+    return ref
 
 
 _MOST_WEIGHT = 1000.0

@@ -14,6 +14,7 @@
   x UnknownValue            404
   x UnknownReplica          404
   x UnknownArtifact         404
+  x UnknownMethod           404
   x ModelFailed             503  the model could not be loaded
   x ModelComing             503  the model's files are being fetched
   x SessionRefused          409
@@ -159,6 +160,19 @@ class UnknownArtifact(InterlaceError):
         super().__init__(
             f"There is no artifact {artifact_id[:96]} that is yours: it never was, or has been deleted. "
             "`interlace artifacts list` shows those that are there."
+        )
+
+
+class UnknownMethod(InterlaceError):
+    """No such method is installed here."""
+
+    code = "unknown_method"
+    http_status = 404
+
+    def __init__(self, wanted: str, installed: Sequence[str]) -> None:
+        super().__init__(
+            f"No method {wanted[:96]} is installed on this server. There are: {', '.join(installed) or 'none'}. "
+            "`interlace methods` shows them; a package that has more is installed beside the server."
         )
 
 

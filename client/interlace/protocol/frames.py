@@ -27,6 +27,10 @@ class FrameKind(IntEnum):
     VALUE = 4
     #: How far the job is. Body: a `Progress` of `event.py`, as JSON.
     PROGRESS = 5
+    #: A method has given an artifact. Body: a `Given` of `given.py`, as JSON.
+    ARTIFACT = 6
+    #: A method has laid down where it stands. Body: a `Kept` of `given.py`, as JSON.
+    CHECKPOINT = 7
 
 
 class Frame(NamedTuple):

@@ -9,7 +9,17 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from interlace.protocol.method import MethodCall
 from interlace.protocol.model import ModelKey
+
+
+class JobKind(StrEnum):
+    """What a payload is."""
+
+    #: What nnsight serializes.
+    TRACE = "trace"
+    #: A method's parameters, as JSON.
+    METHOD = "method"
 
 
 class JobState(StrEnum):
@@ -58,7 +68,9 @@ class Job(BaseModel):
     id: str
     tenant: str
     model: ModelKey
-    kind: str = "trace"
+    kind: JobKind = JobKind.TRACE
+    #: Of a method's job.
+    method: MethodCall | None = None
     #: Whether payload and result are zstd frames.
     compress: bool
     #: nnsight's per-request model environment, e.g. ``{"attn_implementation": "sdpa"}``.

@@ -2,6 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from interlace.protocol.event import Progress
 from interlace.protocol.job import Cost, JobState
 
 
@@ -27,6 +28,8 @@ class JobView(BaseModel):
     model: str
     #: The model's short name, which is unique also where two revisions of one repository are hosted.
     slug: str
+    #: `NAME@VERSION` of a method's job; None for a trace.
+    method: str | None = None
     state: JobState
     #: One sentence for people, or what went wrong.
     text: str = ""
@@ -36,11 +39,13 @@ class JobView(BaseModel):
     ended: float | None = None
     #: How many workers have had it and not given it back.
     attempts: int = 0
+    #: How far it is, while it runs and where it says so.
+    progress: Progress | None = None
     #: None unless it waits.
     place: Standing | None = None
     #: None until it has ended.
     cost: Cost | None = None
-    #: Bytes of the stored result; None unless it is completed.
+    #: Bytes of the stored result; None for a job that has none.
     result_size: int | None = None
 
 

@@ -9,7 +9,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from interlace.protocol.artifact import wanted
+from interlace.protocol.artifact import edits_of, wanted
 from interlace.protocol.errors import (
     ClientTooOld,
     InterlaceError,
@@ -47,9 +47,10 @@ class Door:
             return
         headers = Headers(scope=scope)
         try:
-            if scope["method"] == "POST" and scope["path"].rstrip("/").endswith("/request"):
-                if self._drain.refusing:
-                    raise ShuttingDown
+            where = scope["path"].rstrip("/") if scope["method"] == "POST" else ""
+            if where.endswith(("/request", "/v1/jobs")) and self._drain.refusing:
+                raise ShuttingDown
+            if where.endswith("/request"):
                 check_client(headers, self._config.gateway)
             body = Body(receive, *self._most_bytes(scope), self._config.gateway.stall_seconds)
             body.check(headers)
@@ -68,6 +69,8 @@ class Door:
         limits = caller.limits if caller else self._config.limits
         if scope["path"].rstrip("/") == "/v1/artifacts":
             return int(limits.artifact_bytes) + _FORM_BYTES, "limits.artifact_bytes"
+        if scope["path"].rstrip("/") == "/v1/jobs":
+            return self._config.methods.request_bytes, "methods.request_bytes"
         return int(limits.payload_bytes), "limits.payload_bytes"
 
 
@@ -146,10 +149,11 @@ def _numbers(version: str) -> list[int]:
 
 def check_env(env: dict[str, Any]) -> None:
     """Raises InvalidRequest for a model environment that no model has."""
-    unknown = sorted(set(env) - {"attn_implementation", "lora", "peft"})
+    unknown = sorted(set(env) - {"attn_implementation", "edits", "lora", "peft"})
     if unknown:
-        raise InvalidRequest(f"`env` has unknown keys {unknown}; allowed are: attn_implementation, lora, peft.")
+        raise InvalidRequest(f"`env` has unknown keys {unknown}; allowed are: attn_implementation, edits, lora, peft.")
     wanted(env)
+    edits_of(env)
     attention = env.get("attn_implementation")
     if not (attention is None or isinstance(attention, str)) or attention not in _ATTENTION:
         allowed = ", ".join("null" if name is None else name for name in _ATTENTION)

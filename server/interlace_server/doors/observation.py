@@ -59,7 +59,7 @@ class Observation:
 
     def _span(self, scope: Scope, parent: str) -> Span:
         """The request that brings a job has one."""
-        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] == "/request":
+        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in ("/request", "/v1/jobs"):
             return self._tracing.begin("submit", parent, kind="SERVER")
         return Span(parent)
 

@@ -97,18 +97,24 @@ async def delete_job(
 ) -> Response | JobView:
     """Cancel a job that waits or runs: its last event says so, and it is shown.
 
-    Forget one that has ended, at once: its result, payload, events and record go, and its id is unknown from then on.
+    A method that runs is first asked to end with what it has, which is then the cancelled job's result; ask again to
+    stop it at once. Forget a job that has ended, at once: its result, payload, events and record go, and its id is
+    unknown from then on.
     """
     state = gateway.state
     job = await state.jobs.show(job_id, _reach(caller))
     by = "its owner" if caller.tenant == job.tenant else "an operator"
-    if await state.queue.cancel(job_id, f"The job was cancelled by {by}."):
+    if job.method is not None and await state.queue.stop(job_id, f"Cancelled by {by}: it ends with what it has."):
+        _note(gateway, caller, "job cancelled", job)
+        forget = False
+    elif await state.queue.cancel(job_id, f"The job was cancelled by {by}."):
         await state.results.delete_payload(job_id)
         _note(gateway, caller, "job cancelled", job)
         forget = False
     if not forget:
         return await state.jobs.show(job_id, _reach(caller))
     await state.results.delete(job_id)
+    await state.checkpoints.delete(job_id)
     await state.jobs.forget(job)  # after its bytes: whoever is interrupted here finds the job again, and repeats
     _note(gateway, caller, "job deleted", job)
     return Response(status_code=204)
@@ -123,12 +129,14 @@ def _note(gateway: Gateway, caller: Caller, action: str, job: JobView) -> None:
     "/{job_id}/result", response_class=StreamingResponse, responses=BYTES | refusals(401, 404, 409, 422, 429, 503)
 )
 async def job_result(job_id: _JobId, caller: TheCaller, request: Request, gateway: TheGateway) -> Response:
-    """Stream the result of a completed job of one's own; it is not for other tenants, admins included.
+    """Stream the result of a job of one's own; it is not for other tenants, admins included.
+
+    Completed jobs have one, and of methods those that were cancelled and ended with what they had.
 
     `Range` fetches the rest of one that broke off.
     """
     job = await gateway.state.jobs.show(job_id, caller.tenant)
-    if job.state is not JobState.COMPLETED:
+    if job.result_size is None:
         raise NotCompleted(f"Job {job_id} is {job.state}: only a completed job has a result. {job.text}".rstrip())
     return await deliver(gateway, request, job_id)
 

@@ -5,8 +5,6 @@ process has no files. Paths into the model stay as they are with the adapter on 
 nnsight leaves an adapter's dropout on, and so its values to chance; here it is off, as in the rest of the model.
 """
 
-import mmap
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,13 +18,12 @@ from peft.functional import cast_adapter_dtype
 
 from interlace.protocol.adapter import parse_config
 from interlace.protocol.errors import AdapterRefused
-from interlace.protocol.safetensors import Header, read_header
 from interlace_workers.child import lora
 from interlace_workers.child.lora import Lora, out_of_memory
 from interlace_workers.child.model import HostedModel, persistent_of
+from interlace_workers.child.opened import read
 from interlace_workers.order import Adapter
 
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _PREFIX = "base_model.model."
 _LONGEST = 1000  # characters of a reason
 _SHOWN = 3  # of names that have no place
@@ -34,12 +31,13 @@ _SHOWN = 3  # of names that have no place
 
 def apply(model: HostedModel, adapters: Sequence[Adapter], fds: Sequence[int]) -> HostedModel:
     """The model with its adapters, each behind a descriptor, which is closed. Raises AdapterRefused."""
-    if not adapters:
+    attached = [(adapter, fd) for adapter, fd in zip(adapters, fds, strict=True) if adapter.use == "adapter"]
+    if not attached:
         return model
     tree = model.model
     loras = []
-    for adapter, fd in zip(adapters, fds, strict=True):
-        config, header, tensors = _read(adapter, fd)
+    for adapter, fd in attached:
+        config, header, tensors = read(adapter, fd)
         if adapter.kind == "peft":
             attach(tree, adapter.name, config, tensors)
         else:
@@ -100,21 +98,3 @@ def _called(module: Any) -> str:
 def _some(names: list[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return f"{', '.join(names[:_SHOWN])}{more}. Was it made for another model, or for another `task`?"
-
-
-def _read(adapter: Adapter, fd: int) -> tuple[bytes, Header, dict[str, torch.Tensor]]:
-    """What lies behind a descriptor, which is closed; its tensors are views of a private mapping. Or MemoryError."""
-    with open(fd, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        try:
-            mapped = mmap.mmap(fd, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
-        except OSError as error:
-            raise MemoryError(f"adapter {adapter.name} has {size:,} bytes: {error.strerror}") from None
-    config = mapped.read(adapter.config_bytes)
-    header = read_header(mapped, size - adapter.config_bytes, adapter.name)  # type: ignore[arg-type]  # it reads alike
-    start = adapter.config_bytes + header.data_start
-    tensors = {}
-    for name, one in header.tensors.items():
-        flat = torch.frombuffer(mapped, dtype=_DTYPES[one.dtype], count=one.numbers, offset=start + one.start)
-        tensors[name] = flat.reshape(one.shape)
-    return config, header, tensors

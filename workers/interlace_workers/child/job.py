@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TextIO
 
 import numpy
@@ -20,7 +20,7 @@ from interlace import receiving
 from interlace.protocol import frames
 from interlace.protocol.frames import FrameKind
 from interlace_workers import channel, steps
-from interlace_workers.child import environment, merged, output, packing, progress, trace, warm
+from interlace_workers.child import edits, environment, merged, method, output, packing, progress, trace, warm
 from interlace_workers.child.model import HostedModel
 from interlace_workers.child.saves import Watch
 from interlace_workers.child.values import Outlet
@@ -40,36 +40,41 @@ def main(end: socket.socket, model: HostedModel, sandbox: Sandbox, slot: int) ->
     end.close()
     if "orders" in message:
         _share(model, [Order.of_message(order) for order in message["orders"]], fds, space)
-    order, (payload, result, events, logs, values, *adapters) = Order.of_message(message), fds
+    order, (payload, result, events, logs, values, *more) = Order.of_message(message), fds
     listen_to(logs)
     # A write over the limit shall be an OSError that names itself, not the end of the process.
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    limit(space, order.memory_bytes, packing.most_bytes(order.result_bytes), order.cpu_seconds)
-    perform(model, order, payload, result, events, values, adapters)
+    limit(space, order.memory_bytes, _most_file_bytes(order), order.cpu_seconds)
+    perform(model, order, payload, result, events, values, more)
     _wait_for_the_end()
 
 
+def _most_file_bytes(order: Order) -> int:
+    """Bytes of the longest file that an order may write."""
+    most = packing.most_bytes(order.result_bytes)
+    if order.method is None:
+        return most
+    return max(most, order.method.artifact_bytes, 2 * order.method.checkpoint_bytes + (16 << 20))
+
+
 def perform(
-    model: HostedModel, order: Order, payload: int, result: int, events: int, values: int, adapters: Sequence[int]
+    model: HostedModel, order: Order, payload: int, result: int, events: int, values: int, more: Sequence[int]
 ) -> None:
-    """Run one order, and tell how it went; `listen_to` comes first, and both outputs are closed at the end."""
-    outlet = Outlet(values, events, order)
-    times = [time.perf_counter()]
+    """Run one order, and tell how it went; `listen_to` comes first, and both outputs are closed at the end.
+
+    ``more``: descriptors of the order's artifacts; for a method one for its checkpoints before them.
+    """
+
+    def running() -> None:
+        if not gc.isenabled():  # `_keep_what_is_there`
+            gc.freeze()
+            gc.enable()
+        _tell(events, FrameKind.RUNNING)
+
+    run = _trace if order.method is None else method.perform
     try:
-        with Watch(outlet).watching():
-            model = environment.prepare(model, order, adapters)
-            tracer = trace.read(model, order, payload)
-            times.append(time.perf_counter())
-            if not gc.isenabled():  # `_keep_what_is_there`
-                gc.freeze()
-                gc.enable()
-            _tell(events, FrameKind.RUNNING)
-            with receiving(outlet.stream), progress.telling(events):
-                saved = trace.run(model, tracer)
-            times.append(time.perf_counter())
-            output.write(saved, result, order)
-            times.append(time.perf_counter())
+        times = run(model, order, payload, result, events, values, more, running)
     except BaseException as error:  # noqa: BLE001 - the edge of user code: whatever it raised is its result
         failure = trace.explain(error)
         _close_logs()
@@ -77,6 +82,33 @@ def perform(
     else:
         _close_logs()
         _tell(events, FrameKind.DONE, steps.encode(times))
+
+
+def _trace(
+    model: HostedModel,
+    order: Order,
+    payload: int,
+    result: int,
+    events: int,
+    values: int,
+    adapters: Sequence[int],
+    running: Callable[[], None],
+) -> list[float]:
+    """Run a trace; the times at which its parts ended."""
+    outlet = Outlet(values, events, order)
+    times = [time.perf_counter()]
+    with Watch(outlet).watching():
+        model = environment.prepare(model, order, adapters)
+        with edits.attached(model, order, adapters):
+            tracer = trace.read(model, order, payload)
+            times.append(time.perf_counter())
+            running()
+            with receiving(outlet.stream), progress.telling(events):
+                saved = trace.run(model, tracer)
+        times.append(time.perf_counter())
+        output.write(saved, result, order)
+        times.append(time.perf_counter())
+    return times
 
 
 def listen_to(logs: int) -> None:

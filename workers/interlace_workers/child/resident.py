@@ -67,14 +67,14 @@ def _run(end: socket, model: HostedModel) -> None:
         message, fds = channel.receive(end)
     except EOFError:
         return
-    payload, result, events, logs, values, *adapters = fds
+    payload, result, events, logs, values, *more = fds
     seed = int.from_bytes(os.urandom(8), "big")
     torch.manual_seed(seed)
     random.seed(seed)
     numpy.random.seed(seed % 2**32)
     job.listen_to(logs)
     with adapter.taken_out(model.model), pipeline.kept(model.model) if model.is_pipeline else nullcontext():
-        job.perform(model, Order.of_message(message), payload, result, events, values, adapters)
+        job.perform(model, Order.of_message(message), payload, result, events, values, more)
     for fd in (events, values):
         os.close(fd)
 

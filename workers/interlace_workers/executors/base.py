@@ -7,6 +7,7 @@ from typing import BinaryIO, Protocol
 
 from interlace.protocol.event import Progress
 from interlace.protocol.job import Cost, Job
+from interlace_workers.executors.given import Artifact, Checkpoint
 from interlace_workers.executors.values import Streamed
 from interlace_workers.order import Adapter, Loaded
 
@@ -58,12 +59,12 @@ class Failed:
     crashed: bool = False
 
 
-Happening = Started | Printed | Progress | Streamed | Done | Failed
+Happening = Started | Printed | Progress | Streamed | Artifact | Checkpoint | Done | Failed
 
 
 @dataclass(frozen=True)
 class Sealed:
-    """An adapter in memory, which whoever gets a descriptor of it can read and nobody can change."""
+    """An artifact in memory, which whoever gets a descriptor of it can read and nobody can change."""
 
     adapter: Adapter
     #: Equal for equal contents, whatever a request calls them.
@@ -83,6 +84,9 @@ class Runner(Protocol):
         Raises ExecutorLost if the model's process is gone: the job was not at fault and may run again. Raises Apart
         if it cannot share.
         """
+
+    def cut_short(self, job_id: str) -> None:
+        """Ask a method's job that runs to end with what it has; where it does not in time, it is ended."""
 
     def give_up(self) -> None:
         """The job does not run, or has ended: nobody waits for it. May be called in any case."""

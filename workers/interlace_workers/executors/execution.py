@@ -5,26 +5,28 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from interlace.protocol import frames
 from interlace.protocol.errors import LimitExceeded
 from interlace.protocol.frames import BrokenFrame, Frame, FrameKind
-from interlace.protocol.job import Cost, Job, Limits
+from interlace.protocol.job import Cost, Job
 from interlace_workers import channel, steps
 from interlace_workers.executors import proc
 from interlace_workers.executors.base import Done, ExecutorLost, Failed, Happening, Printed, Sealed, Started, Step
 from interlace_workers.executors.cgroup import JobGroup
+from interlace_workers.executors.given import Outbox
 from interlace_workers.executors.memory import MemoryWatch
 from interlace_workers.executors.pace import Pace
+from interlace_workers.executors.pipe import Pipe
 from interlace_workers.executors.values import Inlet
 from interlace_workers.executors.zygote_process import Child, Exit
 from interlace_workers.order import Order
 
 _LOOK = 0.05  # seconds between two looks at what a job uses
-_READ = 64 << 10  # bytes
 _LONGEST_LINE = 16 << 10  # bytes
 #: How long the last output of a job that has said how it ended may take to arrive.
 _LAST_WORDS_SECONDS = 1.0
@@ -33,6 +35,8 @@ _BEGIN_SECONDS = 0.05  # that output waits for the word that the job has begun
 _AHEAD = 64
 #: What an empty line counts against the limit of output, for it costs an event like any other.
 _LEAST_LINE = 64  # bytes
+#: What a job tells between its start and its end.
+_NEWS = frozenset({FrameKind.VALUE, FrameKind.PROGRESS, FrameKind.ARTIFACT, FrameKind.CHECKPOINT})
 #: What may have led to a signal. An abort of process 1, which a job is, ends in SIGSEGV.
 _SIGNALS = {
     "SIGABRT": " (an abort of native code)",
@@ -44,16 +48,20 @@ _SIGNALS = {
 class Execution:
     """One job in one child: hands the order over, listens, keeps the limits."""
 
-    def __init__(self, child: Child, limits: Limits, memory: JobGroup | MemoryWatch | None = None) -> None:
+    def __init__(self, child: Child, job: Job, memory: JobGroup | MemoryWatch | None = None) -> None:
         """``memory`` is what counts the child's, where others of its jobs have it already."""
+        limits = job.limits
         self._child = child
+        self._job = job
         self._limits = limits
         self._resident_at_start = proc.resident_bytes(child.pid)
         self._memory = memory or memory_of(child, limits.memory_bytes)
         self._stopped: Failed | None = None
         self._started, self._started_at = time.monotonic(), time.time()
-        self._events, self._logs = _Pipe(), _Pipe()
+        self._events, self._logs = Pipe(), Pipe()
         self._values = Inlet(limits)
+        self._outbox = Outbox(job.method.allowance) if job.method is not None else None
+        self._stopping: asyncio.TimerHandle | None = None
         self._pace = Pace()
         self._happened: asyncio.Queue[Happening] = asyncio.Queue(_AHEAD)
         self._log_bytes_left = limits.log_bytes
@@ -63,7 +71,22 @@ class Execution:
         """Give the child its job; what it reads and writes travels as descriptors. Raises ExecutorLost."""
         with self.descriptors(payload, result) as fds:
             sealed = [one.file.fileno() for one in adapters]
-            send_order(self._child, order.as_message(), [*fds, self._values.open(result.parent), *sealed])
+            if self._outbox is None:
+                files = [self._values.open(result.parent)]
+            else:
+                order, files = replace(order, method=self._outbox.order), self._outbox.open(result.parent)
+            send_order(self._child, order.as_message(), [*fds, *files, *sealed])
+
+    def stop(self) -> None:
+        """Ask a method to end with what it has, and end it a while later."""
+        assert self._job.method is not None
+        if self._stopping is not None:
+            return
+        grace = self._job.method.allowance.cancel_grace
+        why = f"The job was cancelled, and did not end within {grace:g} s (`methods.cancel_grace`)."
+        self._stopping = asyncio.get_running_loop().call_later(grace, self._stop, "cancelled", why)
+        if self._begun.is_set():
+            self._child.ask_to_stop()
 
     @contextlib.contextmanager
     def descriptors(self, payload: bytes, result: Path) -> Iterator[list[int]]:
@@ -126,9 +149,13 @@ class Execution:
     def close(self) -> None:
         """End the child, if it has not ended, and let go of it."""
         self._child.kill()
+        if self._stopping is not None:
+            self._stopping.cancel()
         self._events.close()
         self._logs.close()
         self._values.close()
+        if self._outbox is not None:
+            self._outbox.close()
         self._child.close()
 
     async def _read_events(self, logs: "asyncio.Task[None]") -> Done | Failed:
@@ -138,14 +165,11 @@ class Execution:
         try:
             async for data in self._events.chunks():
                 for frame in reader.feed(data):
-                    if frame.kind in (FrameKind.VALUE, FrameKind.PROGRESS) and not started:
-                        raise BrokenFrame("news of a job that has not started")
-                    if frame.kind is FrameKind.VALUE:
-                        await self._happened.put(self._values.take(frame.body))
-                        continue
-                    if frame.kind is FrameKind.PROGRESS:
-                        if (told := self._pace.take(frame.body)) is not None:
-                            await self._happened.put(told)
+                    if frame.kind in _NEWS:
+                        if not started:
+                            raise BrokenFrame("news of a job that has not started")
+                        if (news := self._read_news(frame)) is not None:
+                            await self._happened.put(news)
                         continue
                     if frame.kind is not FrameKind.RUNNING:
                         await asyncio.wait({logs}, timeout=_LAST_WORDS_SECONDS)
@@ -155,6 +179,8 @@ class Execution:
                     started = True
                     await self._happened.put(self._started_by(frame))
                     self._begun.set()
+                    if self._stopping is not None:
+                        self._child.ask_to_stop()
         except LimitExceeded as error:  # forged: the child's own code stops before
             return self._failed(str(error), "broken_frame")
         except BrokenFrame:
@@ -167,6 +193,19 @@ class Execution:
         if self._memory.is_over():
             return Failed(text=self._too_much(), cost=self._cost(exit), reason="memory_bytes")
         return Failed(text=_died(exit.code), cost=self._cost(exit), reason="died", crashed=exit.code < 0)
+
+    def _read_news(self, frame: Frame) -> Happening | None:
+        """What a frame tells that is no end; None for what came too soon. Raises BrokenFrame, LimitExceeded."""
+        if frame.kind is FrameKind.PROGRESS:
+            return self._pace.take(frame.body)
+        if self._outbox is None:
+            if frame.kind is FrameKind.VALUE:
+                return self._values.take(frame.body)
+        elif frame.kind is FrameKind.ARTIFACT:
+            return self._outbox.given(frame.body)
+        elif frame.kind is FrameKind.CHECKPOINT:
+            return self._outbox.kept(frame.body)
+        raise BrokenFrame(f"{frame.kind.name} of a {self._job.kind}")
 
     def _started_by(self, frame: Frame) -> Started:
         return Started()
@@ -223,40 +262,6 @@ class Execution:
             cpu_seconds=round(max(0.0, used - self._child.cpu_before), 4),
             max_memory_usage=max(0, peak - self._resident_at_start),
         )
-
-
-class _Pipe:
-    """A pipe from a child, whose write end the child gets."""
-
-    def __init__(self) -> None:
-        self._read_end, self.write_end = os.pipe2(os.O_CLOEXEC)
-        os.set_blocking(self._read_end, False)
-        self._open = [self._read_end, self.write_end]
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """What comes out, until its writers are gone. Each piece gives the event loop a turn."""
-        loop = asyncio.get_running_loop()
-        while True:
-            readable = asyncio.Event()
-            # For one piece only: a reader that stays would spin while nobody takes what it announces.
-            loop.add_reader(self._read_end, readable.set)
-            try:
-                await readable.wait()
-            finally:
-                loop.remove_reader(self._read_end)
-            data = os.read(self._read_end, _READ)
-            if not data:
-                return
-            yield data
-
-    def close_write_end(self) -> None:
-        self._open.remove(self.write_end)
-        os.close(self.write_end)
-
-    def close(self) -> None:
-        for fd in self._open:
-            os.close(fd)
-        self._open.clear()
 
 
 def send_order(child: Child, message: dict[str, Any], fds: list[int]) -> None:

@@ -34,6 +34,7 @@ class ForkExecutor:
         self._spare: Spare | None = None
         #: Bytes that a child holds while it waits, a warm one and another; all of a kind have done the same until then.
         self._held: dict[bool, int] = {}
+        self._running: dict[str, Execution] = {}
 
     async def start(self) -> Loaded:
         self._groups = JobGroups.open()
@@ -63,7 +64,8 @@ class ForkExecutor:
         fork = Step("fork", asked, time.time())
         reason = "closed"
         try:
-            with contextlib.closing(Execution(child, job.limits)) as execution:
+            with contextlib.closing(Execution(child, job)) as execution:
+                self._running[job.id] = execution
                 execution.order(order_of(job, self.threads, adapters), payload, result, adapters)
                 async with contextlib.aclosing(execution.happenings()) as happenings:
                     async for happening in happenings:
@@ -74,8 +76,13 @@ class ForkExecutor:
                             happening = replace(happening, steps=(fork, *happening.steps))
                         yield happening
         finally:
+            self._running.pop(job.id, None)
             metrics.SANDBOX_KILLS.labels(reason).inc()
             self.fork_ahead()
+
+    def cut_short(self, job_id: str) -> None:
+        if job_id in self._running:
+            self._running[job_id].stop()
 
     def give_up(self) -> None:
         """Nobody waits."""

@@ -31,7 +31,7 @@ class Share(Execution):
     """One job's part in a child that it shares: its own pipes and result, and no say over the child's life."""
 
     def __init__(self, child: Child, job: Job, members: int, memory: JobGroup | MemoryWatch) -> None:
-        super().__init__(child, job.limits, memory)
+        super().__init__(child, job, memory)
         self._members = members
         #: Jobs in its forward, itself included, as the child says.
         self._merged = members
@@ -184,6 +184,9 @@ class Seat:
     def __init__(self, party: Party) -> None:
         self._party = party
         self._came = False
+
+    def cut_short(self, job_id: str) -> None:
+        """No method comes to a party."""
 
     def give_up(self) -> None:
         """The job does not come, or has ended: nobody waits for it. May be called in any case."""

@@ -51,6 +51,7 @@ class ResidentExecutor:
         self._zygote = zygote
         self._loaded: Loaded | None = None
         self._turn = asyncio.Lock()
+        self._running: dict[str, Execution] = {}
 
     async def start(self) -> Loaded:
         for _ in range(_LOADS):
@@ -81,7 +82,8 @@ class ResidentExecutor:
             began = Step("fork", asked, time.time())
             reason, started = "closed", False
             try:
-                with contextlib.closing(Execution(child, job.limits)) as execution:
+                with contextlib.closing(Execution(child, job)) as execution:
+                    self._running[job.id] = execution
                     execution.order(order_of(job, self._load.threads, adapters), payload, result, adapters)
                     async with contextlib.aclosing(execution.happenings()) as happenings:
                         async for happening in happenings:
@@ -97,11 +99,16 @@ class ResidentExecutor:
                 reason = "died"
                 yield Failed("The process that holds the model ended while your job ran in it.", Cost(), reason="died")
             finally:
+                self._running.pop(job.id, None)
                 metrics.SANDBOX_KILLS.labels(reason).inc()
 
     def party(self, seats: int) -> list[Runner]:
         """Each alone, in turn: jobs do not share a forward here."""
         return [self] * seats
+
+    def cut_short(self, job_id: str) -> None:
+        if job_id in self._running:
+            self._running[job_id].stop()
 
     def give_up(self) -> None:
         """Nobody waits."""

@@ -35,13 +35,17 @@ class Streamed:
 
     def copy(self, target: Path) -> None:
         """Write the value into a file, past our own memory. Raises BrokenFrame as `read`, and OSError."""
-        offset, left = self.offset, self.size
-        with target.open("wb", buffering=0) as file:
-            while left:
-                copied = os.sendfile(file.fileno(), self.file, offset, min(left, _CHUNK))
-                if copied == 0:
-                    raise BrokenFrame("the file of values was cut")
-                offset, left = offset + copied, left - copied
+        copy_out(self.file, self.offset, self.size, target)
+
+
+def copy_out(fd: int, offset: int, size: int, target: Path) -> None:
+    """Write some bytes of a child's file into another. Raises BrokenFrame where the child has cut it, and OSError."""
+    with target.open("wb", buffering=0) as file:
+        while size:
+            copied = os.sendfile(file.fileno(), fd, offset, min(size, _CHUNK))
+            if copied == 0:
+                raise BrokenFrame("a file of the child's was cut")
+            offset, size = offset + copied, size - copied
 
 
 class Inlet:

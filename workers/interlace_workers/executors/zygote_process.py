@@ -58,6 +58,11 @@ class Child:
         if self.group is not None:
             self.group.kill()
 
+    def ask_to_stop(self) -> None:
+        """Tell a method that runs in it to end soon."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, signal.SIGUSR1)
+
     def close(self) -> None:
         """Let go of a child that has ended or was killed; its group goes when the kernel is done with it."""
         if (group := self.group) is not None:

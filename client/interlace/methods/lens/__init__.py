@@ -1,0 +1,1 @@
+"""The logit lens: what a model would say after each of its blocks."""

@@ -1,0 +1,1 @@
+"""Causal tracing: which states of a forward carry a fact."""

@@ -1,0 +1,56 @@
+"""What the files of each kind of artifact must be, as far as it shows without a tensor library."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from interlace.protocol.adapter import Facts, check_diffusers, check_peft, check_tensors, parse_object
+from interlace.protocol.artifact import LAYOUTS
+from interlace.protocol.errors import InvalidArtifact
+from interlace.protocol.safetensors import Header
+
+#: Bytes of a kind's configuration, where it may be more than of an adapter's.
+LONGEST_CONFIGS = {"texts": 32 << 20, "data": 32 << 20, "probe": 4 << 20}
+_LONGEST = 1 << 20  # bytes
+_MOST_TEXTS = 1_000_000
+#: Of a configuration, what is told in the manifest where it is there and short.
+_TOLD = frozenset({"architecture", "d_in", "d_sae", "hook_name", "layer", "method", "site", "title"})
+_LONGEST_TOLD = 128  # characters
+
+
+def longest_config(kind: str) -> int:
+    """Bytes of a configuration of this kind."""
+    return LONGEST_CONFIGS.get(kind, _LONGEST)
+
+
+def check(kind: str, config: bytes, header: Header | None, max_rank: int) -> Facts:
+    """Raises InvalidArtifact unless these are the contents of such an artifact; ``config`` is empty for none."""
+    if kind == "peft":
+        assert header is not None
+        return check_peft(config, header, max_rank)
+    if kind == "diffusers-lora":
+        assert header is not None
+        return check_diffusers(header)
+    layout = LAYOUTS[kind]
+    said = parse_object(config, layout.config or "", longest_config(kind))
+    if kind == "texts":
+        return _check_texts(said)
+    assert header is not None
+    assert layout.tensors is not None
+    if kind != "data":  # labels are whole numbers, and a table may have no tensor at all
+        check_tensors(header, layout.tensors)
+    return Facts(
+        header.n_params, None, {name: said[name] for name in sorted(_TOLD & said.keys()) if _short(said[name])}
+    )
+
+
+def _check_texts(said: Mapping[str, Any]) -> Facts:
+    texts = said.get("texts")
+    if said.keys() != {"texts"} or not isinstance(texts, list) or not all(isinstance(one, str) for one in texts):
+        raise InvalidArtifact('texts.json must be {"texts": [...]}, a list of texts and nothing else.')
+    if not 0 < len(texts) <= _MOST_TEXTS:
+        raise InvalidArtifact(f"texts.json holds {len(texts):,} texts; expected 1 to {_MOST_TEXTS:,}.")
+    return Facts(0, None, {"texts": len(texts), "characters": sum(map(len, texts))})
+
+
+def _short(value: Any) -> bool:
+    return isinstance(value, bool | int | float) or (isinstance(value, str) and len(value) <= _LONGEST_TOLD)

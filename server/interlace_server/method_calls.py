@@ -1,0 +1,178 @@
+"""A request for a method before it is a job: its model, its parameters, its artifacts, what it would cost."""
+
+import hashlib
+import json
+from typing import Any
+
+from pydantic import ValidationError
+
+from interlace.methods import find
+from interlace.methods.base import Estimate, ModelFacts, Params, Spec
+from interlace.protocol.artifact import edit_ref
+from interlace.protocol.errors import InvalidRequest, LimitExceeded, UnknownModel
+from interlace.protocol.job import JobKind
+from interlace.protocol.method import Allowance, MethodCall, MethodRequest, Payload, named
+from interlace.protocol.model import ModelKey, is_repo_id
+from interlace_server.doors.adapters import check_edits, check_opened
+from interlace_server.doors.auth import Caller
+from interlace_server.errors import describe
+from interlace_server.gateway import Gateway
+from interlace_server.intake import servable
+from interlace_state.models import HostedModel, ModelCard
+
+#: Of a checkpoint's configuration, under the names that families have for them.
+_LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
+_HIDDEN = ("hidden_size", "n_embd", "d_model")
+_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+
+
+async def whole(gateway: Gateway, asked: MethodRequest, caller: Caller) -> MethodRequest:
+    """The request with what it leaves out to the job that it resumes.
+
+    Raises UnknownJob; InvalidRequest for a job that cannot be resumed, or where something differs from it.
+    """
+    if asked.resume is None:
+        return asked
+    job = await gateway.state.jobs.record(asked.resume, caller.tenant)
+    if job.kind is not JobKind.METHOD or job.method is None:
+        raise InvalidRequest(f"`resume` names job {asked.resume}, which runs no method.")
+    if not (await gateway.state.jobs.show(asked.resume, caller.tenant)).state.ended:
+        raise InvalidRequest(f"`resume` names job {asked.resume}, which has not ended: follow it, or cancel it first.")
+    former = await gateway.state.checkpoints.payload(asked.resume)
+    if former is None:
+        raise InvalidRequest(f"`resume` names job {asked.resume}, of which no checkpoint is kept: run it anew.")
+    said = Payload.model_validate_json(former)
+    known = {"params": said.params, "edits": list(said.edits), "seed": said.seed}
+    return asked.model_copy(update={name: value for name, value in known.items() if name not in asked.model_fields_set})
+
+
+async def model_named(gateway: Gateway, name: str, caller: Caller) -> HostedModel:
+    """The hosted model of a repo id, a slug or a key. Raises as `servable`, InvalidModelKey."""
+    if ":" in name:
+        return await servable(gateway, ModelKey.parse(name), caller)
+    keys = [one.card.key for one in await gateway.state.models.all()]
+    found = [key for key in keys if name in (key.repo_id, key.slug) and caller.reaches(key.repo_id)]
+    if len(found) > 1:
+        raise InvalidRequest(
+            f"`model` is {name[:96]!r}, and that is hosted more than once: say which by its slug "
+            f"({', '.join(key.slug for key in found)})."
+        )
+    if found:
+        return await servable(gateway, found[0], caller)
+    if is_repo_id(name):
+        return await servable(gateway, ModelKey(repo_id=name), caller)
+    raise UnknownModel(name[:96], [str(key) for key in keys if caller.reaches(key.repo_id)])
+
+
+async def prepared(
+    gateway: Gateway, asked: MethodRequest, card: ModelCard, caller: Caller
+) -> tuple[MethodCall, bytes, Params]:
+    """What travels of a request: in the job's record and as its payload; and its parameters.
+
+    Raises UnknownMethod, InvalidRequest that names each field, UnknownArtifact, AdapterRefused.
+    """
+    spec = find(asked.method)
+    params = checked(spec, asked)
+    said = params.model_dump(mode="json")
+    opens = named(said, spec.takes)
+    await check_opened(gateway, opens, caller)
+    edits = [edit_ref(one, f"edits.{number}") for number, one in enumerate(asked.edits)]
+    await check_edits(gateway, edits, card, caller)
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    call = MethodCall(
+        ref=spec.ref,
+        seed=asked.seed,
+        opens=opens,
+        edits=tuple(asked.edits),
+        params_sha256=digest,
+        allowance=_allowance(gateway, caller),
+        resume=asked.resume,
+    )
+    if asked.resume is not None:
+        await _check_same(gateway, asked.resume, call, card, caller)
+    payload = Payload(method=spec.ref, params=said, edits=tuple(asked.edits), seed=asked.seed)
+    return call, payload.model_dump_json().encode(), params
+
+
+def checked(spec: Spec, asked: MethodRequest) -> Params:
+    """The parameters of a request, `inputs` among them. Raises InvalidRequest."""
+    if twice := sorted(set(asked.params) & set(asked.inputs)):
+        raise InvalidRequest(f"`{twice[0]}` is in `params` and in `inputs`; say it once.")
+    try:
+        return spec.params.model_validate({**asked.params, **asked.inputs})
+    except ValidationError as error:
+        inputs = set(asked.inputs)
+        problems: list[Any] = [
+            {**one, "loc": ("inputs" if one["loc"][:1] and one["loc"][0] in inputs else "params", *one["loc"])}
+            for one in error.errors(include_url=False, include_input=False)
+        ]
+        raise InvalidRequest(describe(problems, f"The request for {spec.ref}")) from None
+
+
+async def estimated(gateway: Gateway, spec: Spec, params: Params, card: ModelCard, caller: Caller) -> Estimate:
+    """What a run would cost. Raises LimitExceeded where that is more than the caller may use."""
+    found = spec.estimate(params, facts_of(card))
+    speed = await gateway.state.models.speed(card.key)
+    if speed is not None:
+        found = found.model_copy(update={"seconds": round(speed * work_of(found), 3)})
+    limits = caller.limits
+    if found.peak_bytes > limits.memory_bytes:
+        what = f"The memory that {spec.ref} would take with these parameters ({found.peak_bytes:,} bytes)"
+        raise LimitExceeded(what, limits.memory_bytes, "bytes", "limits.memory_bytes")
+    if found.seconds is not None and found.seconds > limits.wall_seconds:
+        what = f"The time that {spec.ref} would take with these parameters (about {found.seconds:,.0f} s)"
+        raise LimitExceeded(what, limits.wall_seconds, "seconds", "limits.wall_seconds")
+    return found
+
+
+def work_of(cost: Estimate) -> float:
+    """In tokens that go forward once; backward a token takes twice as long."""
+    return cost.tokens * (1 + 2 * cost.backwards / max(1, cost.forwards))
+
+
+def facts_of(card: ModelCard) -> ModelFacts:
+    """What a model's card says of its size."""
+    config = {**card.config, **(card.config.get("text_config") or {})}
+    hidden, vocabulary = _first(config, _HIDDEN) or 1024, config.get("vocab_size") or 50_000
+    layers = _first(config, _LAYERS) or 12
+    return ModelFacts(
+        n_params=card.n_params or 12 * layers * hidden**2 + vocabulary * hidden,
+        n_layers=layers,
+        hidden_size=hidden,
+        vocab_size=vocabulary,
+        weight_bytes=_BYTES.get(card.dtype, 4),
+    )
+
+
+def _first(config: dict[str, Any], names: tuple[str, ...]) -> int | None:
+    return next((value for name in names if type(value := config.get(name)) is int and value > 0), None)
+
+
+def _allowance(gateway: Gateway, caller: Caller) -> Allowance:
+    limits, methods = caller.limits, gateway.config.methods
+    return Allowance(
+        artifact_bytes=limits.artifact_bytes,
+        kept_artifact_bytes=limits.kept_artifact_bytes,
+        kept_artifacts=limits.kept_artifacts,
+        checkpoint_bytes=methods.checkpoint_bytes,
+        checkpoint_seconds=methods.checkpoint_seconds,
+        cancel_grace=methods.cancel_grace,
+    )
+
+
+async def _check_same(gateway: Gateway, former: str, call: MethodCall, card: ModelCard, caller: Caller) -> None:
+    """Raises InvalidRequest unless a job is resumed as it was."""
+    job = await gateway.state.jobs.record(former, caller.tenant)
+    assert job.method is not None
+    pairs: list[tuple[str, Any, Any]] = [
+        ("method", call.ref, job.method.ref),
+        ("model", card.key.canonical, job.model.canonical),
+        ("params", call.params_sha256, job.method.params_sha256),
+        ("edits", call.edits, job.method.edits),
+        ("seed", call.seed, job.method.seed),
+    ]
+    for field, now, then in pairs:
+        if now != then:
+            raise InvalidRequest(
+                f"`{field}` is not as in job {former}, which `resume` names: leave it out, or run a job of its own."
+            )
