@@ -116,6 +116,7 @@ class _Peft:
             lora_alpha=wish.alpha,
             lora_dropout=wish.dropout,
             target_modules=paths,
+            fan_in_fan_out=all(isinstance(module.get_submodule(path), Conv1D) for path in paths),
             bias="none",
             task_type="CAUSAL_LM",
         )

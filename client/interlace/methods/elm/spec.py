@@ -225,29 +225,40 @@ class EraseResult(Result):
 
 
 def estimate(params: EraseParams, facts: ModelFacts) -> Estimate:
-    """From counts alone: a text is taken to have max_chars / 4 tokens."""
-    text = max(1, params.max_chars // 4)
-    rounds = params.steps * params.grad_accum
+    """From counts alone: a token is taken to be four characters."""
+    text, other = (_tokens(texts, params.max_chars) for texts in (params.concept_texts, params.retain_texts))
+    prefix = max(len(one) for one in (*params.concept.expert, *params.concept.novice)) // 4
+    rounds, batch = params.steps * params.grad_accum, params.batch
     erase, retain, fluency = (weight > 0 for weight in params.lambdas)
     written = sum(params.fluency.new_tokens) // 2
+    prompt = min(text, sum(params.fluency.prompt_chars) // 8)
     forwards, backwards = (4 * erase + 2 * retain + fluency) * rounds, (erase + retain + fluency) * rounds
-    tokens = params.batch * rounds * ((4 * erase + 2 * retain) * text + fluency * (text + written))
+    tokens = batch * rounds * (erase * (4 * text + 2 * prefix) + 2 * retain * other + fluency * (prompt + written))
     if fluency:
-        n_texts = len(params.concept_texts) if isinstance(params.concept_texts, list) else rounds * params.batch
+        n_texts = len(params.concept_texts) if isinstance(params.concept_texts, list) else rounds * batch
         samples = params.fluency.samples or n_texts
         forwards += 3 * written * -(-samples // params.evaluation.batch)
-        tokens += samples * (3 * written + text)
+        tokens += samples * (3 * (prompt + written) + 2 * prefix)
     passes, read = _measured(params)
-    width = facts.hidden_size * 4
-    layers = min(params.lora.layers[1], facts.n_layers - 1) - params.lora.layers[0] + 1
-    adapter = max(layers, 1) * params.lora.rank * 20 * facts.hidden_size
-    held = params.batch * text * (facts.n_layers * 16 * width + facts.vocab_size * 8 * 8)
+    relearn = params.evaluation.relearn_steps
+    layers = max(1, min(params.lora.layers[1], facts.n_layers - 1) - params.lora.layers[0] + 1)
+    adapter = layers * params.lora.rank * 20 * facts.hidden_size  # inputs and outputs of a block's linear layers
+    row = max(text, other, prompt + written)
+    logits = 4 * facts.vocab_size
+    held = batch * row * (facts.n_layers * 16 * 4 * facts.hidden_size + 8 * logits) + row * 16 * logits
     return Estimate(
-        forwards=forwards + passes + params.evaluation.relearn_steps,
-        backwards=backwards + params.evaluation.relearn_steps,
-        tokens=tokens + read,
+        forwards=forwards + passes + relearn,
+        backwards=backwards + relearn,
+        tokens=tokens + read + relearn * batch * params.grad_accum * text,
         peak_bytes=adapter * 16 + held,
     )
+
+
+def _tokens(texts: Texts, most: int) -> int:
+    """Of a text, at the mean; of an artifact's, as many as there may be."""
+    if isinstance(texts, str):
+        return max(1, most // 4)
+    return max(1, sum(min(len(text), most) for text in texts) // (4 * len(texts)))
 
 
 def _measured(params: EraseParams) -> tuple[int, int]:
@@ -283,5 +294,6 @@ SPECS = (
         takes={"concept_texts": ("texts",), "retain_texts": ("texts",), "evaluation.retained_texts": ("texts",)},
         makes=("peft", "edit"),
         page="docs/methods/elm.md",
+        plot="interlace.methods.elm.plot:plot",
     ),
 )
