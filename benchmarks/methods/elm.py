@@ -14,6 +14,7 @@ import random
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -186,36 +187,54 @@ def row(result: Result) -> dict[str, float]:
     }
 
 
-def one_seed(seed: int, folder: Path, names: list[str]) -> dict[str, Any]:
-    """The model of a seed, and every configuration on it."""
+def one_seed(seed: int, folder: Path, names: list[str]) -> Iterator[dict[str, Any]]:
+    """The model of a seed, which is trained unless it is there, and each configuration on it, as far as they are."""
     from nnsight.modeling.transformers import TransformersModel
     from transformers import AutoTokenizer
 
-    found: dict[str, Any] = {"model": planted_topics.save(folder / "model", seed, 1000), "configs": {}}
+    measured = folder / "model" / "metrics.json"
+    told = json.loads(measured.read_text()) if measured.exists() else planted_topics.save(folder / "model", seed, 1000)
+    found: dict[str, Any] = {"model": told, "configs": {}}
     known = planted_topics.read(folder / "model")
     words = AutoTokenizer.from_pretrained(folder / "model")
     model = TransformersModel(str(folder / "model"), task="text-generation", dispatch=True, tokenizer=words)
     print(f"seed {seed}: {json.dumps(found['model'])}", flush=True)
     for name in names:
         began = time.process_time()
-        report = notebook.Notebook(folder / name, seed=seed, bar=False)
-        result = notebook.run(SPECS[0], model, params(known, seed, CONFIGS[name]), report)
+        with tempfile.TemporaryDirectory() as scratch:
+            report = notebook.Notebook(scratch, seed=seed, bar=False)
+            result = notebook.run(SPECS[0], model, params(known, seed, CONFIGS[name]), report)
         figures = row(result) | {"cpu_seconds": round(time.process_time() - began, 1)}
         figures["samples"] = [list(one) for one in result.table("samples").rows[:3]]  # type: ignore[assignment]
         found["configs"][name] = figures
         shown = {key: round(number, 4) for key, number in figures.items() if isinstance(number, float)}
         print(f"  {name}: {json.dumps(shown)}", flush=True)
-    return found
+        yield found
 
 
 def judged(seeds: dict[int, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each claim, and the seeds that it holds on."""
+    """Each claim, and the seeds that it holds on, of those where it was measured."""
     told = []
     for claim in CLAIMS:
-        if all(claim.config in found["configs"] for found in seeds.values()):
-            holds = [seed for seed, found in seeds.items() if claim.holds(found["configs"])]
-            told.append({"config": claim.config, "claim": claim.says, "holds_on": holds, "of": list(seeds)})
+        there = [seed for seed, found in seeds.items() if {claim.config, "full", "eta_500"} <= found["configs"].keys()]
+        holds = [seed for seed in there if claim.holds(seeds[seed]["configs"])]
+        told.append({"config": claim.config, "claim": claim.says, "holds_on": holds, "of": there})
     return told
+
+
+def merged(files: list[Path]) -> dict[int, dict[str, Any]]:
+    """Figures of runs of parts."""
+    seeds: dict[int, dict[str, Any]] = {}
+    for file in files:
+        for seed, found in json.loads(file.read_text())["seeds"].items():
+            seeds.setdefault(int(seed), {**found, "configs": {}})["configs"].update(found["configs"])
+    return dict(sorted(seeds.items()))
+
+
+def keep(file: Path | None, seeds: dict[int, dict[str, Any]]) -> None:
+    if file is not None:
+        record = {"claims": judged(seeds), "seeds": seeds, "circumstances": service.circumstances()}
+        file.write_text(json.dumps(_without_nan(record), indent=1) + "\n")
 
 
 def _without_nan(value: Any) -> Any:
@@ -232,17 +251,18 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--only", default=",".join(CONFIGS))
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--folder", type=Path, help="keep each seed's model there, and take what is there")
+    parser.add_argument("--merge", type=Path, nargs="+", help="figures of runs of parts; nothing is run")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    seeds = {}
-    for seed in chosen.seeds:
-        with tempfile.TemporaryDirectory() as folder:
-            seeds[seed] = one_seed(seed, Path(folder), chosen.only.split(","))
-        told = judged(seeds)
-        if chosen.json:  # after each seed: what is there is kept
-            record = {"claims": told, "seeds": seeds, "circumstances": service.circumstances()}
-            chosen.json.write_text(json.dumps(_without_nan(record), indent=1) + "\n")
-    for one in told:
+    seeds = merged(chosen.merge) if chosen.merge else {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for seed in [] if chosen.merge else chosen.seeds:
+            for found in one_seed(seed, (chosen.folder or Path(scratch)) / str(seed), chosen.only.split(",")):
+                seeds[seed] = found
+                keep(chosen.json, seeds)  # what is there is there
+    keep(chosen.json, seeds)
+    for one in judged(seeds):
         print(f"{len(one['holds_on'])}/{len(one['of'])}  {one['config']}: {one['claim']}")
 
 

@@ -16,10 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from interlace.methods import _edits, notebook
 from interlace.methods.base import Checkpoint, ModelFacts, Result
-from interlace.methods.elm import guidance, statistics
+from interlace.methods.elm import guidance, metrics, statistics
 from interlace.methods.elm.adapter import attached
 from interlace.methods.elm.language import Language
-from interlace.methods.elm.spec import SPECS, EraseParams, Lora
+from interlace.methods.elm.spec import SPECS, EraseParams, Evaluation, Lora, Question
 from interlace.methods.notebook import Notebook
 from interlace.protocol.errors import InvalidRequest
 
@@ -293,6 +293,18 @@ def test_rows_that_share_a_pass_are_as_alone(family: str, tmp_path: Path) -> Non
         for token in row[1:]:
             log, cache = model.follow([[token]], cache)
         torch.testing.assert_close(log[0], logits[len(row) - 1].double().log_softmax(-1), rtol=0, atol=1e-4)
+
+
+def test_letters_are_compared_after_the_listed_options(tmp_path: Path) -> None:
+    model = small_models.of_family("llama")
+    asked = [Question(question=f"Which is {n}?", choices=("one", "two", "three"), answer=n) for n in range(3)]
+    found = metrics.choose(Language.of(model, Notebook(tmp_path, bar=False)), asked, Evaluation(scoring="letters"))
+    for one, rank, right in zip(asked, found.ranks, found.right, strict=True):
+        text = f"{one.question}\nA. one\nB. two\nC. three\nAnswer:"
+        logits = small_models.logits(model, text)[0, -1]
+        letters = [logits[model.tokenizer(f" {letter}")["input_ids"][-1]] for letter in "ABC"]
+        assert rank == sum(other > letters[one.answer] for other in letters)
+        assert right == (rank == 0)
 
 
 def test_guided_texts_leave_out_what_the_expert_knows(topics: Any, tmp_path: Path) -> None:

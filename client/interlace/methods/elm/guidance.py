@@ -103,6 +103,8 @@ def fluent_texts(model: Language, params: EraseParams, texts: Sequence[str], see
     prompts = sorted((model.encode(text) for text in cut), key=len)
     found = []
     for at in range(0, n, batch):
+        if model.report.stopping:
+            break
         group = prompts[at : at + batch]
         shortest = max(1, min(len(row) for row in group))
         redirect = model.encode(f". {dice.choice(wish.redirects)}") if wish.redirects else []

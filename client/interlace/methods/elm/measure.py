@@ -63,7 +63,7 @@ class Exam:
         """All of it. ``base`` makes the model the base model, which the perplexities of what it writes are of."""
         of, model = self.params.evaluation, self.model
         found = State(self.topic(of.erased), self.topic(of.retained))
-        rows = [model.encode(prompt) for prompt, _ in self.prompts]
+        rows, answers = [model.encode(prompt) for prompt, _ in self.prompts], [answer for _, answer in self.prompts]
         written = write(model, rows, of.generation_tokens, model.report.seed, batch=of.batch)
         texts = [model.decode(row) for row in written]
         whole = [([*row, *new], len(row)) for row, new in zip(rows, written, strict=True)]
@@ -78,7 +78,7 @@ class Exam:
         return replace(
             found,
             written=tuple(texts),
-            leaked=tuple(metrics.leaks(texts, [answer for _, answer in self.prompts])),
+            leaked=tuple(metrics.leaks(texts, answers)) if all(answers) else (),
             strange=tuple(strange),
             strange_novice=tuple(strange_novice),
             retained_surprise=tuple(surprises),

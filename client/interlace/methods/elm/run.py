@@ -1,6 +1,7 @@
 """`elm.erase` from beginning to end: look, write fluency texts, train, look again, attack."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -40,11 +41,11 @@ def _run(model: Language, params: EraseParams, report: Report) -> EraseResult:
     fluent = unpacked(resumed.tensors) if resumed else []
     if params.lambdas[2] and not fluent and not report.stopping:
         fluent = guidance.fluent_texts(model, params, [text[: params.max_chars] for text in concept], report.seed)
-    if params.lambdas[2] and not fluent:
+    if params.lambdas[2] and not fluent and not report.stopping:
         raise InvalidRequest("The base model wrote nothing after any prompt: there is nothing for the fluency loss.")
     torch.manual_seed(report.seed)  # what the adapter begins with is the same, whatever came before
     with attached(model.module, params.lora) as adapter:
-        trainer = Trainer(model, adapter, params, Data(data.concept, data.retain, data.expert, data.novice, fluent))
+        trainer = Trainer(model, adapter, params, replace(data, fluent=fluent))
         if resumed:
             trainer.resume(resumed)
         done = trainer.train()
