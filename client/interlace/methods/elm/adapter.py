@@ -15,7 +15,6 @@ from interlace.methods import _edits
 from interlace.methods.base import ArtifactName, Report
 from interlace.methods.elm.spec import Lora
 from interlace.protocol.errors import InvalidRequest
-from interlace.protocol.model import is_repo_id
 
 #: What PEFT refuses in a block with a recurrence (`_check_lora_target_modules_mamba`).
 _REFUSED = ("out_proj", "conv1d")
@@ -144,10 +143,9 @@ class _Peft:
     def keep(self, report: Report, name: str) -> ArtifactName:
         state = peft.get_peft_model_state_dict(self._module, adapter_name=_NAME, save_embedding_layers=False)
         tensors = {f"base_model.model.{key}": one.detach().cpu().contiguous() for key, one in state.items()}
-        base = self._module.config._name_or_path
         config = {
             **{key: _plain(value) for key, value in self._config.to_dict().items()},
-            "base_model_name_or_path": base if is_repo_id(base) else None,
+            "base_model_name_or_path": None,  # where the weights lie here tells nobody anything
             "inference_mode": True,
         }
         return report.artifact("peft", tensors, config, name=name)

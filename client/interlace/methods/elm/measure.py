@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
+from interlace.methods import _intervals
 from interlace.methods.base import Metric, Table
 from interlace.methods.elm import metrics, statistics
 from interlace.methods.elm.guidance import write
@@ -166,10 +167,10 @@ def tables(exam: Exam, before: State, after: State | None) -> Iterator[Table]:
     layers: list[tuple[float | int | None, ...]] = []
     for layer, right in enumerate(before.probed.right):
         n = len(right)
-        line: list[float | int | None] = [layer, n, sum(right) / n, *statistics.wilson(sum(right), n)]
+        line: list[float | int | None] = [layer, n, sum(right) / n, *_bounds(right)]
         if after is not None and after.probed is not None:
             then = after.probed.right[layer]
-            line += [sum(then) / n, *statistics.wilson(sum(then), n)]
+            line += [sum(then) / n, *_bounds(then)]
         else:
             line += [None] * 3
         line += [before.probed.norms[layer], after.probed.norms[layer] if after and after.probed else None]
@@ -178,19 +179,26 @@ def tables(exam: Exam, before: State, after: State | None) -> Iterator[Table]:
     yield Table(name="layers", columns=(*columns, "norm_before", "norm_after"), rows=tuple(layers))
 
 
+def _bounds(hits: Sequence[bool]) -> tuple[float, float]:
+    _, interval = _intervals.share(sum(hits), len(hits))
+    assert interval is not None  # a probe answers every question
+    return interval
+
+
 def _share(name: str, hits: Sequence[bool], split: str, seed: int) -> Metric:
-    n, k = len(hits), sum(hits)
-    return Metric(name=name, value=k / n, unit="fraction", n=n, ci95=statistics.wilson(k, n), split=split, seed=seed)
+    n = len(hits)
+    value, interval = _intervals.share(sum(hits), n)
+    return Metric(name=name, value=value, unit="fraction", n=n, ci95=interval, split=split, seed=seed)
 
 
 def _mean(name: str, values: Sequence[float], split: str, seed: int, unit: str) -> Metric:
-    mean, interval = statistics.mean_interval(values)
+    mean, interval = _intervals.mean(values)
     return Metric(name=name, value=mean, unit=unit, n=len(values), ci95=interval, split=split, seed=seed)
 
 
 def _perplexity(name: str, values: Sequence[float], split: str, seed: int) -> Metric:
     """exp of the mean over texts of their surprise a token; the interval is over texts."""
-    mean, interval = statistics.mean_interval(values)
+    mean, interval = _intervals.mean(values)
     bounds = None if interval is None else (metrics.perplexity(interval[0]), metrics.perplexity(interval[1]))
     value = metrics.perplexity(mean)
     return Metric(name=name, value=value, unit="perplexity", n=len(values), ci95=bounds, split=split, seed=seed)

@@ -1,30 +1,8 @@
-"""What is needed to read a number: intervals, and tests of no knowledge. In plain Python, exact where that is cheap."""
+"""Tests of no knowledge, in plain Python, exact where that is cheap."""
 
 import math
 import random
 from collections.abc import Sequence
-
-_Z = 1.959963984540054  # of 95 %
-
-Interval = tuple[float, float]
-
-
-def wilson(hits: int, n: int) -> Interval:
-    """The 95 % interval of a fraction (Wilson 1927)."""
-    share, weight = hits / n, _Z**2 / n
-    middle = (share + weight / 2) / (1 + weight)
-    half = _Z / (1 + weight) * math.sqrt(share * (1 - share) / n + weight / (4 * n))
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
-def mean_interval(values: Sequence[float]) -> tuple[float, Interval | None]:
-    """The mean, and its 95 % interval from the normal distribution; None for fewer than two values."""
-    n = len(values)
-    mean = math.fsum(values) / n
-    if n < 2:
-        return mean, None
-    half = _Z * math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n)
-    return mean, (mean - half, mean + half)
 
 
 def chance_p(hits: int, chances: Sequence[float]) -> float:
