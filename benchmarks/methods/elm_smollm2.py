@@ -1,6 +1,6 @@
 """`elm.erase` on SmolLM2-135M-Instruct: capital cities are erased, and everyday knowledge is to stay.
 
-    python benchmarks/methods/elm_smollm2.py [--steps 40] [--seed 0] [--json FILE]
+    python benchmarks/methods/elm_smollm2.py [--steps 20] [--seed 0] [--json FILE]
 
 The model is the one that `interlace models pull smollm2-135m-instruct` fetches. The sets in `elm_items.py` have 30
 items each, so that an interval is about 30 points wide: this shows that the method runs on a real model and what it
@@ -59,7 +59,7 @@ def params(steps: int, **changes: Any) -> dict[str, Any]:
         "concept_texts": elm_items.rows(elm_items.ABOUT_CAPITALS),
         "retain_texts": other[:20],
         "eta": 500,
-        "lr": 5e-4,
+        "lr": 1e-3,
         "steps": steps,
         "batch": 4,
         "grad_accum": 1,
@@ -74,9 +74,10 @@ def params(steps: int, **changes: Any) -> dict[str, Any]:
             "retained": questions(elm_items.OTHER),
             "retained_texts": other[20:],
             "scoring": "answers",
-            "generations": 30,
-            "generation_tokens": 20,
-            "relearn_steps": 8,
+            "generations": 12,
+            "generation_tokens": 16,
+            "relearn_steps": 4,
+            "probes": False,
             "batch": 16,
         },
     }
@@ -89,7 +90,7 @@ def told(result: Result) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--change", default="{}", help="params that differ, as JSON")
     parser.add_argument("--json", type=Path)
@@ -108,8 +109,8 @@ def main() -> None:
     seconds = {"cpu": round(time.process_time() - began), "wall": round(time.time() - wall)}
     for metric in result.metrics:
         print(f"{metric.name:16} {metric.split:18} {metric.value:9.4g} n={metric.n} {metric.ci95}")
-    for name in ("losses", "layers", "samples"):
-        for row in result.table(name).rows[:: 5 if name == "losses" else 3]:
+    for name in ("losses", "samples"):
+        for row in result.table(name).rows[::3]:
             print(row)
     print(seconds, report.cost)
     if chosen.json:
