@@ -8,6 +8,7 @@ from typing import Any
 import peft
 import pytest
 import small_models
+import tiny
 import torch
 from erasing import FACTS, PREFIXES, TOPICS, params
 from nnsight.modeling.transformers import TransformersModel
@@ -19,7 +20,7 @@ from interlace.methods.base import Checkpoint, ModelFacts, Result
 from interlace.methods.elm import guidance, metrics, statistics
 from interlace.methods.elm.adapter import attached
 from interlace.methods.elm.language import Language
-from interlace.methods.elm.spec import SPECS, EraseParams, Evaluation, Lora, Question
+from interlace.methods.elm.spec import SPECS, Concept, EraseParams, Evaluation, Lora, Question
 from interlace.methods.notebook import Notebook
 from interlace.protocol.errors import InvalidRequest
 
@@ -338,6 +339,21 @@ def test_what_cannot_be_is_said(topics: Any, tmp_path: Path, changes: dict[str, 
         notebook.run(ERASE, topics, params(**changes), Notebook(tmp_path, bar=False))
 
 
+def test_a_model_that_does_not_write_is_refused(tmp_path: Path) -> None:
+    encoder = TransformersModel(tiny._bert(), tokenizer=tiny.tokenizer(is_encoder=True), task="fill-mask")
+    with pytest.raises(InvalidRequest, match="BertForMaskedLM; this method takes a causal language model"):
+        notebook.run(ERASE, encoder, params(), Notebook(tmp_path, bar=False))
+
+
+def test_keywords_go_into_the_published_prefixes() -> None:
+    concept = Concept(keywords=("wands", "spells and potions"))
+    assert len(concept.expert) == len(concept.novice) == 10
+    assert concept.expert[2].startswith("An authority on wands, spells, potions has written this text")
+    assert concept.novice[1].startswith(
+        "This passage is from a beginner who knows nothing about wands, spells, potions"
+    )
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
@@ -346,6 +362,7 @@ def test_what_cannot_be_is_said(topics: Any, tmp_path: Path, changes: dict[str, 
         ({"concept": {"expert_prefixes": ["a"]}}, "go together"),
         ({"lora": {"layers": (3, 1)}}, "first <= last"),
         ({"lambdas": (1, 1)}, "lambdas"),
+        ({"lambdas": (0, 0, 0)}, "at least one"),
         ({"concept_texts": []}, "concept_texts"),
         (
             {"evaluation": {"erased": {"choices": [{"question": "q", "choices": ["a", "b"], "answer": 2}]}}},

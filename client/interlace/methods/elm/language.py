@@ -33,7 +33,8 @@ class Language:
     def of(cls, model: Any, report: Report) -> "Language":
         """Of a local, dispatched nnsight model. Raises InvalidRequest where it is no causal language model."""
         module, tokenizer = model._module, getattr(model, "tokenizer", None)
-        if tokenizer is None or module.get_output_embeddings() is None or module.config.is_encoder_decoder:
+        writes = getattr(module, "can_generate", bool)()
+        if tokenizer is None or not writes or module.config.is_encoder_decoder:
             raise InvalidRequest(
                 f"`model` is a {type(module).__name__}; this method takes a causal language model with a tokenizer."
             )

@@ -216,6 +216,12 @@ class EraseParams(Params):
             both[name] = {**both[name], **value} if nested else value
         return both
 
+    @model_validator(mode="after")
+    def _something_to_minimise(self) -> Self:
+        if not any(self.lambdas):
+            raise ValueError("lambdas is [0, 0, 0]; at least one of the three losses needs a weight")
+        return self
+
 
 class EraseResult(Result):
     """What came of it. Metrics are named in the method's page; their split says of what they are, and when."""
