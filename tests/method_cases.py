@@ -74,4 +74,34 @@ CASES: dict[str, list[Case]] = {
             }
         )
     ],
+    "elm.erase@1": [
+        Case(
+            {
+                "concept": {"expert_prefixes": ["One who knows: "], "novice_prefixes": ["One who does not: ", "He: "]},
+                "retain_texts": ["Two plus two is four, and three plus three is six.", "John gave a drink to Mary."],
+                "eta": 3,
+                "eta_schedule": "linear_ramp",
+                "lora": {"layers": [1, 2], "rank": 2},
+                "fluency": {"redirects": ["Well,"], "prompt_chars": [10, 20], "new_tokens": [3, 5], "samples": 3},
+                "lr": 1e-3,
+                "steps": 2,
+                "batch": 2,
+                "grad_accum": 2,
+                "evaluation": {
+                    "erased": {
+                        "choices": [
+                            {"question": "Big Ben is in", "choices": ["London", "Rome"], "answer": 0},
+                            {"question": "The Colosseum is in", "choices": ["London", "Rome"], "answer": 1},
+                        ],
+                        "cloze": [{"prompt": "The capital of France is", "answer": "Paris"}],
+                    },
+                    "generations": 2,
+                    "generation_tokens": 4,
+                    "relearn_steps": 1,
+                },
+            },
+            {"concept_texts": lambda: ("texts", {}, {"texts": [f"{prompt} Paris." for prompt in PROMPTS]})},
+            seed=3,
+        )
+    ],
 }
