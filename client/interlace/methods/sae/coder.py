@@ -92,7 +92,7 @@ class Coder:
             self.annealing.after(number, float(loss.penalty), following)
         sparsity = self.params.sparsity
         if isinstance(sparsity, K) and self.params.arch == "batchtopk" and number >= sparsity.threshold_start:
-            self._see_threshold(loss.features, sparsity)
+            self._see_threshold(loss.features.detach(), sparsity)
 
     def _see_threshold(self, features: "Tensor", sparsity: K) -> None:
         """2412.06410, Eq. 7: the mean over batches of the least feature that is on; a moving average in the library."""
@@ -114,7 +114,7 @@ class Coder:
         if self.params.arch == "batchtopk":
             if not self.thresholds_seen:
                 assert isinstance(self.params.sparsity, K)
-                self._see_threshold(self.loss(0, x).features, self.params.sparsity)
+                self._see_threshold(self.loss(0, x).features.detach(), self.params.sparsity)
             weights["threshold"] = torch.full_like(weights["b_enc"], self.threshold)
         for name in ("b_enc", "b_dec", "b_gate", "b_mag", "threshold"):
             if name in weights:

@@ -1,4 +1,4 @@
-"""Between the folder of a `sae` artifact, which SAELens 6 loads, and `dictionary_learning`'s `ae.pt` and `config.json`."""
+"""A `sae` artifact's folder, as SAELens 6 loads it, to and from `dictionary_learning`'s `ae.pt` and `config.json`."""
 
 import json
 from pathlib import Path

@@ -95,8 +95,8 @@ def jump_relu(w: "Mapping[str, Tensor]", x: "Tensor", weight: float, bandwidth: 
     With a target it is the library's: lambda (L0 / target - 1)^2, and L0's estimate looks at features after the jump,
     so that a pre-activation just below its threshold, which is 0 after it, moves no threshold.
     """
-    inner = x @ w["W_enc"] + w["b_enc"]
-    features = torch.relu(_Jump.apply(inner, w["threshold"], bandwidth))
+    inner = torch.relu(x @ w["W_enc"] + w["b_enc"])
+    features = _Jump.apply(inner, w["threshold"], bandwidth)
     reconstruction = features @ w["W_dec"] + w["b_dec"]
     error = (x - reconstruction).pow(2).sum(-1).mean()
     counted = inner if target is None else features
