@@ -278,6 +278,7 @@ SPECS = (
         takes={"data": ("texts", "data")},
         makes=("sae",),
         page="methods/sae.md",
+        plot="interlace.methods.sae.plot:training",
     ),
     Spec(
         name="sae.eval",
@@ -290,5 +291,6 @@ SPECS = (
         estimate=eval_cost,
         takes={"sae": ("sae",), "data": ("texts", "data"), "labels": ("data",)},
         page="methods/sae.md",
+        plot="interlace.methods.sae.plot:properties",
     ),
 )
