@@ -43,8 +43,8 @@ _PAIRS: dict[str, tuple[Any, dict[str, Any], str, dict[str, Any]]] = {
 def compare(say: Callable[..., None]) -> dict[str, Any]:
     """The largest difference of a weight, over the largest weight, after 100 and 300 steps; and of p and lambda.
 
-    `gradient`: of a gradient, where ours is had at their weights, every 25 steps: steps apart add up; where a slope
-    jumps (jumprelu) or is steep at 0 (p below 1) a rounding error grows; the gradient says whether the rule is the same.
+    `gradient`: of a gradient, where ours is had at their weights, every 25 steps. Steps apart add up; where a slope
+    jumps (jumprelu) or is steep at 0 (p below 1) a rounding error grows, and only the gradient tells of the rule.
     """
     found: dict[str, Any] = {}
     for name, (trainer_class, arguments, arch, sparsity) in _PAIRS.items():
