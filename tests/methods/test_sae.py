@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 import interlace
 from interlace.methods import find
 from interlace.methods._dictionary import NAMES, Dictionary
-from interlace.methods.base import Checkpoint, Opened
+from interlace.methods.base import Checkpoint, ModelFacts, Opened
 from interlace.methods.notebook import Notebook, run
 from interlace.methods.sae import formats, losses
 from interlace.methods.sae.annealing import Annealing, schedule
@@ -120,7 +120,10 @@ X = torch.randn(7, 3, generator=torch.Generator().manual_seed(6))
 def rows_of(w: Mapping[str, torch.Tensor], *, centred: bool = True) -> list[list[float]]:
     """W_enc (x - b_dec), number by number."""
     shift = w["b_dec"].tolist() if centred else [0.0] * 3
-    return [[sum((x[d] - shift[d]) * float(w["W_enc"][d, f]) for d in range(3)) for f in range(5)] for x in X.tolist()]
+    return [
+        [sum((x[d] - shift[d]) * float(w["W_enc"][d, f].detach()) for d in range(3)) for f in range(5)]
+        for x in X.tolist()
+    ]
 
 
 def rebuilt_of(w: Mapping[str, torch.Tensor], features: list[list[float]]) -> list[list[float]]:
@@ -569,8 +572,6 @@ def test_places_that_are_not_there_are_refused(model: Any, tmp_path: Path) -> No
 
 
 def test_what_it_costs_is_known_before(model: Any, tmp_path: Path) -> None:
-    from interlace.methods.base import ModelFacts
-
     facts = ModelFacts(n_params=1, n_layers=4, hidden_size=64, vocab_size=400)
     params = TRAIN.params.model_validate(
         {**SHORT, "data": ["The capital of France is Paris. " * 9] * 20, "context": 16}

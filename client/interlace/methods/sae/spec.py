@@ -277,7 +277,7 @@ SPECS = (
         estimate=train_cost,
         takes={"data": ("texts", "data")},
         makes=("sae",),
-        page="methods/sae.md",
+        page="docs/methods/sae.md",
         plot="interlace.methods.sae.plot:training",
     ),
     Spec(
@@ -290,7 +290,7 @@ SPECS = (
         run="interlace.methods.sae.evaluate:run",
         estimate=eval_cost,
         takes={"sae": ("sae",), "data": ("texts", "data"), "labels": ("data",)},
-        page="methods/sae.md",
+        page="docs/methods/sae.md",
         plot="interlace.methods.sae.plot:properties",
     ),
 )
