@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 Artifact = tuple[str, Mapping[str, Tensor], Mapping[str, Any]]
@@ -18,6 +19,26 @@ class Case:
     inputs: dict[str, Callable[[], Artifact]] = field(default_factory=dict)
     seed: int = 0
 
+
+def _mirror() -> Artifact:
+    """A dictionary of the positive and the negative part of each of 64 dimensions."""
+    both = torch.cat([torch.eye(64), -torch.eye(64)], 1)
+    weights = {"W_enc": both, "W_dec": both.T.contiguous(), "b_enc": torch.zeros(128), "b_dec": torch.zeros(64)}
+    config = {"architecture": "standard", "metadata": {"layer": 2, "site": "resid_post"}}
+    return "sae", weights, config
+
+
+def _labelled() -> Artifact:
+    """Tokens, and labels that follow from them."""
+    tokens = torch.randint(2, 399, (12, 7), generator=torch.Generator().manual_seed(0))
+    tokens[3, 5:] = -1
+    labels = torch.stack([tokens % 2, tokens % 3 == 0, tokens < 200], -1).to(torch.uint8)
+    return "data", {"tokens": tokens, "labels": labels}, {"names": ["odd", "by three", "small"]}
+
+
+_SHORT = {"layer": 1, "steps": 12, "batch": 8, "buffer": 40, "model_batch": 3, "d_sae": 24, "lr": 1e-3, "lr_warmup": 2}
+_TRAINED = {**_SHORT, "sparsity_warmup": 3, "normalize": True}
+_ANNEALED = {"type": "p_anneal", "weight": 0.1, "anneal_start": 2}
 
 PROMPTS = ["The Eiffel Tower is located in the city of", "The Colosseum is in"]
 
@@ -104,4 +125,9 @@ CASES: dict[str, list[Case]] = {
             seed=3,
         )
     ],
+    "sae.train@1": [
+        Case({"data": PROMPTS, "arch": "gated", "sparsity": _ANNEALED, **_TRAINED, "steps": 16}),
+        Case({"arch": "batchtopk", "sparsity": {"type": "k", "k": 4}, **_TRAINED}, {"data": _labelled}, seed=5),
+    ],
+    "sae.eval@1": [Case({"data": PROMPTS, "model_batch": 5}, {"sae": _mirror, "labels": _labelled})],
 }

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from interlace._errors import JobFailed, Refused, Unreachable
     from interlace._jobs import RunningJob, Value
     from interlace._methods import RunningMethod
+    from interlace._sae import sae
     from interlace._tasks import add_tasks
     from interlace.protocol.artifact import Artifact
     from interlace.protocol.errors import InterlaceError
@@ -34,6 +35,7 @@ __all__ = [
     "add_tasks",
     "connect",
     "receiving",
+    "sae",
     "stream",
 ]
 _HOMES = {
@@ -48,6 +50,7 @@ _HOMES = {
     "Artifact": "protocol.artifact",
     "InterlaceError": "protocol.errors",
     "add_tasks": "_tasks",
+    "sae": "_sae",
 }
 
 

@@ -104,6 +104,14 @@ class Sites:
 
         Raises InvalidRequest for a model that is none of the families, or whose blocks give no residual stream.
         """
+        return _checked(cls.unchecked(model))
+
+    @classmethod
+    def unchecked(cls, model: Any) -> "Sites":
+        """The places that models of this family have, without a forward: for a block that is in the middle of one.
+
+        Raises InvalidRequest for a model that is none of the families.
+        """
         module = unwrapped(model)
         family = next((one for one in _FAMILIES if _has(module, one)), None)
         config = getattr(module, "config", None)
@@ -111,8 +119,13 @@ class Sites:
         if family is None or (family.mixer and model_type not in ("mamba", "falcon_mamba")):
             raise InvalidRequest(f"Nothing is known of the places in a {type(module).__name__}; known are {_KNOWN}.")
         heads = int(getattr(config, "num_attention_heads", 0) or 0) if family.attn else 0
-        sites = cls(module, model_type, len(module.get_submodule(family.layers)), heads, (), {}, family)
-        return _checked(sites)
+        names = ["resid_post", "embed"]
+        if family.attn:
+            names += ["attn_out", "mlp_out", "mlp_in", "mlp_act", *(["head:K"] if heads else [])]
+        if family.mixer:
+            names += ["mixer_out", "mixer_act", "mixer_in.x", "mixer_in.gate", "ssm_out"]
+        n_layers = len(module.get_submodule(family.layers))
+        return cls(module, model_type, n_layers, heads, tuple(names), {}, family)
 
     def place(self, site: str, layer: int | None = None) -> Place:
         """Raises InvalidRequest, which says what the model has, for a site or a layer that it has not."""
@@ -263,12 +276,7 @@ def _has(module: nn.Module, family: _Family) -> bool:
 
 def _checked(sites: Sites) -> Sites:
     """The same with the names of the sites that hold, and the reasons why others do not."""
-    family = sites._family
-    names = ["resid_post", "embed"]
-    if family.attn:
-        names += ["attn_out", "mlp_out", "mlp_in", "mlp_act", *(["head:K"] if sites.n_heads else [])]
-    if family.mixer:
-        names += ["mixer_out", "mixer_act", "mixer_in.x", "mixer_in.gate", "ssm_out"]
+    family, names = sites._family, list(sites.names)
     calls, values = _observed(sites, [name.replace(":K", ":0") for name in names])
     refused = {}
     for name in names:

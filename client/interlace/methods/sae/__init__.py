@@ -1,0 +1,1 @@
+"""Sparse autoencoders: trained next to the weights (`sae.train`), measured with and without labels (`sae.eval`)."""
