@@ -63,10 +63,10 @@ TEMPLATES = {
     "born_in": "{} was born in the city of",
 }
 CAPITALS = (
-    "France Paris, Germany Berlin, Italy Rome, Spain Madrid, Japan Tokyo, China Beijing, Russia Moscow, Egypt Cairo, "
-    "Greece Athens, Austria Vienna, Poland Warsaw, Sweden Stockholm, Norway Oslo, Finland Helsinki, Denmark Copenhagen, "
-    "Portugal Lisbon, Ireland Dublin, Hungary Budapest, Cuba Havana, Iran Tehran, Iraq Baghdad, Kenya Nairobi, "
-    "Peru Lima, Chile Santiago"
+    "France Paris, Germany Berlin, Italy Rome, Spain Madrid, Japan Tokyo, China Beijing, "
+    "Russia Moscow, Egypt Cairo, Greece Athens, Austria Vienna, Poland Warsaw, Sweden Stockholm, "
+    "Norway Oslo, Finland Helsinki, Denmark Copenhagen, Portugal Lisbon, Ireland Dublin, Hungary Budapest, "
+    "Cuba Havana, Iran Tehran, Iraq Baghdad, Kenya Nairobi, Peru Lima, Chile Santiago"
 )
 
 

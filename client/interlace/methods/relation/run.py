@@ -189,8 +189,8 @@ class _Relation:
         heldout: Sequence[Query],
         order: random.Random,
     ) -> dict[tuple[int, int], dict[str, Tensor]]:
-        """By layer and rank: whether each source is answered as its target, after an edit of its state by the inverse of
-        J, by as long a step in a random direction, and by the target's own state."""
+        """By layer and rank: whether each source is answered as its target, after an edit of its state by the inverse
+        of J, by as long a step in a random direction, and by the target's own state."""
         every = [
             (source, target)
             for source in range(len(heldout))
@@ -262,7 +262,7 @@ class _Relation:
 
     def _kept(self, operators: dict[int, Operator], best: int, beta: float, train: Sequence[Sample]) -> str:
         chosen = operators if self._params.keep == "all" else {best: operators[best]}
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for layer, operator in chosen.items():
             tensors |= {f"{layer}.J": operator.J.contiguous(), f"{layer}.b": operator.b.contiguous()}
         config = {

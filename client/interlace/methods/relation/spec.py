@@ -92,7 +92,7 @@ SPECS = (
     Spec(
         name="relation.lre",
         version=1,
-        title="How far a relation is one affine map from the subject's state to the answer (linear relational embedding).",
+        title="How far a relation is one affine map from subject to answer (linear relational embedding).",
         cites=(
             Citation(
                 title="Linearity of Relation Decoding in Transformer Language Models",
