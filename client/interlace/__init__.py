@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from interlace._client import Client, connect
     from interlace._errors import JobFailed, Refused, Unreachable
     from interlace._jobs import RunningJob, Value
+    from interlace._methods import RunningMethod
     from interlace._tasks import add_tasks
     from interlace.protocol.artifact import Artifact
     from interlace.protocol.errors import InterlaceError
@@ -26,6 +27,7 @@ __all__ = [
     "JobFailed",
     "Refused",
     "RunningJob",
+    "RunningMethod",
     "Unreachable",
     "Value",
     "__version__",
@@ -42,6 +44,7 @@ _HOMES = {
     "Unreachable": "_errors",
     "RunningJob": "_jobs",
     "Value": "_jobs",
+    "RunningMethod": "_methods",
     "Artifact": "protocol.artifact",
     "InterlaceError": "protocol.errors",
     "add_tasks": "_tasks",

@@ -1,13 +1,17 @@
 """What a tenant keeps on a server: upload an adapter once, name it in any request."""
 
 import hashlib
+import io
 import json
 import tempfile
+from collections.abc import Mapping
 from contextlib import ExitStack
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from interlace._http import Http, path, read
+from interlace.methods.base import Opened
 from interlace.protocol.artifact import CONFIG, FILES, AdapterRef, Artifact, ArtifactKind, ArtifactList
 from interlace.protocol.errors import InterlaceError, InvalidArtifact, InvalidRequest
 
@@ -40,6 +44,34 @@ class Artifacts:
                     raise InvalidArtifact(f"{folder} has no {file_name}; a {kind} artifact is made of {_and(needed)}.")
             fields = {"kind": kind, "name": name or folder.resolve().name, **({"model": model} if model else {})}
             return read(Artifact, self._http.post(_ROOT, fields, files))
+
+    def keep(
+        self,
+        kind: ArtifactKind,
+        tensors: Mapping[str, Any] | None = None,
+        config: Mapping[str, Any] | None = None,
+        *,
+        name: str = "",
+        model: str | None = None,
+    ) -> Artifact:
+        """Take in an artifact from memory: tensors by name, and a configuration. Raises InvalidArtifact, Refused.
+
+        `artifacts.keep("texts", config={"texts": [...]})` keeps texts.
+        """
+        files = import_module("interlace.methods._files").laid_out(kind, tensors or {}, config or {})
+        parts = [("files", (file, io.BytesIO(data))) for file, data in files.items()]
+        fields = {"kind": kind, "name": name or kind, **({"model": model} if model else {})}
+        return read(Artifact, self._http.post(_ROOT, fields, parts))
+
+    def open(self, artifact: Artifact | str) -> Opened:
+        """An artifact, read: `.tensors` by name, `.config`, `.kind`."""
+        found = self.get(artifact)
+        files = {file.name: self._http.fetch(f"{path(_ROOT, found.id)}/files/{file.name}") for file in found.files}
+        for file in found.files:
+            if hashlib.sha256(files[file.name]).hexdigest() != file.sha256:
+                raise InterlaceError(f"{file.name} of artifact {found.id} came damaged; fetch it again.")
+        opened: Opened = import_module("interlace.methods._files").opened(found.kind, files, found.ref)
+        return opened
 
     def all(self, tenant: str | None = None) -> list[Artifact]:
         """One's artifacts, the newest first; ``tenant`` is for admins."""

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -51,10 +51,13 @@ class Backend(RemoteBackend):  # type: ignore[misc]
         stream: bool | None,
         verbose: bool,
         lora: Mapping[str, float] | None = None,
+        edits: Sequence[str] = (),
     ) -> None:
         env = dict(model._remoteable_get_env())
         if lora:
             env["lora"] = [{"adapter": name, "weight": weight} for name, weight in lora.items()]
+        if edits:
+            env["edits"] = [*env.get("edits", ()), *edits]
         super().__init__(model.to_model_key(), host=client.url, env=env, blocking=blocking, verbose=verbose)
         self.job: RunningJob | None = None
         self._client = client

@@ -16,7 +16,7 @@ from interlace._artifacts import Artifacts
 from interlace._errors import JobFailed, Refused
 from interlace._http import Http, path, read
 from interlace._jobs import RunningJob, Value
-from interlace._methods import RunningMethod, request
+from interlace._methods import RunningMethod, named, request
 from interlace._stream import Socket
 from interlace.methods.base import Estimate, Params, Result
 from interlace.methods.views import MethodList, MethodSummary, MethodView
@@ -79,6 +79,7 @@ class Client:
         stream: bool | None = None,
         verbose: bool = False,
         lora: Mapping[str, float] | None = None,
+        edits: Sequence[Artifact | str] = (),
     ) -> "Backend":
         """A backend for `model.trace(..., backend=client.on(model))`, `model.session(...)` and `model.generate(...)`.
 
@@ -86,11 +87,19 @@ class Client:
         its `job` is the `RunningJob`, once the block is over. ``stream``: whether what inner traces and steps save
         shall come as soon as they are over; by default if it is not blocking or there is a callback. What
         `interlace.stream` hands over always comes. Errors are nnsight's `RemoteError`. ``lora``: what a diffusion
-        pipeline shall have loaded, as weights by adapter (`Artifact.ref`, a hub id, a path of the server).
+        pipeline shall have loaded, as weights by adapter (`Artifact.ref`, a hub id, a path of the server). ``edits``:
+        artifacts of the kinds `edit` and `peft` that are on for this request, as additions that touch no weight.
         """
         # nnsight, and with it torch, is for those who trace.
         backend: Backend = import_module("interlace._backend").Backend(
-            self, model, blocking=blocking, on_value=on_value, stream=stream, verbose=verbose, lora=lora
+            self,
+            model,
+            blocking=blocking,
+            on_value=on_value,
+            stream=stream,
+            verbose=verbose,
+            lora=lora,
+            edits=named(edits),
         )
         return backend
 

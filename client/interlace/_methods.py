@@ -93,10 +93,15 @@ def request(
         "model": model,
         "params": None if said is None else dict(said),
         "inputs": None if inputs is None else {name: _named(value) for name, value in inputs.items()},
-        "edits": [one.ref if isinstance(one, Artifact) else one for one in edits] or None,
+        "edits": named(edits) or None,
         **more,
     }
     return {name: value for name, value in body.items() if value is not None}
+
+
+def named(artifacts: Sequence[Artifact | str]) -> list[str]:
+    """What a request calls artifacts."""
+    return [_named(one) for one in artifacts]
 
 
 def _named(value: Any) -> Any:

@@ -30,12 +30,16 @@ _COMMANDS = {
     **{f"admin {word}": f"interlace_deploy.jobs:{word}" for word in ("pause", "resume", "drain", "undrain")},
     "admin weight": "interlace_deploy.jobs:weight",
     "admin limits": "interlace_deploy.jobs:limits",
+    "methods": "interlace_deploy.methods:list_",
+    "methods show": "interlace_deploy.methods:show",
+    "run": "interlace_deploy.methods:run",
     "backup": "interlace_deploy.backup:save",
     "restore": "interlace_deploy.backup:load",
     **{f"artifacts {word}": f"interlace_deploy.artifacts:{word}" for word in ("upload", "download", "delete")},
     "artifacts list": "interlace_deploy.artifacts:list_",
     "demo": "interlace_deploy.demo:run",
 }
+KINDS = ("peft", "diffusers-lora", "edit", "sae", "probe", "data", "texts")
 _INTERRUPTED = 130  # what shells report for Ctrl-C
 
 
@@ -92,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_hosting(commands)
     _add_keys(commands)
     _add_jobs(commands)
+    _add_methods(commands)
     _add_artifacts(commands)
     _add_admin(commands)
     for name, summary in (
@@ -218,14 +223,40 @@ def _add_jobs(commands: "argparse._SubParsersAction[_Parser]") -> None:
     cancel.add_argument("ids", nargs="+", metavar="ID")
 
 
+def _add_methods(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    methods = _add_remote(commands, "methods", "list the methods that a server has, or show one")
+    methods.add_argument("--json", action="store_true", help="for programs")
+    actions = methods.add_subparsers(dest="action", metavar="ACTION")
+    show = _add_remote(actions, "show", "show what a method takes and gives")
+    show.add_argument("method", metavar="METHOD")
+    show.add_argument("--json", action="store_true", help="all of it, with JSON schemas")
+    show.set_defaults(command="methods show")
+    run = _add_remote(commands, "run", "run a method next to a hosted model")
+    run.add_argument("method", metavar="METHOD", help="NAME, or NAME@VERSION")
+    run.add_argument("--model", required=True, metavar="REPO|SLUG")
+    run.add_argument("--params", type=Path, metavar="FILE", help="what it takes: an object, as JSON or YAML")
+    run.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="one of its parameters: JSON, YAML, texts line by line (.txt), or artifact:ID in place of a file",
+    )
+    run.add_argument("--edit", action="append", default=[], metavar="ARTIFACT", help="an edit that is on meanwhile")
+    run.add_argument("--seed", type=int, default=0, metavar="N")
+    run.add_argument("--follow", action="store_true", help="show how far it is, and its result; Ctrl-C cancels it")
+    run.add_argument("--dry-run", action="store_true", help="run nothing, and show what it would cost")
+    run.add_argument("--json", action="store_true", help="with --follow: the whole result, for programs")
+
+
 def _add_artifacts(commands: "argparse._SubParsersAction[_Parser]") -> None:
-    artifacts = commands.add_parser("artifacts", help="keep adapters on a server", allow_abbrev=False)
+    artifacts = commands.add_parser("artifacts", help="keep adapters, texts and more on a server", allow_abbrev=False)
     actions = artifacts.add_subparsers(dest="action", required=True, metavar="ACTION")
     listing = _add_remote(actions, "list", "list what is there, the newest first")
     listing.add_argument("--json", action="store_true", help="for programs")
-    upload = _add_remote(actions, "upload", "upload an adapter, and print its name for requests")
-    upload.add_argument("folder", type=Path, metavar="FOLDER", help="as `save_pretrained` wrote it")
-    upload.add_argument("--kind", choices=("peft", "diffusers-lora"), default="peft")
+    upload = _add_remote(actions, "upload", "upload an artifact, and print its name for requests")
+    upload.add_argument("folder", type=Path, metavar="FOLDER", help="with the files of its kind")
+    upload.add_argument("--kind", choices=KINDS, default="peft")
     upload.add_argument("--name", default="", help="for people (default: the folder's)")
     upload.add_argument("--model", metavar="REPO|SLUG", help="the hosted model that it is for (default: as it says)")
     download = _add_remote(actions, "download", "fetch an artifact's files")

@@ -38,8 +38,11 @@ def list_(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps([job.model_dump(mode="json") for job in jobs], indent=2))
         return 0
-    rows = [(job.id, job.tenant, job.model, job.state, _moment(job.submitted), _took(job), _note(job)) for job in jobs]
-    show_table(("id", "tenant", "model", "state", "submitted", "took", ""), rows)
+    rows = [
+        (job.id, job.tenant, job.model, job.state, _moment(job.submitted), _took(job), job.method or "", _note(job))
+        for job in jobs
+    ]
+    show_table(("id", "tenant", "model", "state", "submitted", "took", "method", ""), rows)
     return 0
 
 
@@ -183,6 +186,8 @@ def _note(job: JobView) -> str:
     if job.place is not None:
         when = "" if job.place.seconds is None else f", about {job.place.seconds:.0f} s"
         return f"{job.place.ahead} ahead{when}"
+    if job.progress is not None:
+        return job.progress.sentence
     if job.state in (JobState.ERROR, JobState.CANCELLED) and (lines := job.text.strip().splitlines()):
         return _plain(lines[-1])[:_LONGEST_NOTE]
     return ""

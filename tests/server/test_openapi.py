@@ -75,6 +75,9 @@ SUCCESSES: list[tuple[str, str, dict[str, str]]] = [
     ("/v1/artifacts/{artifact_id}", "GET", {"artifact_id": "artifact_id"}),
     ("/v1/artifacts/{artifact_id}/files/{name}", "GET", {"artifact_id": "artifact_id", "name": "adapter_config.json"}),
     ("/v1/artifacts/{artifact_id}", "DELETE", {"artifact_id": "artifact_id"}),
+    ("/v1/methods", "GET", {}),
+    ("/v1/methods/{name}", "GET", {"name": "lens.logit"}),
+    ("/v1/jobs", "POST", {}),
     ("/v1/models", "GET", {}),
     ("/v1/models", "POST", {}),
     ("/v1/models/{model}", "GET", {"model": "lab/new"}),
@@ -89,6 +92,7 @@ SUCCESSES: list[tuple[str, str, dict[str, str]]] = [
 ]
 BODIES = {
     ("/v1/tenants/{tenant}", "PUT"): {"weight": 2, "limits": {"running_jobs": 3}},
+    ("/v1/jobs", "POST"): {"method": "lens.logit@1", "model": KEY.repo_id, "params": {"prompts": ["One"]}},
     ("/v1/models", "POST"): {"source": "lab/new", "autoscale": {"most": 2}},
     ("/v1/models/{model}", "PATCH"): {"replicas": 2},
 }

@@ -26,6 +26,7 @@ from interlace.protocol.artifact import (
     Wanted,
     edit_ref,
     edits_of,
+    read_of,
     wanted,
 )
 from interlace.protocol.errors import AdapterRefused, InterlaceError
@@ -58,7 +59,7 @@ class Adapters:
     async def of(self, job: Job) -> tuple[Sealed, ...]:
         """The adapters, edits and inputs that a job names. Raises UnknownArtifact, InvalidArtifact, AdapterRefused."""
         asked, edits = wanted(job.env), edits_of(job.env)
-        inputs: tuple[AdapterRef, ...] = ()
+        inputs = read_of(job.env)
         if job.method is not None:
             edits = tuple(edit_ref(text, "edits") for text in job.method.edits)
             inputs = tuple(AdapterRef.parse(text, "params") for text in job.method.opens)

@@ -17,8 +17,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any, NoReturn
 
+from interlace.methods import BrokenCatalogue, catalogue
 from interlace_workers import channel, heap
-from interlace_workers.child import job, resident, warm
+from interlace_workers.child import job, resident, speed, warm
 from interlace_workers.child.model import HostedModel, load
 from interlace_workers.order import Load, Loaded
 from interlace_workers.sandbox import Sandbox, Unsafe, process
@@ -137,9 +138,12 @@ def main() -> None:
         model = load(order)
         if order.resident:
             warm.rehearsal(model)
+            _know_methods()
             _stay(parent, model)
         into_huge_pages(model.model._module, realign=not order.is_pipeline)
         model = replace(model, rehearsal=warm.rehearsal(model))
+        token_seconds = speed.token_seconds(model)
+        _know_methods()
         _refuse_threads()
         family, sandbox = Family(), Sandbox(order.isolation, hidden=order.path, without=order.without)
         sandbox.prepare()
@@ -150,10 +154,16 @@ def main() -> None:
     heap.fill()
     gc.freeze()
     gc.enable()
-    loaded = Loaded(model.n_params, model.size_bytes, layers=sandbox.layers, missing=sandbox.missing)
+    loaded = Loaded(model.n_params, model.size_bytes, token_seconds, sandbox.layers, sandbox.missing)
     with contextlib.suppress(BrokenPipeError):  # a parent that is gone shows at the first poll
         channel.send(parent, {"loaded": asdict(loaded)})
     Zygote(parent, model, sandbox, family).serve()
+
+
+def _know_methods() -> None:
+    """Read the declarations of all methods, so that no job has to; one that is wrong is for the jobs to tell."""
+    with contextlib.suppress(BrokenCatalogue):
+        catalogue()
 
 
 def _stay(parent: socket.socket, model: HostedModel) -> NoReturn:

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy
 import torch
-from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
+from interlace.methods._files import laid_out, opened
 from interlace.methods.base import ArtifactName, Checkpoint, Opened, Params, Report, Result, Spec, Texts
-from interlace.protocol.artifact import LAYOUTS
+from interlace.protocol.artifact import FILES
 from interlace.protocol.errors import InvalidArtifact
 
 _KIND = "kind.json"
@@ -49,10 +49,8 @@ class Notebook(Report):
         found = json.loads((folder / _KIND).read_text())["kind"]
         if kind not in (None, found):
             raise InvalidArtifact(f"{name} is of the kind {found}; expected {kind}.")
-        layout = LAYOUTS[found]
-        tensors = load_file(folder / layout.tensors) if layout.tensors else {}
-        config = json.loads((folder / layout.config).read_text()) if layout.config else {}
-        return Opened(found, tensors, config, name)
+        files = {file: (folder / file).read_bytes() for file in FILES[found][0]}
+        return opened(found, files, name)
 
     def texts(self, texts: Texts) -> list[str]:
         return texts if isinstance(texts, list) else list(self.open(texts, "texts").config["texts"])
@@ -60,14 +58,12 @@ class Notebook(Report):
     def artifact(
         self, kind: str, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], *, name: str = ""
     ) -> ArtifactName:
-        layout = LAYOUTS[kind]
+        files = laid_out(kind, tensors, config)
         number = len(list(self._folder.glob("*"))) + 1
         folder = self._folder / f"{number:03d}-{name or kind}"
         folder.mkdir(parents=True)
-        if layout.tensors:
-            save_file(dict(tensors), folder / layout.tensors)
-        if layout.config:
-            (folder / layout.config).write_text(json.dumps(config, indent=1))
+        for file, data in files.items():
+            (folder / file).write_bytes(data)
         (folder / _KIND).write_text(json.dumps({"kind": kind}))
         return str(folder)
 

@@ -204,6 +204,20 @@ def wanted(env: dict[str, Any]) -> tuple[Wanted, ...]:
     return tuple(found)
 
 
+def read_of(env: dict[str, Any]) -> tuple[AdapterRef, ...]:
+    """The artifacts that a request's `env.artifacts` names, for its block to read. Raises InvalidRequest."""
+    named = env.get("artifacts")
+    if named is None:
+        return ()
+    if not isinstance(named, list) or len(named) > MOST_EDITS:
+        raise InvalidRequest(f"`env.artifacts` must be a list of up to {MOST_EDITS} artifacts.")
+    found = tuple(AdapterRef.parse(one, f"env.artifacts[{number}]") for number, one in enumerate(named))
+    for number, ref in enumerate(found):
+        if ref.place != "artifact":
+            raise InvalidRequest(f"`env.artifacts[{number}]` is {ref.text[:96]!r}; expected artifact:ID.")
+    return found
+
+
 def edits_of(env: dict[str, Any]) -> tuple[AdapterRef, ...]:
     """The artifacts that a request's `env.edits` names. Raises InvalidRequest."""
     edits = env.get("edits")

@@ -12,6 +12,7 @@ from interlace.protocol.safetensors import Header
 LONGEST_CONFIGS = {"texts": 32 << 20, "data": 32 << 20, "probe": 4 << 20}
 _LONGEST = 1 << 20  # bytes
 _MOST_TEXTS = 1_000_000
+_MOST_EDITS = 4096
 #: Of a configuration, what is told in the manifest where it is there and short.
 _TOLD = frozenset({"architecture", "d_in", "d_sae", "hook_name", "layer", "method", "site", "title"})
 _LONGEST_TOLD = 128  # characters
@@ -36,11 +37,21 @@ def check(kind: str, config: bytes, header: Header | None, max_rank: int) -> Fac
         return _check_texts(said)
     assert header is not None
     assert layout.tensors is not None
+    if kind == "edit":
+        _check_edit(said)
     if kind != "data":  # labels are whole numbers, and a table may have no tensor at all
         check_tensors(header, layout.tensors)
     return Facts(
         header.n_params, None, {name: said[name] for name in sorted(_TOLD & said.keys()) if _short(said[name])}
     )
+
+
+def _check_edit(said: Mapping[str, Any]) -> None:
+    edits = said.get("edits")
+    if said.get("format") != 1 or not isinstance(said.get("model_type"), str):
+        raise InvalidArtifact("edit_config.json must have `format` 1 and the `model_type` that it is for.")
+    if not isinstance(edits, list) or not 0 < len(edits) <= _MOST_EDITS:
+        raise InvalidArtifact(f"`edits` in edit_config.json must be a list of 1 to {_MOST_EDITS:,}.")
 
 
 def _check_texts(said: Mapping[str, Any]) -> Facts:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from interlace.protocol.artifact import AdapterRef, edits_of, wanted
+from interlace.protocol.artifact import AdapterRef, edits_of, read_of, wanted
 from interlace.protocol.errors import InvalidRequest
 from interlace_server.doors.auth import Caller
 from interlace_server.gateway import Gateway
@@ -20,6 +20,8 @@ async def check_adapters(gateway: Gateway, env: dict[str, Any], card: ModelCard,
         else:
             check_policy(one.ref, gateway.config.adapters)
     await check_edits(gateway, edits_of(env), card, caller)
+    for ref in read_of(env):
+        await gateway.state.artifacts.named(ref, caller.tenant)
 
 
 async def check_edits(gateway: Gateway, edits: Sequence[AdapterRef], card: ModelCard, caller: Caller) -> None:

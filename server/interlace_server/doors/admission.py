@@ -9,7 +9,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from interlace.protocol.artifact import edits_of, wanted
+from interlace.protocol.artifact import edits_of, read_of, wanted
 from interlace.protocol.errors import (
     ClientTooOld,
     InterlaceError,
@@ -28,6 +28,7 @@ from interlace_state.config import Config, GatewayConfig
 _FORM_BYTES = 64 << 10  # what a form has around its files
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _ATTENTION = (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
+_ENV = frozenset({"artifacts", "attn_implementation", "edits", "lora", "peft"})
 _NNSIGHT_VERSION = re.compile(r"v?(\d+(?:\.\d+){1,3})(?:[.\-_+]?[A-Za-z][\w.+-]*|\+[\w.]+)?")
 _PYTHON_VERSION = re.compile(r"(\d+\.\d+)(?:\.\d+)?\S*(?:\s.*)?", re.DOTALL)
 
@@ -149,11 +150,12 @@ def _numbers(version: str) -> list[int]:
 
 def check_env(env: dict[str, Any]) -> None:
     """Raises InvalidRequest for a model environment that no model has."""
-    unknown = sorted(set(env) - {"attn_implementation", "edits", "lora", "peft"})
+    unknown = sorted(set(env) - _ENV)
     if unknown:
-        raise InvalidRequest(f"`env` has unknown keys {unknown}; allowed are: attn_implementation, edits, lora, peft.")
+        raise InvalidRequest(f"`env` has unknown keys {unknown}; allowed are: {', '.join(sorted(_ENV))}.")
     wanted(env)
     edits_of(env)
+    read_of(env)
     attention = env.get("attn_implementation")
     if not (attention is None or isinstance(attention, str)) or attention not in _ATTENTION:
         allowed = ", ".join("null" if name is None else name for name in _ATTENTION)

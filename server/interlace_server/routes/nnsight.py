@@ -95,7 +95,7 @@ async def submit(
         request,
         response,
         idempotency_key=idempotency_key,
-        batching=may_share and not envelope.env.get("edits"),
+        batching=may_share and not (envelope.env.get("edits") or envelope.env.get("artifacts")),
     )
     return nnsight_wire.received(job_id)
 

@@ -1,19 +1,32 @@
-"""Edits of a request: additions to what modules give, on for as long as its job runs."""
+"""What a request's artifacts are in its child: additions to what modules give, or values that its block reads."""
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from importlib import import_module
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
+from interlace import _opened
+from interlace.methods import _edits
 from interlace_workers.child.model import HostedModel
 from interlace_workers.child.opened import of_use, opened
 from interlace_workers.order import Order
 
 
-def attached(model: HostedModel, order: Order, fds: Sequence[int]) -> AbstractContextManager[Any]:
-    """Have the order's edits on in the block. Raises AdapterRefused."""
+@contextmanager
+def attached(model: HostedModel, order: Order, fds: Sequence[int]) -> Iterator[None]:
+    """Have the order's edits on in the block. Raises InvalidArtifact."""
     edits = [opened(adapter, fd) for adapter, fd in of_use(order, fds, "edit")]
     if not edits:
-        return nullcontext()
-    context: AbstractContextManager[Any] = import_module("interlace.methods._edits").attached(model.model, edits)
-    return context
+        yield
+        return
+    with _edits.attached(model.model, edits):
+        yield
+
+
+@contextmanager
+def at_hand(order: Order, fds: Sequence[int]) -> Iterator[None]:
+    """Have the order's other artifacts where a traced block finds them."""
+    try:
+        for adapter, fd in of_use(order, fds, "input"):
+            _opened.put(opened(adapter, fd))
+        yield
+    finally:
+        _opened.clear()

@@ -8,15 +8,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from safetensors.torch import save
 
+from interlace.methods._files import laid_out, packed
 from interlace.protocol import frames
-from interlace.protocol.adapter import parse_object
-from interlace.protocol.artifact import LAYOUTS, ArtifactFile, content_hash
+from interlace.protocol.artifact import ArtifactFile, content_hash
 from interlace.protocol.errors import InvalidArtifact, LimitExceeded
 from interlace.protocol.frames import FrameKind
 from interlace.protocol.given import LONGEST, Given, Kept, Region, artifact_id
-from interlace.protocol.kinds import longest_config
 from interlace_workers.order import MethodOrder
 
 #: A run spends at most one second in so many on its checkpoints.
@@ -91,7 +89,7 @@ class Outbox:
                 "(`methods.checkpoint_bytes`)"
             )
             return
-        data = save(_plain(tensors), {"step": str(step), "state": said})
+        data = packed(tensors, {"step": str(step), "state": said})
         # The parent reads one place while the other is written: it has a period for it.
         offset = self._slot * (self._order.checkpoint_bytes + (8 << 20))
         _write(self._checkpoints, data, offset)
@@ -104,27 +102,6 @@ class Outbox:
     def _say(self, kind: FrameKind, body: bytes) -> None:
         assert len(body) <= LONGEST
         os.write(self._events, frames.encode(kind, body))  # shorter than what a pipe takes whole
-
-
-def laid_out(kind: str, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> dict[str, bytes]:
-    """An artifact's files. Raises InvalidArtifact for a kind that there is not, or a part that it does not have."""
-    layout = LAYOUTS.get(kind)
-    if layout is None:
-        raise InvalidArtifact(f"There is no kind of artifact {kind!r}; there are: {', '.join(LAYOUTS)}.")
-    files = {}
-    if layout.tensors is not None:
-        files[layout.tensors] = save(_plain(tensors))
-    elif tensors:
-        raise InvalidArtifact(f"An artifact of the kind {kind} has no tensors.")
-    if layout.config is not None:
-        files[layout.config] = json.dumps(dict(config), indent=1, allow_nan=False).encode()
-        parse_object(files[layout.config], layout.config, longest_config(kind))
-    return files
-
-
-def _plain(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Tensors as safetensors takes them: each in memory of its own, on the CPU."""
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
 
 
 def _write(fd: int, data: bytes, offset: int) -> None:

@@ -99,7 +99,7 @@ def _trace(
     times = [time.perf_counter()]
     with Watch(outlet).watching():
         model = environment.prepare(model, order, adapters)
-        with edits.attached(model, order, adapters):
+        with edits.attached(model, order, adapters), edits.at_hand(order, adapters):
             tracer = trace.read(model, order, payload)
             times.append(time.perf_counter())
             running()
