@@ -1,10 +1,11 @@
 """`relation.lre`: which relations are affine in the subject's state, in a transformer, in a Mamba and in SmolLM2.
 
-    python benchmarks/methods/lre.py [--parts planted facts smollm2] [--seeds 1 2 3] [--json FILE] [--picture FILE]
+    python benchmarks/methods/lre.py [--parts planted facts smollm2] [--seeds 11 12 13] [--json FILE] [--picture FILE]
 
 `planted` trains a small model for each seed on two relations of made-up people: one whose object the last name alone
 tells, one that is a lookup. `facts` takes the trained models of tests/assets, with other training subjects for each
-seed. The thresholds below were written before seeds 1, 2, 3 were run; seed 0 of `facts` had been looked at.
+seed. The thresholds below were written before any seed but 0 of `facts`. A first run, of seed 1, was without the
+embeddings as a layer: the planted GPT-2 reads the last name in its first block, and its faithfulness was .18.
 """
 
 import argparse
@@ -136,6 +137,7 @@ def part_planted(seed: int) -> dict[str, Any]:
         model, told = planted(family, seed)
         for kind, word in (("structured", "group"), ("lookup", "place")):
             params = {"template": f"{{}} {word}", "samples": told[kind], "icl": False, "ranks": [8, 16], "batch": 128}
+            params["layers"] = [-1, 0, 1, 2, 3]
             found[f"planted {family} {kind}"] = measured(model, {**params, "betas": [1, 1.5, 2.25]}, seed)
     return found
 
@@ -196,7 +198,7 @@ def shown(seeds: dict[int, dict[str, Any]], names: Sequence[str]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", nargs="+", default=["planted", "facts", "smollm2"])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[11, 12, 13])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--picture", type=Path)
     chosen = parser.parse_args()

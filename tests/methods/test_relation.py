@@ -42,9 +42,10 @@ def test_the_jacobian_is_what_finite_differences_say(family: str, tmp_path: Path
     prompt = Prompt.of(model.tokenizer, "In the city of Paris there is", "Paris")
     with evaluating(module):
         sites = Sites.of(module)
-        differ = Differentiator(sites, [0, sites.n_layers - 1], 24, Notebook(tmp_path, bar=False))
+        differ = Differentiator(sites, [-1, 0, sites.n_layers - 1], 24, Notebook(tmp_path, bar=False))
         tangent = differ.of(prompt)
         assert differ.error(prompt, tangent, 0) < 1e-3
+        assert differ.error(prompt, tangent, -1) < 1e-3
     assert tangent.jacobians[0].abs().max() > 1e-3
     assert not tangent.jacobians[
         sites.n_layers - 1
@@ -68,6 +69,7 @@ def test_what_stands_before_the_subject_may_be_cached(tmp_path: Path) -> None:
 def test_a_planted_affine_relation_is_faithful_and_its_inverse_edits(tmp_path: Path) -> None:
     model, pairs = planted.relation()
     params = {"template": "{} is", "samples": _samples(pairs), "icl": False, "betas": [1.0], "ranks": [4], "batch": 16}
+    params |= {"layers": [-1, 0, 1, 2]}
     report = Notebook(tmp_path, bar=False)
     result = run(LRE, model, params, report)
     assert result.metric("faithfulness").value == 1
@@ -77,10 +79,15 @@ def test_a_planted_affine_relation_is_faithful_and_its_inverse_edits(tmp_path: P
     assert result.metric("causality_swap").value == 1
     assert result.metric("causality_random").value <= 0.25
     table = result.table("faithfulness").rows
-    assert [row[2] == 1 for row in table] == [True, False, False]  # block 1 has read the subject: later it is too late
+    assert [row[2] == 1 for row in table] == [
+        True,
+        True,
+        False,
+        False,
+    ]  # block 1 has read the subject: later is too late
     kept = report.open(result.artifacts[0], "data")
-    assert kept.config["layer"] == result.layer == 0
-    assert int((torch.linalg.svdvals(kept.tensors["0.J"]) > 0.1).sum()) == 4
+    assert kept.config["layer"] == result.layer == -1
+    assert int((torch.linalg.svdvals(kept.tensors["-1.J"]) > 0.1).sum()) == 4
     assert {row[3] for row in result.table("subjects").rows} == {"train", "heldout"}
     assert LRE.plot
     assert len(result.plot().axes) == 2
@@ -88,7 +95,7 @@ def test_a_planted_affine_relation_is_faithful_and_its_inverse_edits(tmp_path: P
 
 def test_facts_that_were_learned(tmp_path: Path) -> None:
     for folder in (FACTS_GPT, FACTS_MAMBA):
-        params = {**_continents(folder), "layers": [1, -1], "ranks": [20], "pairs": 24, "batch": 128}
+        params = {**_continents(folder), "layers": [1, 5], "ranks": [20], "pairs": 24, "batch": 128}
         result = run(LRE, facts(folder), params, Notebook(tmp_path, bar=False))
         best, last = result.table("faithfulness").rows[0], result.table("faithfulness").rows[-1]
         assert best[2] > best[5]

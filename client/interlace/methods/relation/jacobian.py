@@ -11,7 +11,7 @@ from torch import Tensor
 
 from interlace.methods import _capture
 from interlace.methods._prompts import Prompt
-from interlace.methods._sites import Sites
+from interlace.methods._sites import Place, Sites
 from interlace.methods.base import Report
 
 _SAME = 1e-4  # of z, relative: what a cache of the tokens before the subject's last may change
@@ -31,6 +31,11 @@ class Tangent:
     answer: Tensor
 
 
+def subject_places(sites: Sites, layers: Sequence[int]) -> dict[int, Place]:
+    """Where h is, by layer: what a block gives, or the embeddings for -1."""
+    return {layer: sites.place("embed") if layer < 0 else sites.place("resid_post", layer) for layer in layers}
+
+
 class Differentiator:
     """Jacobians of prompts, as many of their rows a forward as fit into a batch."""
 
@@ -38,7 +43,7 @@ class Differentiator:
         self._sites = sites
         self._batch = batch
         self._report = report
-        self._places = {layer: sites.place("resid_post", layer) for layer in layers}
+        self._places = subject_places(sites, layers)
         self._last = sites.place("resid_post", sites.n_layers - 1)
         self._device = next(sites.module.parameters()).device
 

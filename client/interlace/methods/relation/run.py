@@ -12,7 +12,7 @@ from interlace.methods import _capture, _intervals
 from interlace.methods._prompts import Prompt, first_token
 from interlace.methods._sites import Sites, evaluating
 from interlace.methods.base import Metric, Report, Table
-from interlace.methods.relation.jacobian import Differentiator
+from interlace.methods.relation.jacobian import Differentiator, subject_places
 from interlace.methods.relation.spec import RelationParams, RelationResult, Sample
 from interlace.protocol.errors import InvalidRequest
 
@@ -56,7 +56,7 @@ class _Relation:
         self._report = report
         self._device = next(sites.module.parameters()).device
         self._layers = _layers(params.layers, sites.n_layers)
-        self._places = {layer: sites.place("resid_post", layer) for layer in self._layers}
+        self._places = subject_places(sites, self._layers)
         self._last = sites.place("resid_post", sites.n_layers - 1)
         self._warnings: list[str] = []
 
@@ -268,7 +268,7 @@ class _Relation:
         config = {
             "method": "relation.lre@1",
             "what": "LAYER.J [d_model, d_model] and LAYER.b [d_model]: the last block's output at the last token is "
-            "about beta J h + b, with h what block LAYER gives at the subject's last token",
+            "about beta J h + b, with h what block LAYER (-1: the embeddings) gives at the subject's last token",
             "model_type": self._sites.model_type,
             "site": "resid_post",
             "layer": best,
@@ -328,7 +328,8 @@ def _subjects(tokenizer: Any, screened: Sequence[Query], train: Sequence[Sample]
 
 
 def _layers(wanted: list[int] | None, count: int) -> list[int]:
-    layers = list(range(count)) if wanted is None else [layer + count if layer < 0 else layer for layer in wanted]
-    if strange := [layer for layer in layers if not 0 <= layer < count]:
-        raise InvalidRequest(f"`params.layers` has {strange[0]}; the model's blocks are 0 to {count - 1}.")
-    return sorted(set(layers))
+    if strange := [layer for layer in wanted or [] if not -1 <= layer < count]:
+        raise InvalidRequest(
+            f"`params.layers` has {strange[0]}; the model's blocks are 0 to {count - 1}, and -1 is the embeddings."
+        )
+    return list(range(count)) if wanted is None else sorted(set(wanted))

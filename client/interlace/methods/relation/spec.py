@@ -29,7 +29,7 @@ class RelationParams(Params):
     icl: bool = True
     """Whether a prompt begins with the training subjects' prompts and objects, a line each, its own left out."""
     layers: Annotated[list[int], Field(min_length=1)] | None = None
-    """Blocks whose output at the subject's last token is s; negative ones from the end; default: all."""
+    """Blocks, from 0, whose output at the subject's last token is s; -1 is the embeddings; default: all blocks."""
     betas: Annotated[tuple[Annotated[float, Field(gt=0, le=1000)], ...], Field(min_length=1, max_length=16)] = (2.25,)
     """What J is multiplied with in the answer; the paper takes 2.25 for GPT-J and GPT-2 XL and 8 for Llama 13B."""
     ranks: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(max_length=16)] = (100,)
