@@ -34,6 +34,12 @@ def _probes() -> Artifact:
     return "probe", {name: torch.randn(400, 64, generator=dice) for name in names}, config
 
 
+PAIRS = [
+    {"base": f"The {name} is", "source": f"The {name} of", "answer": "Paris", "source_answer": "two"}
+    for name in ("city", "capital")
+]
+
+
 CASES: dict[str, list[Case]] = {
     "lens.logit@1": [
         Case({"prompts": PROMPTS, "positions": [0, -1], "targets": [" Paris", " Rome"]}),
@@ -88,5 +94,10 @@ CASES: dict[str, list[Case]] = {
                 "controls": 1,
             }
         )
+    ],
+    "mediate@1": [
+        Case({"pairs": PAIRS, "mediator": {"family": "parts", "sites": ["mlp_out"], "layers": [1]}, "effect": "NDE"}),
+        Case({"pairs": PAIRS, "mediator": {"family": "heads"}, "search": "ig", "ig_steps": 2, "check": 4}),
+        Case({"pairs": PAIRS, "mediator": {"family": "subspace", "layer": 1}, "search": "das", "steps": 3}, seed=2),
     ],
 }

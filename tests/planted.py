@@ -66,3 +66,29 @@ def relation(
 def _centred(vectors: Tensor) -> Tensor:
     """Columns without a mean, which a norm would take from them."""
     return vectors - vectors.mean(0)
+
+
+def mediator(seed: int = 0) -> tuple[TransformersModel, Tensor, Tensor]:
+    """A model that answers "VALUE CLUE is" by its VALUE; the plane [2, 32] where it keeps it, and the CLUE's [2, 32].
+
+    Block 1 brings the value to the last token, as one of four points of the first plane; it brings the clue there, too,
+    as a point of the second, which nothing reads.
+    """
+    values, clues, answers = ([f"{name}{number}" for number in range(4)] for name in ("value", "clue", "answer"))
+    tokenizer = words(values, clues, answers, ["is"])
+    model = blank(tokenizer, n_layer=4, n_embd=32)
+    generator = torch.Generator().manual_seed(seed)
+    basis = torch.linalg.qr(_centred(torch.randn(32, 9, generator=generator)))[0].mT
+    shared, value_in, clue_in, plane, decoy = basis[0], basis[1:3], basis[3:5], basis[5:7], basis[7:9]
+    corners = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
+    table = model.transformer.wte.weight
+    with torch.no_grad():
+        table.copy_((8 * shared).expand_as(table))
+        for number in range(4):
+            table[tokenizer.convert_tokens_to_ids(values[number])] += corners[number] @ value_in
+            table[tokenizer.convert_tokens_to_ids(clues[number])] += corners[number] @ clue_in
+            model.lm_head.weight[tokenizer.convert_tokens_to_ids(answers[number])] = 2 * corners[number] @ plane
+        attention = model.transformer.h[1].attn
+        attention.c_attn.weight[:, 64:].copy_(torch.eye(32))
+        attention.c_proj.weight.copy_(6 * (value_in.mT @ plane + clue_in.mT @ decoy))
+    return TransformersModel(model, tokenizer=tokenizer), plane, decoy
