@@ -35,8 +35,8 @@ def _probes() -> Artifact:
 
 
 PAIRS = [
-    {"base": f"The {name} is", "source": f"The {name} of", "answer": "Paris", "source_answer": "two"}
-    for name in ("city", "capital")
+    {"base": f"The city {one}", "source": f"The city {other}", "answer": "Paris", "source_answer": "two"}
+    for one, other in (("is", "of"), ("of", "is"))
 ]
 
 
