@@ -39,6 +39,22 @@ PAIRS = [
     for one, other in (("is", "of"), ("of", "is"))
 ]
 
+_ROME: dict[str, Any] = {
+    "requests": [
+        {
+            "prompt": "The {} is located in the city of",
+            "subject": "Eiffel Tower",
+            "target_new": "Rome",
+            "target_true": "Paris",
+            "paraphrases": ["The city of the {} is"],
+            "neighbours": [{"prompt": "The capital of France is", "answer": "Paris"}],
+        }
+    ],
+    "layer": 1,
+    "sampled": [[2, 3]],
+    "steps": 3,
+    "filter_known": False,
+}
 
 CASES: dict[str, list[Case]] = {
     "lens.logit@1": [
@@ -57,6 +73,22 @@ CASES: dict[str, list[Case]] = {
                 "samples": 2,
                 "positions": ["subject_last", "last"],
                 "least_effect": 0.0,
+                "states": ["resid_post", "mlp_out"],
+                "window": 2,
+                "sever": ["attn_out"],
+            }
+        )
+    ],
+    "edit.rome@1": [
+        Case(_ROME | {"key": "raw", "apply": "together"}),
+        Case(_ROME | {"keep_covariance": True}, {"texts": lambda: ("texts", {}, {"texts": PROMPTS * 8})}, seed=3),
+    ],
+    "flow.knockout@1": [
+        Case(
+            {
+                "prompts": [{"text": "The Colosseum is in the city of", "subject": "Colosseum"}],
+                "block": ["subject", "prefix", "last"],
+                "window": 2,
             }
         )
     ],

@@ -8,8 +8,12 @@ import tiny
 import torch
 from nnsight.modeling.transformers import TransformersModel
 
+from interlace.methods._edits import Edit
+from interlace.methods._sites import Sites
+
 _ASSETS = Path(__file__).parent / "assets"
 FACTS_MAMBA = _ASSETS / "facts-mamba-mini"
+FACTS_GPT = _ASSETS / "facts-gpt-mini"
 FAMILIES = ("gpt2", "llama", "neox", "mamba")
 PROMPT = "The capital of France is"
 
@@ -41,3 +45,11 @@ def logits(model: Any, prompt: str = PROMPT) -> torch.Tensor:
 
 def head(model: Any) -> Any:
     return model.embed_out if hasattr(model, "embed_out") else model.lm_head
+
+
+def an_edit(model: Any, site: str, layer: int = 1, rank: int = 1, seed: int = 0) -> Edit:
+    """A random edit of one projection."""
+    generator = torch.Generator().manual_seed(seed)
+    place = Sites.of(model).projection(site, layer)
+    down, up = torch.randn(rank, place.d_in, generator=generator), torch.randn(place.d_out, rank, generator=generator)
+    return Edit(down * 0.2, up * 0.4, site, layer)

@@ -100,7 +100,10 @@ class RunningJob(Followed):
     def _loaded(self, end: Ended) -> dict[str, Any]:
         if end.state is not JobState.COMPLETED:
             raise self._failure(end.text or f"The job was {end.state}.")
-        found: dict[str, Any] = load(self._bytes())
+        data = self._bytes()
+        if data.startswith(b"{"):
+            raise self._failure(f"Job {self.id} runs a method: `client.follow_method({self.id!r})` reads its result.")
+        found: dict[str, Any] = load(data)
         return found
 
     def _call(self, callback: Callable[[Value], object]) -> None:

@@ -67,9 +67,10 @@ def cancel(arguments: argparse.Namespace) -> int:
                 if not _JOB_ID.fullmatch(job_id):
                     raise InvalidRequest(f"{job_id!r} is no job's id: 32 hex digits, as `interlace jobs` shows them.")
                 before = client.job(job_id)
-                print(
-                    f"{job_id} {'had ended: ' if before.state.ended else ''}{client.cancel(job_id).state}", flush=True
-                )
+                now = client.cancel(job_id)
+                # A method that runs first ends with what it has.
+                said = now.state if now.state.ended else _plain(now.text)
+                print(f"{job_id} {'had ended: ' if before.state.ended else ''}{said}", flush=True)
             except Unreachable:
                 raise
             except InterlaceError as error:

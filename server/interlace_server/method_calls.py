@@ -1,5 +1,6 @@
 """A request for a method before it is a job: its model, its parameters, its artifacts, what it would cost."""
 
+import asyncio
 import hashlib
 import json
 from typing import Any
@@ -23,6 +24,8 @@ from interlace_state.models import HostedModel, ModelCard
 #: Of a checkpoint's configuration, under the names that families have for them.
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 _HIDDEN = ("hidden_size", "n_embd", "d_model")
+#: A guess of time may be so many times too long.
+_DOUBT = 5
 _BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -72,13 +75,11 @@ async def prepared(
     Raises UnknownMethod, InvalidRequest that names each field, UnknownArtifact, AdapterRefused.
     """
     spec = find(asked.method)
-    params = checked(spec, asked)
-    said = params.model_dump(mode="json")
+    params, said, digest = await asyncio.to_thread(_resolved, spec, asked)  # megabytes of texts take a moment
     opens = named(said, spec.takes)
     await check_opened(gateway, opens, caller)
     edits = [edit_ref(one, f"edits.{number}") for number, one in enumerate(asked.edits)]
     await check_edits(gateway, edits, card, caller)
-    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
     call = MethodCall(
         ref=spec.ref,
         seed=asked.seed,
@@ -92,6 +93,13 @@ async def prepared(
         await _check_same(gateway, asked.resume, call, card, caller)
     payload = Payload(method=spec.ref, params=said, edits=tuple(asked.edits), seed=asked.seed)
     return call, payload.model_dump_json().encode(), params
+
+
+def _resolved(spec: Spec, asked: MethodRequest) -> tuple[Params, dict[str, Any], str]:
+    """Parameters, also as JSON with every default filled in, and a digest of that. Raises InvalidRequest."""
+    params = checked(spec, asked)
+    said = params.model_dump(mode="json")
+    return params, said, hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def checked(spec: Spec, asked: MethodRequest) -> Params:
@@ -110,7 +118,7 @@ def checked(spec: Spec, asked: MethodRequest) -> Params:
 
 
 async def estimated(gateway: Gateway, spec: Spec, params: Params, card: ModelCard, caller: Caller) -> Estimate:
-    """What a run would cost. Raises LimitExceeded where that is more than the caller may use."""
+    """What a run would cost. Raises LimitExceeded where it is more than the caller may use; of time, by far."""
     found = spec.estimate(params, facts_of(card))
     speed = await gateway.state.models.speed(card.key)
     if speed is not None:
@@ -119,7 +127,7 @@ async def estimated(gateway: Gateway, spec: Spec, params: Params, card: ModelCar
     if found.peak_bytes > limits.memory_bytes:
         what = f"The memory that {spec.ref} would take with these parameters ({found.peak_bytes:,} bytes)"
         raise LimitExceeded(what, limits.memory_bytes, "bytes", "limits.memory_bytes")
-    if found.seconds is not None and found.seconds > limits.wall_seconds:
+    if found.seconds is not None and found.seconds > _DOUBT * limits.wall_seconds:
         what = f"The time that {spec.ref} would take with these parameters (about {found.seconds:,.0f} s)"
         raise LimitExceeded(what, limits.wall_seconds, "seconds", "limits.wall_seconds")
     return found

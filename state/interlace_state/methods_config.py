@@ -8,7 +8,7 @@ from interlace_state.section import DAY, MOST_BYTES, Section
 class MethodsConfig(Section):
     """Published methods as jobs; see docs/methods/README.md."""
 
-    request_bytes: int = Field(default=16 << 20, gt=0, le=MOST_BYTES)
+    request_bytes: int = Field(default=4 << 20, gt=0, le=MOST_BYTES)
     """Bytes of a request that brings a method's job: more data comes as an artifact."""
     cancel_grace: float = Field(default=10.0, ge=0, le=DAY)
     """Seconds that a cancelled method may take to end with what it has, before it is stopped without."""

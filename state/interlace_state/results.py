@@ -15,12 +15,14 @@ from redis.asyncio import Redis
 
 from interlace.protocol.errors import StoreFull, UnknownJob
 from interlace.protocol.job import Job, JobState, ResultRef
+from interlace_state.checkpoints import FOLDER as CHECKPOINTS
 from interlace_state.config import LifetimeConfig, StoreConfig
 from interlace_state.files import Files, Piece
 from interlace_state.keys import Keys
 from interlace_state.values import FOLDER as VALUES
 
 _COUNT_SECONDS = 5.0
+_COUNTED = ("payloads", "results", VALUES, CHECKPOINTS)
 _YOUNG_SECONDS = 60.0  # a payload is there before its job
 _TOKEN = re.compile(r"([0-9a-f]{32})\.([0-9]{1,12})\.([A-Za-z0-9_-]{43})")
 
@@ -58,7 +60,7 @@ class Results:
             return
         if time.monotonic() - self._counted_at > _COUNT_SECONDS:
             self._put.clear()
-            self._used, self._counted_at = await self._files.used("payloads", "results", VALUES), time.monotonic()
+            self._used, self._counted_at = await self._files.used(*_COUNTED), time.monotonic()
         if self._used + more > most:
             raise StoreFull(f"The server holds {self._used:,} of {most:,} bytes (`store.max_bytes`).")
         self._used += more

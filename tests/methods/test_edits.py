@@ -12,7 +12,7 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import load_file
-from small_models import PROMPT, logits, of_family
+from small_models import PROMPT, an_edit, logits, of_family
 
 from interlace.methods import _edits
 from interlace.methods._edits import Edit, added, attached
@@ -29,13 +29,6 @@ _PLACES = [
     ("mamba", "mixer_in.x"),
     ("mamba", "mixer_in.gate"),
 ]
-
-
-def _edit(model: Any, site: str, layer: int = 1, rank: int = 1, seed: int = 0) -> Edit:
-    generator = torch.Generator().manual_seed(seed)
-    place = Sites.of(model).projection(site, layer)
-    down, up = torch.randn(rank, place.d_in, generator=generator), torch.randn(place.d_out, rank, generator=generator)
-    return Edit(down * 0.2, up * 0.4, site, layer)
 
 
 def _opened(model: Any, *edits: Edit) -> Opened:
@@ -69,7 +62,7 @@ def _in_place(model: Any, *edits: Edit) -> Iterator[None]:
 @pytest.mark.parametrize("rank", [1, 4])
 def test_an_edit_is_the_edited_weight_and_leaves_no_trace(family: str, site: str, rank: int) -> None:
     model = of_family(family)
-    edit = _edit(model, site, rank=rank)
+    edit = an_edit(model, site, rank=rank)
     before = logits(model)
     with attached(model, [_opened(model, edit)]):
         virtual = logits(model)
@@ -83,7 +76,11 @@ def test_an_edit_is_the_edited_weight_and_leaves_no_trace(family: str, site: str
 @pytest.mark.parametrize(("family", "site"), [("gpt2", "mlp_out"), ("llama", "attn_out"), ("mamba", "mixer_out")])
 def test_several_edits_compose_in_order(family: str, site: str) -> None:
     model = of_family(family)
-    first, second, same = _edit(model, site, 0, 2), _edit(model, site, 1, 1, seed=1), _edit(model, site, 1, 3, seed=2)
+    first, second, same = (
+        an_edit(model, site, 0, 2),
+        an_edit(model, site, 1, 1, seed=1),
+        an_edit(model, site, 1, 3, seed=2),
+    )
     with attached(model, [_opened(model, first, second), _opened(model, same)]):
         virtual = logits(model)
     with _in_place(model, first, second, same):
@@ -93,7 +90,7 @@ def test_several_edits_compose_in_order(family: str, site: str) -> None:
 @pytest.mark.parametrize(("family", "site"), [("gpt2", "mlp_out"), ("llama", "mlp_out"), ("mamba", "mixer_out")])
 def test_generation_goes_through_the_edit_at_every_step(family: str, site: str) -> None:
     model = of_family(family)
-    edit = _edit(model, site, Sites.of(model).n_layers - 1, rank=8)
+    edit = an_edit(model, site, Sites.of(model).n_layers - 1, rank=8)
     edit = replace(edit, up=4 * edit.up)
     how = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
 
@@ -113,7 +110,7 @@ def test_generation_goes_through_the_edit_at_every_step(family: str, site: str) 
 def test_a_trace_sees_the_output_that_is_edited_and_edits_what_it_puts_in() -> None:
     model = of_family("gpt2")
     projection = model.transformer.h[1].mlp.c_proj
-    edit = _edit(model, "mlp_out")
+    edit = an_edit(model, "mlp_out")
 
     def traced() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         with model.session():
@@ -140,7 +137,7 @@ def test_a_trace_sees_the_output_that_is_edited_and_edits_what_it_puts_in() -> N
 
 def test_gradients_are_those_of_the_edited_weights() -> None:
     model = of_family("llama")
-    edit = _edit(model, "mlp_out", rank=2)
+    edit = an_edit(model, "mlp_out", rank=2)
 
     def gradient() -> torch.Tensor:
         with model.trace(PROMPT):
@@ -157,7 +154,7 @@ def test_gradients_are_those_of_the_edited_weights() -> None:
 
 def test_the_source_of_an_edited_module_is_edited_too() -> None:
     model = of_family("mamba")
-    edit = _edit(model, "mixer_out")
+    edit = an_edit(model, "mixer_out")
     module = model.backbone.layers[1].mixer.out_proj
 
     def traced() -> torch.Tensor:
@@ -174,7 +171,7 @@ def test_the_source_of_an_edited_module_is_edited_too() -> None:
 
 def test_gradients_reach_an_edit_that_is_being_trained() -> None:
     model = of_family("mamba")
-    edit = _edit(model, "mixer_in.x", rank=2)
+    edit = an_edit(model, "mixer_in.x", rank=2)
     for matrix in (edit.down, edit.up):
         matrix.requires_grad_(True)
     with added(model, [edit]):
@@ -215,7 +212,7 @@ def test_a_lora_as_an_edit_is_what_peft_makes_of_it(tmp_path: Path, how: dict[st
 def test_a_plain_module_of_torch_can_be_edited() -> None:
     module = tiny._llama().eval()
     ids = torch.tensor([[5, 6, 7]])
-    edit = _edit(module, "mlp_out")
+    edit = an_edit(module, "mlp_out")
     with torch.no_grad():
         before = module(input_ids=ids).logits
         with added(module, [edit]):
@@ -227,7 +224,7 @@ def test_a_plain_module_of_torch_can_be_edited() -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     model = of_family("mamba")
-    good = _opened(model, _edit(model, "mixer_out"))
+    good = _opened(model, an_edit(model, "mixer_out"))
     wrong = {
         "reads 256 and gives 128": Edit(torch.ones(1, 5), torch.ones(128, 1), "mixer_out", 1),
         "mixer_out, mixer_in.x, mixer_in.gate for edits": Edit(torch.ones(1, 5), torch.ones(5, 1), "mlp_out", 1),
@@ -263,7 +260,7 @@ def test_what_does_not_fit_is_refused() -> None:
 def test_nothing_is_left_where_the_second_of_two_does_not_fit() -> None:
     model = of_family("gpt2")
     before = logits(model)
-    good, bad = _edit(model, "mlp_out"), Edit(torch.ones(1, 5), torch.ones(5, 1), "mlp_out", 1)
+    good, bad = an_edit(model, "mlp_out"), Edit(torch.ones(1, 5), torch.ones(5, 1), "mlp_out", 1)
     with pytest.raises(InvalidArtifact), attached(model, [_opened(model, good), _opened(model, bad)]):
         pass
     torch.testing.assert_close(logits(model), before, rtol=0, atol=0)

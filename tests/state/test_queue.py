@@ -176,5 +176,5 @@ async def test_workers_hear_of_a_cancellation_at_once(state: State, config: Conf
         await asyncio.sleep(0.01)
     await asyncio.sleep(2.5)  # longer than one look at the channel
     assert await state.queue.cancel(job.id, "enough")
-    assert await asyncio.wait_for(heard, 1) == job.id
+    assert await asyncio.wait_for(heard, 1) == (job.id, False)
     assert await state.queue.is_over(job.id)

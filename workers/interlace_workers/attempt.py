@@ -60,6 +60,11 @@ class Attempt:
         self._stopping = True
         self._executor.cut_short(self._lease.job.id)
 
+    async def undo(self) -> None:
+        """The job has ended without this attempt: what it has stored shall not stay."""
+        if self._harvest is not None:
+            await self._harvest.undo()
+
     async def run(self) -> Ended:
         """The job's last event, not yet written; all others are. Raises LeaseLost, ExecutorLost, RedisError."""
         async with self._journal:
@@ -179,8 +184,12 @@ class Attempt:
     async def _taken(self, found: given.Artifact | given.Checkpoint) -> Failed | None:
         """Take in what a method gives; None if that went well."""
         assert self._harvest is not None
+        taking = asyncio.ensure_future(self._harvest.take(found))
         try:
-            await asyncio.shield(self._harvest.take(found))
+            try:
+                await asyncio.shield(taking)
+            finally:
+                await asyncio.wait({taking})  # the child's files are closed after this
         except InterlaceError as error:
             return Failed(str(error), Cost())
         except BrokenFrame:

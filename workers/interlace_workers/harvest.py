@@ -55,6 +55,7 @@ class Harvest:
         self._call: MethodCall = job.method
         self._payload = payload
         self._staged: list[_Staged] = []
+        self._stored: list[Artifact] = []
         allowance = self._call.allowance
         self._limits = Admission(
             artifact_bytes=allowance.artifact_bytes,
@@ -119,7 +120,7 @@ class Harvest:
             parents=await self._parents(),
         )
         base = Base(repo_id=card.key.repo_id, key=card.key.canonical, commit=card.commit)
-        stored: list[Artifact] = []
+        stored = self._stored
         try:
             for one in self._staged:
                 stored.append(await self._store(one, lineage, base))
@@ -140,10 +141,14 @@ class Harvest:
             _check_names(outcome, stored)
             await asyncio.to_thread(staged.write_text, envelope.model_dump_json())
         except BaseException:
-            for artifact in stored:
-                await asyncio.shield(self._state.artifacts.delete(artifact))
+            await asyncio.shield(self.undo())
             raise
         await self._measure(outcome, cost)
+
+    async def undo(self) -> None:
+        """Remove what was stored."""
+        while self._stored:
+            await self._state.artifacts.delete(self._stored.pop())
 
     def drop(self) -> None:
         """Forget what was not stored."""
@@ -193,8 +198,9 @@ class Harvest:
     async def _measure(self, outcome: Outcome, cost: Cost) -> None:
         """Remember how fast the model was."""
         work = outcome.tokens * (1 + 2 * outcome.backwards / max(1, outcome.forwards))
-        if outcome.tokens >= _LEAST_TOKENS and cost.runtime:
-            await self._state.models.measured(self._job.model, cost.runtime / work)
+        if outcome.tokens >= _LEAST_TOKENS and cost.runtime and cost.cpu_seconds:
+            # Of the two the less: several threads use more than passes, and a busy machine lets more pass than is used.
+            await self._state.models.measured(self._job.model, min(cost.runtime, cost.cpu_seconds) / work)
 
 
 def _read(staged: Path) -> Outcome:

@@ -213,9 +213,9 @@ class Replica:
             raise
         finally:
             del self._running[lease.job.id, lease.fence]
-        await asyncio.shield(self._finish(lease, end, watch))
+        await asyncio.shield(self._finish(lease, end, watch, attempt))
 
-    async def _finish(self, lease: Lease, end: Ended, watch: Watch) -> None:
+    async def _finish(self, lease: Lease, end: Ended, watch: Watch, attempt: Attempt | None = None) -> None:
         job = lease.job
         if await self._insist(lambda: self._state.queue.finish(lease, end)):
             watch.ended(end.state)
@@ -224,6 +224,9 @@ class Replica:
                 if job.kind is JobKind.METHOD and end.state is JobState.COMPLETED:
                     await self._state.checkpoints.delete(job.id)
         else:
+            with log.instead_of(Exception, "artifacts_kept"):
+                if attempt is not None:
+                    await attempt.undo()
             await self._forget_if_over(job.id)
 
     async def _forget_if_over(self, job_id: str) -> None:

@@ -110,7 +110,9 @@ class Watch:
     def ended(self, state: JobState) -> None:
         """Its last event is written."""
         self._ended = True
-        if state is not JobState.COMPLETED:
+        if state is JobState.CANCELLED:  # it was asked to end, and has
+            self._outcome = "cancelled"
+        elif state is not JobState.COMPLETED:
             self._error = self._outcome = "not_stored" if self._outcome == "completed" else self._outcome
 
     def __exit__(

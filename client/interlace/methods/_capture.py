@@ -135,5 +135,14 @@ def last_logits(module: nn.Module, ids: Tensor, **more: Any) -> Tensor:
     """Logits at the last token of each row, [rows, vocabulary], in one forward without a cache."""
     if "logits_to_keep" in inspect.signature(type(module).forward).parameters:
         more["logits_to_keep"] = 1  # the head is a fifth of a small model's work
-    logits: Tensor = module(input_ids=ids, use_cache=False, **more).logits[:, -1]
+    # Said, for transformers guesses a mask from tokens that are both padding and a beginning.
+    mask = torch.ones_like(ids)
+    logits: Tensor = module(input_ids=ids, attention_mask=mask, use_cache=False, **more).logits[:, -1]
     return logits
+
+
+def right_padded(rows: Sequence[Sequence[int]]) -> Tensor:
+    """Token ids as one batch, [rows, longest]. What is behind a row's end changes nothing in a causal model's states
+    before it, neither by attention nor by a recurrence, and needs no mask."""
+    longest = max(len(row) for row in rows)
+    return torch.tensor([[*row, *([row[-1]] * (longest - len(row)))] for row in rows])

@@ -31,8 +31,16 @@ def laid_out(kind: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]
 
 
 def packed(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
-    """Tensors as safetensors, each in memory of its own."""
-    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    """Tensors as safetensors, which wants each in memory of its own: what shares it is copied."""
+    plain: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        whole = tensor.detach().cpu().contiguous()
+        storage = whole.untyped_storage()
+        if storage.data_ptr() in seen or storage.nbytes() > whole.nbytes:
+            whole = whole.clone()
+        seen.add(whole.untyped_storage().data_ptr())
+        plain[name] = whole
     data: bytes = save(plain, dict(metadata) if metadata else None)
     return data
 

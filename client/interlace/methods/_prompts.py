@@ -54,6 +54,7 @@ class Prompt:
             "prefix": range(self.first),
             "further": range(self.last + 1, last),
             "not_subject": [*range(self.first), *range(self.last + 1, last)],
+            "before_last": range(last),
             "all": range(last + 1),
         }
         return list(spans[name]) if name in spans else [self.at(name)]

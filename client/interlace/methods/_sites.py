@@ -141,6 +141,14 @@ class Sites:
         part = self._half(layer, site) if site.startswith("mixer_in") else None
         return projection_at(self.module, f"{block}.{paths[site]}", part)
 
+    def attention(self, layer: int) -> nn.Module:
+        """The attention of a block, which takes `attention_mask`. Raises InvalidRequest for a model without one."""
+        if not self._family.attn:
+            raise InvalidRequest(f"A {self.model_type} has no attention.")
+        return self.module.get_submodule(
+            f"{self._family.layers}.{self._layer(layer)}.{self._family.attn.split('.')[0]}"
+        )
+
     def _layer(self, layer: int | None) -> int:
         if layer is None or not 0 <= layer < self.n_layers:
             raise InvalidRequest(f"The layer is {layer}; a {self.model_type} here has 0 to {self.n_layers - 1}.")

@@ -15,14 +15,16 @@ def plot(result: Result, prompt: int = 0) -> Figure:
     grid: list[list[float]] = [[float("nan")] * len(positions) for _ in layers]
     figure = Figure(figsize=(1.6 + 1.1 * len(positions), 1.2 + 0.3 * len(layers)), layout="constrained")
     axes = figure.subplots()
+    middle = (min(row[5] for row in rows) + max(row[5] for row in rows)) / 2
     for row in rows:
         x, y = positions.index(row[1]), layers.index(row[2])
         grid[y][x] = row[5]
-        axes.text(x, y, repr(row[4])[1:-1], ha="center", va="center", fontsize=7)
+        color = "white" if row[5] > middle else "black"
+        axes.text(x, y, repr(row[4])[1:-1], ha="center", va="center", fontsize=8, color=color)
     image = axes.imshow(grid, origin="lower", aspect="auto", cmap="YlGn")
     axes.set_xticks(range(len(positions)), [str(one) for one in positions])
     axes.set_yticks(range(len(layers)), [str(one) for one in layers])
     axes.set_xlabel("position")
     axes.set_ylabel("block")
-    figure.colorbar(image, label="log-probability of the likeliest token (nats)")
+    figure.colorbar(image, label="log-probability (nats)")
     return figure

@@ -11,12 +11,12 @@ from interlace.methods.base import Metric, Report, Table
 from interlace.methods.lens.spec import LensParams, LensResult
 from interlace.protocol.errors import InvalidRequest
 
-#: Family -> blocks, final norm, head.
+#: Blocks and final norm, by family.
 _PLACES = (
-    ("transformer.h", "transformer.ln_f", "lm_head"),
-    ("model.layers", "model.norm", "lm_head"),
-    ("gpt_neox.layers", "gpt_neox.final_layer_norm", "embed_out"),
-    ("backbone.layers", "backbone.norm_f", "lm_head"),
+    ("transformer.h", "transformer.ln_f"),
+    ("model.layers", "model.norm"),
+    ("gpt_neox.layers", "gpt_neox.final_layer_norm"),
+    ("backbone.layers", "backbone.norm_f"),
 )
 
 
@@ -95,13 +95,14 @@ def _outputs(blocks: list[Any]) -> Iterator[list[Tensor]]:
 
 
 def _places(module: Any) -> tuple[Any, Any, Any]:
-    names = {name for name, _ in module.named_modules()}
+    """A model's blocks, final norm and head. Raises InvalidRequest."""
+    names, head = {name for name, _ in module.named_modules()}, module.get_output_embeddings()
     for places in _PLACES:
-        if names.issuperset(places):
-            blocks, norm, head = map(module.get_submodule, places)
+        if names.issuperset(places) and head is not None:
+            blocks, norm = map(module.get_submodule, places)
             return blocks, norm, head
     known = "; ".join(", ".join(places) for places in _PLACES)
-    raise InvalidRequest(f"{type(module).__name__} has no blocks, last norm and head where they are known: {known}.")
+    raise InvalidRequest(f"{type(module).__name__} has no head, or blocks and last norm elsewhere than at: {known}.")
 
 
 def _layers(wanted: list[int] | None, count: int) -> list[int]:

@@ -115,5 +115,6 @@ SPECS = (
         estimate=estimate,
         makes=("data",),
         page="docs/methods/tracing.md",
+        plot="interlace.methods.tracing.plot:plot",
     ),
 )

@@ -1,0 +1,1 @@
+"""Where a fact's information goes: cut its way to the last token, layer by layer."""

@@ -1,0 +1,1 @@
+"""ROME: change one fact by a rank-one edit of one projection."""
