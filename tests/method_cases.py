@@ -42,6 +42,23 @@ _ANNEALED = {"type": "p_anneal", "weight": 0.1, "anneal_start": 2}
 
 PROMPTS = ["The Eiffel Tower is located in the city of", "The Colosseum is in"]
 
+#: What random weights happen to say of the capitals of these.
+SAID = [("France", "\x10"), ("Rome", "\x10"), ("store", "\x10"), ("fox", "\x10"), ("New York", "1"), ("John", "ad")]
+
+
+def _probes() -> Artifact:
+    """Of gpt2-tiny, not trained."""
+    dice = torch.Generator().manual_seed(0)
+    names = [f"{layer}.{offset}" for layer in (0, 2) for offset in (-2, -1, 0)]
+    config = {"format": 1, "kind": "token_offset", "model_type": "gpt2", "site": "resid_post", "vocabulary": None}
+    return "probe", {name: torch.randn(400, 64, generator=dice) for name in names}, config
+
+
+PAIRS = [
+    {"base": f"The city {one}", "source": f"The city {other}", "answer": "Paris", "source_answer": "two"}
+    for one, other in (("is", "of"), ("of", "is"))
+]
+
 _ROME: dict[str, Any] = {
     "requests": [
         {
@@ -130,4 +147,44 @@ CASES: dict[str, list[Case]] = {
         Case({"arch": "batchtopk", "sparsity": {"type": "k", "k": 4}, **_TRAINED}, {"data": _labelled}, seed=5),
     ],
     "sae.eval@1": [Case({"data": PROMPTS, "model_batch": 5}, {"sae": _mirror, "labels": _labelled})],
+    "relation.lre@1": [
+        Case(
+            {
+                "template": "The capital of {} is",
+                "samples": [{"subject": subject, "object": answer} for subject, answer in SAID],
+                "known": "prefix",
+                "n_train": 2,
+                "icl": False,
+                "layers": [-1, 1],
+                "ranks": [8],
+                "pairs": 4,
+            },
+            seed=3,
+        )
+    ],
+    "probe.train@1": [
+        Case({"texts": [*PROMPTS, "two plus two is four"], "layers": [1], "epochs": 2}),
+        Case({"texts": PROMPTS * 2, "target": {"kind": "label", "labels": ["a", "b"] * 2}, "site": "mlp_out"}),
+    ],
+    "erasure.score@1": [
+        Case({"texts": PROMPTS, "layer_start": 0, "layer_end": 2, "shuffles": 2}, {"probes": _probes}),
+    ],
+    "steer@1": [
+        Case(
+            {
+                "layer": 2,
+                "positive": PROMPTS,
+                "negative": ["two plus two is four"],
+                "prompts": [{"prompt": "The capital is", "wanted": "Paris", "other": "two"}],
+                "neutral": PROMPTS,
+                "scales": [1.0],
+                "controls": 1,
+            }
+        )
+    ],
+    "mediate@1": [
+        Case({"pairs": PAIRS, "mediator": {"family": "parts", "sites": ["mlp_out"], "layers": [1]}, "effect": "NDE"}),
+        Case({"pairs": PAIRS, "mediator": {"family": "heads"}, "search": "ig", "ig_steps": 2, "check": 4}),
+        Case({"pairs": PAIRS, "mediator": {"family": "subspace", "layer": 1}, "search": "das", "steps": 3}, seed=2),
+    ],
 }

@@ -1,0 +1,1 @@
+"""Mediation: which parts of a model, which units or which directions carry an effect from an input to an answer."""

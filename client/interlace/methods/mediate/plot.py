@@ -1,0 +1,48 @@
+"""Effects of mediators: by layer and token where there are such, or the largest; of a subspace its accuracies."""
+
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from interlace.methods.base import Result
+
+_MOST = 30
+
+
+def plot(result: Result) -> Figure:
+    """A heat map for each site, bars for heads and neurons, or the interchange accuracies of a subspace."""
+    if not any(table.name == "effects" for table in result.tables):
+        found = [one for one in result.metrics if one.name in ("iia", "chance")]
+        return _bars([f"{one.name} {one.split}" for one in found], [one.value for one in found], "share of pairs")
+    rows: list[tuple[Any, ...]] = list(result.table("effects").rows)
+    if any(row[2] is None or row[3] is not None for row in rows):
+        best = rows[:_MOST]
+        names = [f"{row[0]} layer {row[1]}" + ("" if row[3] is None else f" #{row[3]}") for row in best]
+        return _bars(names, [row[4] for row in best], "effect on m, logits")
+    sites = sorted({row[0] for row in rows})
+    figure = Figure(figsize=(3.6 * len(sites), 3), layout="constrained")
+    most = max(abs(row[4]) for row in rows) or 1.0
+    for axes, site in zip(figure.subplots(1, len(sites), squeeze=False)[0], sites, strict=True):
+        own = [row for row in rows if row[0] == site]
+        layers, positions = sorted({row[1] for row in own}), sorted({row[2] for row in own})
+        grid = [[float("nan")] * len(positions) for _ in layers]
+        for row in own:
+            grid[layers.index(row[1])][positions.index(row[2])] = row[4]
+        image = axes.imshow(grid, origin="lower", aspect="auto", cmap="RdBu", vmin=-most, vmax=most)
+        axes.set_xticks(range(len(positions)), [str(one) for one in positions])
+        axes.set_yticks(range(len(layers)), [str(one) for one in layers])
+        axes.set_xlabel("token")
+        axes.set_ylabel("layer")
+        axes.set_title(site, fontsize=9)
+        figure.colorbar(image, label="effect on m, logits")
+    return figure
+
+
+def _bars(names: list[str], values: list[float], label: str) -> Figure:
+    figure = Figure(figsize=(6, 0.8 + 0.22 * len(names)), layout="constrained")
+    axes = figure.subplots()
+    axes.barh(range(len(names)), values)
+    axes.set_yticks(range(len(names)), names, fontsize=7)
+    axes.invert_yaxis()
+    axes.set_xlabel(label)
+    return figure
