@@ -109,8 +109,10 @@ def test_it_talks(smollm2: Sides) -> None:
 
 def test_the_readme_s_example_does_what_it_says(smollm2: Sides, tmp_path: Path) -> None:
     readme = Path(__file__).parents[2] / "README.md"
-    (example,) = re.findall(r"```python\n(.*?)```", readme.read_text(), re.DOTALL)
+    trace, method = re.findall(r"```python\n(.*?)```", readme.read_text(), re.DOTALL)
     script = tmp_path / "readme.py"
-    script.write_text(example.replace("http://127.0.0.1:8000", CONFIG.API.HOST))
+    script.write_text(trace.replace("http://127.0.0.1:8000", CONFIG.API.HOST))
     said = subprocess_client.run(CONFIG.API.HOST, script).splitlines()[-1]
-    assert said.split() == example.rpartition("# ")[2].partition(", no longer")[0].split()
+    assert said.split() == trace.rpartition("# ")[2].partition(", no longer")[0].split()
+    script.write_text(method.replace("http://127.0.0.1:8000", CONFIG.API.HOST) + "print(result.metrics)\n")
+    assert "Metric(" in subprocess_client.run(CONFIG.API.HOST, script, environ={"MPLBACKEND": "agg"})
