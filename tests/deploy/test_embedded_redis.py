@@ -42,7 +42,7 @@ async def test_it_answers_its_owner_only(binary: Binary, state_dir: Path) -> Non
         assert {name: info[name] for name in ("port", "appendonly", "appendfsync", "maxmemory-policy")} == {
             "port": "0",
             "appendonly": "yes",
-            "appendfsync": "everysec",
+            "appendfsync": "no",  # as `everysec`: we put it on disk
             "maxmemory-policy": "noeviction",
         }
     mode = (state_dir / "run" / "redis.sock").stat().st_mode
@@ -87,6 +87,30 @@ async def test_when_it_writes_to_disk_can_be_chosen(binary: Binary, state_dir: P
     )
     async with Redis.from_url(url, protocol=2) as redis:
         assert (await redis.config_get("appendfsync"))["appendfsync"] == fsync
+    await child.stop(20)
+
+
+async def test_what_it_was_told_is_on_disk_a_second_later(
+    binary: Binary, state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+
+    def note(handle: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{handle}"))
+        fdatasync(handle)
+
+    fdatasync = os.fdatasync
+    monkeypatch.setattr(os, "fdatasync", note)
+    monkeypatch.setattr(embedded_redis, "_SYNC", 0.05)
+    child, redis = await started(binary, state_dir)
+    await asyncio.sleep(0.5)
+    before = len(synced)
+    await asyncio.sleep(0.3)
+    assert len(synced) == before, "nothing is synced where nothing was written"
+    async with redis:
+        await redis.set("job", "1")
+    await asyncio.sleep(0.5)
+    assert [Path(name).parent.name for name in synced[before:]] == ["appendonlydir"]
     await child.stop(20)
 
 
