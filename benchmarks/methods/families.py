@@ -46,7 +46,7 @@ _SEED, _PLANTED_SEEDS, _PLANTED_EDITS = 21, (1, 2, 3), 8
 #: By measure: value, 95 % interval or None, n, where (a block, a site).
 Figures = dict[str, Any]
 CLAIMS = (
-    Claim("facts: no single token of the subject carries .2 or more", lambda of: of["trace.subject"] <= 0.2, "facts"),
+    Claim("facts: the subject's last token carries .2 at most", lambda of: of["trace.subject"] <= 0.2, "facts"),
     Claim("the last token of the last block carries all: 1 within .02", lambda of: abs(of["trace.end"] - 1) <= 0.02),
     Claim(
         "planted: the surname carries .3 or more in its best block", lambda of: of["trace.subject"] >= 0.3, "planted"

@@ -27,16 +27,17 @@ _ROWS = (
     ("- PS", "rome.PS", ".964", ".945"),
     ("- NS", "rome.NS", ".754", ".877"),
     ("- S", "rome.S", ".892", ".938"),
-    ("- other facts of the subject kept", "rome.other_relations", "not told", "not told"),
-    ("- unrelated facts kept", "rome.unrelated", "not told", "not told"),
-    ("- with a random key: ES", "random.ES", "not told", "not told"),
-    ("- with a random key: unrelated facts kept", "random.unrelated", "not told", "not told"),
+    ("- other facts of the subject kept", "rome.other_relations", "not compared", "not compared"),
+    ("- unrelated facts kept", "rome.unrelated", "not compared", "not compared"),
+    ("- with a random key: ES", "random.ES", "not compared", "not compared"),
+    ("- with a random key: unrelated facts kept", "random.unrelated", "not compared", "not compared"),
     ("- unedited: ES", "rome.before.ES", "", ".02"),
 )
 _RELATIONS = (
     ("a continent of a country", "continent"),
     ("a language of a country", "country_language"),
     ("a job of a person", "job"),
+    ("a birth city of a person", "born_in"),
     ("what the last name tells", "structured"),
 )
 _CUTS = (
@@ -45,24 +46,33 @@ _CUTS = (
 )
 
 
+#: Rows that say the place and n, which hold for the rows below them, too.
+_FULL = {"trace.subject", "rome.ES", "random.ES", "cut.subject", "cut.not_subject"}
+
+
 def table(every: Mapping[str, Mapping[str, Any]]) -> str:
     rows = [_HEAD, ("---",) * len(_HEAD)]
     for name, measure, *published in _ROWS:
-        rows.append((name, *(_cell(every[model].get(measure)) for model in _MODELS), *published))
+        rows.append((name, *(_cell(every[model].get(measure), measure in _FULL) for model in _MODELS), *published))
     for at, (name, relation) in enumerate(_RELATIONS):
         cells = []
         for model in _MODELS:
             pair = [every[model].get(f"lre.{relation}.{one}") for one in ("faithfulness_crossed", "bias_only")]
-            cells.append(f"{_cell(pair[0])} / {_short(pair[1]['value'])}" if pair[0] and pair[1] else "")
+            said = (
+                f"{_cell(pair[0])} / {_short(pair[1]['value'])}; n {pair[0]['seeds']} x {pair[0]['n']}"
+                if pair[0] and pair[1]
+                else ""
+            )
+            cells.append(said)
         papers = ("about 10 of 26 above .5 (Pythia 2.8b)", "about 10 of 26 above .5") if not at else ("", "")
         rows.append((f"LRE: faithful / b alone, {name}", *cells, *papers))
     for name, measure, *published in _CUTS:
-        rows.append((name, *(_cell(every[model].get(measure)) for model in _MODELS), *published))
+        rows.append((name, *(_cell(every[model].get(measure), measure in _FULL) for model in _MODELS), *published))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _cell(one: Mapping[str, Any] | None) -> str:
-    """The value, its interval in brackets or its range over seeds, and where it was taken."""
+def _cell(one: Mapping[str, Any] | None, full: bool = False) -> str:
+    """The value, its interval in brackets or its range over seeds; if ``full``, the place and of how many."""
     if one is None:
         return ""
     said = _short(one["value"])
@@ -71,7 +81,10 @@ def _cell(one: Mapping[str, Any] | None) -> str:
     if one.get("range"):
         low, high = one["range"]
         said += f" ({_short(low)} to {_short(high)})" if _short(low) != _short(high) else ""
-    return said + (f"; {one['where']}" if one.get("where") else "")
+    if not full:
+        return said
+    seeds = f"{one['seeds']} x " if one.get("seeds") else ""
+    return said + (f"; {one['where']}" if one.get("where") else "") + f"; n {seeds}{one['n']}"
 
 
 def _short(value: float) -> str:
