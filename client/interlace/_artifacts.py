@@ -66,7 +66,9 @@ class Artifacts:
     def open(self, artifact: Artifact | str) -> Opened:
         """An artifact, read: `.tensors` by name, `.config`, `.kind`."""
         found = self.get(artifact)
-        files = {file.name: self._http.fetch(f"{path(_ROOT, found.id)}/files/{file.name}") for file in found.files}
+        files = {
+            file.name: bytes(self._http.fetch(f"{path(_ROOT, found.id)}/files/{file.name}")) for file in found.files
+        }
         for file in found.files:
             if hashlib.sha256(files[file.name]).hexdigest() != file.sha256:
                 raise InterlaceError(f"{file.name} of artifact {found.id} came damaged; fetch it again.")
