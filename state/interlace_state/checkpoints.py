@@ -7,11 +7,11 @@ from pathlib import Path
 
 from redis.asyncio import Redis
 
+from interlace_state import leftovers
 from interlace_state.files import Files
 from interlace_state.keys import Keys
 
 FOLDER = "checkpoints"
-_BATCH = 500
 
 
 class Checkpoints:
@@ -45,19 +45,7 @@ class Checkpoints:
 
     async def collect(self) -> int:
         """Remove the checkpoints of jobs that are known no more; returns of how many."""
-        jobs = sorted({name.partition("/")[0] for name in await self._files.names(FOLDER)})
-        gone = 0
-        for first in range(0, len(jobs), _BATCH):
-            batch = jobs[first : first + _BATCH]
-            async with self._redis.pipeline(transaction=False) as pipe:
-                for job_id in batch:
-                    pipe.exists(self._keys.job(job_id))
-                there = await pipe.execute()
-            for job_id, is_there in zip(batch, there, strict=True):
-                if not is_there:
-                    await self.delete(job_id)
-                    gone += 1
-        return gone
+        return await leftovers.collect(self._redis, self._keys, self._files, FOLDER)
 
     async def _get(self, name: str) -> bytes | None:
         try:

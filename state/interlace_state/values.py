@@ -7,6 +7,7 @@ from pathlib import Path
 from redis.asyncio import Redis
 
 from interlace.protocol.errors import UnknownValue
+from interlace_state import leftovers
 from interlace_state.files import Files, Piece
 from interlace_state.keys import Keys
 
@@ -15,7 +16,6 @@ FOLDER = "values"
 INLINE_BYTES = 32 << 10
 #: ... as long as those of its job are no more together: events lie in Redis.
 INLINE_TOGETHER = 1 << 20
-_BATCH = 500
 
 
 class Values:
@@ -58,15 +58,4 @@ class Values:
 
     async def collect(self) -> int:
         """Remove the values of jobs that are known no more; returns of how many."""
-        jobs = sorted({name.partition("/")[0] for name in await self._files.names(FOLDER)})
-        gone = []
-        for first in range(0, len(jobs), _BATCH):
-            batch = jobs[first : first + _BATCH]
-            async with self._redis.pipeline(transaction=False) as pipe:
-                for job_id in batch:
-                    pipe.exists(self._keys.job(job_id))
-                there = await pipe.execute()
-            gone += [job_id for job_id, is_there in zip(batch, there, strict=True) if not is_there]
-        for job_id in gone:
-            await self._files.delete_folder(f"{FOLDER}/{job_id}")
-        return len(gone)
+        return await leftovers.collect(self._redis, self._keys, self._files, FOLDER)
