@@ -1,6 +1,5 @@
 """`denoise.strip`: the last picture is the pipeline's own, the first is noise, and nothing stays behind."""
 
-import base64
 import io
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from nnsight.modeling.diffusion import DiffusionModel
 from PIL import Image
 
 from interlace.methods import find
-from interlace.methods.denoise.spec import Picture, StripResult
+from interlace.methods.denoise.spec import Shot, StripResult
 from interlace.methods.notebook import Notebook, run
 from interlace.protocol.errors import InvalidRequest
 
@@ -33,8 +32,8 @@ def strip(model: Any, folder: Path, **params: Any) -> StripResult:
     return result
 
 
-def image(picture: Picture) -> Image.Image:
-    found = Image.open(io.BytesIO(base64.b64decode(picture.png)))
+def image(picture: Shot) -> Image.Image:
+    found = Image.open(io.BytesIO(picture.data))
     assert found.size == (picture.width, picture.height)
     return found
 

@@ -1,6 +1,5 @@
 """The strip as one row of pictures."""
 
-import base64
 import io
 from typing import Any
 
@@ -16,7 +15,7 @@ def plot(result: Result) -> Figure:
     figure = Figure(figsize=(1.2 * len(pictures), 1.6), layout="constrained")
     axes: list[Any] = list(figure.subplots(1, len(pictures), squeeze=False)[0])
     for axis, picture in zip(axes, pictures, strict=True):
-        axis.imshow(Image.open(io.BytesIO(base64.b64decode(picture.png))), interpolation="nearest")
+        axis.imshow(Image.open(io.BytesIO(picture.data)), interpolation="nearest")
         axis.set_xlabel(str(picture.step), fontsize=9)
         axis.set_xticks([])
         axis.set_yticks([])

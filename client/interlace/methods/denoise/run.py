@@ -12,7 +12,7 @@ from torch import Tensor
 
 from interlace.methods._sites import evaluating
 from interlace.methods.base import Metric, Report, Table
-from interlace.methods.denoise.spec import Picture, StripParams, StripResult
+from interlace.methods.denoise.spec import Shot, StripParams, StripResult
 from interlace.protocol.errors import InvalidRequest
 
 _SHOWN = 7
@@ -36,7 +36,7 @@ def run(model: Any, params: StripParams, report: Report) -> StripResult:
         metrics=(Metric(name="steps", value=float(len(latents) - 1), n=1),),
         tables=(Table(name="steps", columns=("step", "timestep", "change"), rows=tuple(rows)),),
         warnings=stopped,
-        pictures=[_packed(step, image, params.edge) for step, image in zip(shown, pictures, strict=True)],
+        pictures=[_packed(step, image, params) for step, image in zip(shown, pictures, strict=True)],
     )
 
 
@@ -99,12 +99,18 @@ def _decoded(pipeline: Any, latents: Sequence[Tensor]) -> list[Image.Image]:
     return images
 
 
-def _packed(step: int, image: Image.Image, edge: int) -> Picture:
+def _packed(step: int, image: Image.Image, params: StripParams) -> Shot:
     image = image.convert("RGB")
-    image.thumbnail((edge, edge), Image.Resampling.LANCZOS)
+    image.thumbnail((params.edge, params.edge), Image.Resampling.LANCZOS)
     file = io.BytesIO()
     image.save(file, "PNG", optimize=True)
-    return Picture(step=step, width=image.width, height=image.height, png=base64.b64encode(file.getvalue()).decode())
+    return Shot(
+        title=f"after {step} of {params.steps} steps" if step else "noise",
+        png=base64.b64encode(file.getvalue()).decode(),
+        step=step,
+        width=image.width,
+        height=image.height,
+    )
 
 
 @contextmanager

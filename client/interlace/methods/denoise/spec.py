@@ -2,8 +2,9 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from interlace.methods._pictures import Picture
 from interlace.methods.base import Citation, Estimate, ModelFacts, Params, Result, Spec
 
 _MOST_STEPS = 1000
@@ -29,23 +30,20 @@ class StripParams(Params):
     """Pixels: pictures that are larger are made smaller, to this length of the longer edge."""
 
 
-class Picture(BaseModel):
-    """A picture as it was after some steps."""
-
-    model_config = ConfigDict(frozen=True)
+class Shot(Picture):
+    """The picture as it was after some steps."""
 
     #: After so many.
     step: Annotated[int, Field(ge=0, le=_MOST_STEPS)]
+    #: Pixels.
     width: Annotated[int, Field(ge=1, le=4096)]
     height: Annotated[int, Field(ge=1, le=4096)]
-    #: A PNG file, as base64.
-    png: str
 
 
 class StripResult(Result):
     """Table `steps` (step, timestep, change): how much of the latents' norm each step changes."""
 
-    pictures: list[Picture]
+    pictures: list[Shot]
 
 
 def estimate(params: StripParams, facts: ModelFacts) -> Estimate:
