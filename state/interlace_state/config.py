@@ -13,6 +13,7 @@ from interlace.protocol.model import is_repo_id, is_revision, is_task
 from interlace_state.adapters_config import AdaptersConfig
 from interlace_state.hosting import DeployConfig, MemoryConfig, OnDemandConfig
 from interlace_state.methods_config import MethodsConfig
+from interlace_state.page_config import PageConfig
 from interlace_state.section import DAY as _DAY
 from interlace_state.section import DECADE as _DECADE
 from interlace_state.section import MOST_BYTES as _MOST_BYTES
@@ -339,6 +340,7 @@ class Config(_Section):
     batching: BatchingConfig = BatchingConfig()
     adapters: AdaptersConfig = AdaptersConfig()
     methods: MethodsConfig = MethodsConfig()
+    page: PageConfig = PageConfig()
     limits: Admission = Admission()
     roles: dict[str, LimitChanges] = Field(default_factory=dict)
     """Limits of a role (`user`, `admin`), where they differ from `limits`."""

@@ -33,6 +33,8 @@
 | paused, drained      | set    | forever                | control         | slugs of models; ids of replicas          |
 | session:{sid}        | stream | while its socket lives | sessions, queue | `tenant`, then `job`                      |
 | api_keys             | hash   | forever                | tenants         | SHA-256 of a secret -> ApiKey             |
+| visit:{hash}         | string | page.session_seconds   | visits          | an API key that only the visitor's cookie |
+|                      |        |                        |                 | opens; the name is that cookie's SHA-256  |
 | rate:{tenant}:{min}  | string | two minutes            | tenants         | requests in that minute                   |
 | models               | hash   | forever                | models          | slug -> ModelCard as JSON                 |
 | speeds               | hash   | forever                | models          | slug -> seconds a token takes, lately     |
@@ -123,6 +125,9 @@ class Keys:
 
     def rate(self, tenant: str, minute: int) -> str:
         return f"{self.prefix}rate:{tenant}:{minute}"
+
+    def visit(self, digest: str) -> str:
+        return f"{self.prefix}visit:{digest}"
 
     def session(self, session_id: str) -> str:
         return f"{self.prefix}session:{session_id}"

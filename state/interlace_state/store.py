@@ -31,6 +31,7 @@ from interlace_state.results import Results
 from interlace_state.sessions import Sessions
 from interlace_state.tenants import Tenants
 from interlace_state.values import Values
+from interlace_state.visits import Visits
 
 #: A command that has no answer for this long has failed: the server hangs, or the network has dropped the connection.
 ANSWER_SECONDS = 10.0
@@ -53,6 +54,7 @@ class State:
     desired: Desires
     life: Life
     tenants: Tenants
+    visits: Visits
     control: Control
     metrics: ReplicaMetrics
     jobs: Jobs
@@ -78,6 +80,7 @@ async def open_state(config: Config) -> AsyncIterator[State]:
     try:
         await redis.ping()
         queue = Queue(redis, keys, config.lifetimes, audit)
+        tenants = Tenants(redis, keys)
         yield State(
             redis=redis,
             queue=queue,
@@ -90,7 +93,8 @@ async def open_state(config: Config) -> AsyncIterator[State]:
             models=Models(redis, keys, files),
             desired=Desires(redis, keys),
             life=Life(redis, keys),
-            tenants=Tenants(redis, keys),
+            tenants=tenants,
+            visits=Visits(redis, keys, tenants),
             control=Control(redis, keys, config),
             metrics=ReplicaMetrics(redis, keys),
             jobs=Jobs(redis, keys, queue),
