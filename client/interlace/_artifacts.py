@@ -4,16 +4,19 @@ import hashlib
 import io
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from interlace._http import Http, path, read
 from interlace.methods.base import Opened
 from interlace.protocol.artifact import CONFIG, FILES, AdapterRef, Artifact, ArtifactKind, ArtifactList
 from interlace.protocol.errors import InterlaceError, InvalidArtifact, InvalidRequest
+
+if TYPE_CHECKING:
+    from interlace.methods._images import ImageLimits, Images
 
 _ROOT = "/v1/artifacts"
 _CHUNK = 1 << 20  # bytes
@@ -62,6 +65,32 @@ class Artifacts:
         parts = [("files", (file, io.BytesIO(data))) for file, data in files.items()]
         fields = {"kind": kind, "name": name or kind, **({"model": model} if model else {})}
         return read(Artifact, self._http.post(_ROOT, fields, parts))
+
+    def upload_images(
+        self,
+        images: Sequence[Any],
+        captions: Sequence[str] | str = "",
+        *,
+        rights: str,
+        size: int | tuple[int, int] | None = None,
+        name: str = "images",
+        limits: "ImageLimits | None" = None,
+    ) -> Artifact:
+        """Take in images: paths or bytes of PNG and JPEG files, PIL images, arrays (uint8, or floats from 0 to 1).
+
+        Pixels alone travel: EXIF and all else stays here. One caption may be all images'; ``rights`` says by what right
+        they are used. ``size`` has each cut to its middle and resized; without it all must be of one size. ``limits``:
+        an `interlace.ImageLimits` (10,000 images, 8 MiB a file, 4,096 pixels a side). Needs `interlace[diffusion]`.
+        Raises InvalidArtifact, Refused.
+        """
+        of = import_module("interlace.methods._images")
+        found = of.gathered(images, captions, rights=rights, size=size, limits=limits or of.LIMITS)
+        return self.keep("images", *found.pack(), name=name)
+
+    def images(self, artifact: Artifact | str) -> "Images":
+        """An artifact of the kind `images`, read: `.pixels` (uint8 [n, h, w, 3]), `.captions`, `.rights`, `.sha256`."""
+        found: Images = import_module("interlace.methods._images").Images.of(self.open(artifact))
+        return found
 
     def open(self, artifact: Artifact | str) -> Opened:
         """An artifact, read: `.tensors` by name, `.config`, `.kind`."""

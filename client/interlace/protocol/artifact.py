@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from interlace.protocol.errors import InvalidRequest
 from interlace.protocol.model import is_repo_id
 
-ArtifactKind = Literal["peft", "diffusers-lora", "edit", "sae", "probe", "data", "texts"]
+ArtifactKind = Literal["peft", "diffusers-lora", "edit", "sae", "probe", "data", "texts", "images"]
 KIND: TypeAdapter[ArtifactKind] = TypeAdapter(ArtifactKind)
 ARTIFACT_ID = r"[0-9a-f]{16}"
 MANIFEST = "manifest.json"
@@ -41,6 +41,8 @@ LAYOUTS = {
     "data": Layout("data.safetensors", "data.json"),
     # `{"texts": [...]}`.
     "texts": Layout(None, "texts.json"),
+    # Pixels, never an image's file, with what each shows and by what right they are used.
+    "images": Layout("images.safetensors", "images.json"),
 }
 #: The files of each kind: those that must be there, and those that may.
 FILES: dict[str, tuple[frozenset[str], frozenset[str]]] = {
