@@ -75,6 +75,7 @@ async def prepared(
     Raises UnknownMethod, InvalidRequest that names each field, UnknownArtifact, AdapterRefused.
     """
     spec = find(asked.method)
+    _check_runs_on(spec, card)
     params, said, digest = await asyncio.to_thread(_resolved, spec, asked)  # megabytes of texts take a moment
     opens = named(said, spec.takes)
     await check_opened(gateway, opens, caller)
@@ -93,6 +94,15 @@ async def prepared(
         await _check_same(gateway, asked.resume, call, card, caller)
     payload = Payload(method=spec.ref, params=said, edits=tuple(asked.edits), seed=asked.seed)
     return call, payload.model_dump_json().encode(), params
+
+
+def _check_runs_on(spec: Spec, card: ModelCard) -> None:
+    """Raises InvalidRequest where a method is not for models of this kind."""
+    if card.key.wrapper not in spec.wrappers:
+        raise InvalidRequest(
+            f"{spec.ref} runs on models of the kind {' or '.join(spec.wrappers)}; {card.key.repo_id} is a "
+            f"{card.key.wrapper}."
+        )
 
 
 def _resolved(spec: Spec, asked: MethodRequest) -> tuple[Params, dict[str, Any], str]:
@@ -140,6 +150,8 @@ def work_of(cost: Estimate) -> float:
 
 def facts_of(card: ModelCard) -> ModelFacts:
     """What a model's card says of its size."""
+    if card.key.wrapper == "DiffusionModel":
+        return _facts_of_pipeline(card)
     config = {**card.config, **(card.config.get("text_config") or {})}
     hidden, vocabulary = _first(config, _HIDDEN) or 1024, config.get("vocab_size") or 50_000
     layers = _first(config, _LAYERS) or 12
@@ -149,6 +161,25 @@ def facts_of(card: ModelCard) -> ModelFacts:
         hidden_size=hidden,
         vocab_size=vocabulary,
         weight_bytes=_BYTES.get(card.dtype, 4),
+    )
+
+
+def _facts_of_pipeline(card: ModelCard) -> ModelFacts:
+    """Its denoiser's size; where a card says nothing of it, Stable Diffusion 1.5's."""
+    components = card.config.get("components") or {}
+    unet = components.get("unet") or components.get("transformer") or {}
+    text = components.get("text_encoder") or {}
+    widths = tuple(one for one in unet.get("block_out_channels") or (320, 640, 1280, 1280) if type(one) is int)
+    side = unet.get("sample_size") or 64
+    height, width = side if isinstance(side, list) else (side, side)
+    return ModelFacts(
+        n_params=card.n_params or 1_000_000_000,
+        n_layers=len(widths),
+        hidden_size=max(widths, default=1280),
+        vocab_size=_first(text, ("vocab_size",)) or 50_000,
+        weight_bytes=_BYTES.get(card.dtype, 4),
+        latents=(unet.get("in_channels") or 4, height, width),
+        widths=widths,
     )
 
 

@@ -144,6 +144,11 @@ class ModelFacts:
     vocab_size: int
     #: Bytes of one weight.
     weight_bytes: int = 4
+    #: Of a diffusion pipeline: channels, height and width of a picture's latents. What a token is elsewhere, is one
+    #: position of these. None for a model of text.
+    latents: tuple[int, int, int] | None = None
+    #: Of a UNet: channels of each of its blocks, from the outside in.
+    widths: tuple[int, ...] = ()
 
 
 class Estimate(BaseModel):
@@ -249,6 +254,8 @@ class Spec:
 
     #: `module:function` that draws a result: `function(result, **how) -> Figure`.
     plot: str = ""
+    #: The classes of nnsight whose models it runs on.
+    wrappers: Sequence[str] = ("TransformersModel",)
 
     @property
     def ref(self) -> str:

@@ -42,6 +42,8 @@ class MethodView(MethodSummary):
     page: str
     #: Whether a result of it can be drawn.
     draws: bool
+    #: The classes of nnsight whose models it runs on.
+    wrappers: list[str] = ["TransformersModel"]
 
 
 def summary(spec: Spec) -> MethodSummary:
@@ -58,4 +60,5 @@ def view(spec: Spec) -> MethodView:
         makes=list(spec.makes),
         page=spec.page,
         draws=bool(spec.plot),
+        wrappers=list(spec.wrappers),
     )

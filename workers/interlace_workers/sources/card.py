@@ -20,6 +20,8 @@ def card(source: Source, key: ModelKey, model: ModelConfig) -> ModelCard:
     with weights.reading(path):
         config = json.loads(path.read_text())
         stored = dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32")
+        if source.is_pipeline:
+            config["components"] = pipeline.configs(source.path)
     if source.is_pipeline or model.dtype != "auto":
         dtype = dtype_of(source, model)
     n_params = source.n_params or weights.n_params(source.path)

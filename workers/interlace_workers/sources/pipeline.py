@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 INDEX = "model_index.json"
 #: What a component of such a class is made of, its folder says in JSON and text, without weights.
@@ -35,6 +36,12 @@ def components(index: str) -> dict[str, str]:
 def folders(folder: Path) -> dict[str, Path]:
     """Component -> its folder. Raises ValueError, OSError."""
     return {name: folder / name for name in components((folder / INDEX).read_text())}
+
+
+def configs(folder: Path) -> dict[str, Any]:
+    """Component with weights -> its config.json, of those that have one. Raises ValueError, OSError."""
+    found = {name: folder / name / "config.json" for name in with_weights((folder / INDEX).read_text())}
+    return {name: json.loads(file.read_text()) for name, file in found.items() if file.is_file()}
 
 
 def with_weights(index: str) -> list[str]:
