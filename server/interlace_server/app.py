@@ -21,6 +21,7 @@ from interlace_server.routes import (
     health,
     hub,
     jobs,
+    lake,
     methods,
     metrics,
     models,
@@ -49,7 +50,21 @@ def create_app(config: Config, state: State, drain: Drain) -> FastAPI:
     app.state.gateway = Gateway(config, state, drain)
     errors.install(app)
     app.add_exception_handler(hub.NotOnHub, hub.not_on_hub)
-    for module in (nnsight, subscribe, stream, results, health, hub, metrics, jobs, methods, artifacts, admin, models):
+    for module in (
+        nnsight,
+        subscribe,
+        stream,
+        results,
+        health,
+        hub,
+        metrics,
+        jobs,
+        methods,
+        artifacts,
+        lake,
+        admin,
+        models,
+    ):
         app.include_router(module.router)
     # The last one that is added is the first that a request meets.
     app.add_middleware(Door, config=config, drain=drain, audit=state.audit)

@@ -12,6 +12,7 @@ from interlace.protocol.job import Limits
 from interlace.protocol.model import is_repo_id, is_revision, is_task
 from interlace_state.adapters_config import AdaptersConfig
 from interlace_state.hosting import DeployConfig, MemoryConfig, OnDemandConfig
+from interlace_state.lake_config import LakeConfig
 from interlace_state.methods_config import MethodsConfig
 from interlace_state.section import DAY as _DAY
 from interlace_state.section import DECADE as _DECADE
@@ -339,6 +340,7 @@ class Config(_Section):
     batching: BatchingConfig = BatchingConfig()
     adapters: AdaptersConfig = AdaptersConfig()
     methods: MethodsConfig = MethodsConfig()
+    lake: LakeConfig = LakeConfig()
     limits: Admission = Admission()
     roles: dict[str, LimitChanges] = Field(default_factory=dict)
     """Limits of a role (`user`, `admin`), where they differ from `limits`."""
