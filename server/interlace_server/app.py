@@ -22,6 +22,7 @@ from interlace_server.routes import (
     health,
     hub,
     jobs,
+    lake,
     methods,
     metrics,
     models,
@@ -50,7 +51,21 @@ def create_app(config: Config, state: State, drain: Drain) -> FastAPI:
     app.state.gateway = Gateway(config, state, drain)
     errors.install(app)
     app.add_exception_handler(hub.NotOnHub, hub.not_on_hub)
-    for module in (nnsight, subscribe, stream, results, health, hub, metrics, jobs, methods, artifacts, admin, models):
+    for module in (
+        nnsight,
+        subscribe,
+        stream,
+        results,
+        health,
+        hub,
+        metrics,
+        jobs,
+        methods,
+        artifacts,
+        lake,
+        admin,
+        models,
+    ):
         app.include_router(module.router)
     if config.page.enabled:
         site.install(app)

@@ -49,6 +49,11 @@
 | artifacts            | hash   | forever                | artifacts       | id -> Artifact as JSON; made anew from    |
 |                      |        |                        |                 | the manifests in the store if it is lost  |
 | artifacts:{tenant}   | set    | forever                | artifacts       | ids of a tenant's artifacts               |
+| lake:{shelf}         | hash   | forever                | lake            | id -> record as JSON: `models`, `runs`,   |
+|                      |        |                        |                 | `tombstones`, `tags`; made anew from the  |
+|                      |        |                        |                 | store if it is lost                       |
+| lake:version         | string | forever                | lake, artifacts,| counts changes of what the lake shows     |
+|                      |        |                        | models          |                                           |
 | metrics:{replica}    | string | three heartbeats       | metrics         | what a replica measures                   |
 | secret:results       | string | forever                | results         | key that signs result URLs                |
 
@@ -79,6 +84,7 @@ class Keys:
         self.paused = f"{prefix}paused"
         self.drained = f"{prefix}drained"
         self.artifacts = f"{prefix}artifacts"
+        self.lake_version = f"{prefix}lake:version"
         self.result_secret = f"{prefix}secret:results"
 
     def job(self, job_id: str) -> str:
@@ -113,6 +119,9 @@ class Keys:
 
     def artifacts_of(self, tenant: str) -> str:
         return f"{self.prefix}artifacts:{tenant}"
+
+    def lake(self, shelf: str) -> str:
+        return f"{self.prefix}lake:{shelf}"
 
     def metrics(self, replica_id: str) -> str:
         return f"{self.prefix}metrics:{replica_id}"

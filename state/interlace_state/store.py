@@ -23,6 +23,7 @@ from interlace_state.events import Events
 from interlace_state.files import Files
 from interlace_state.jobs import Jobs
 from interlace_state.keys import Keys
+from interlace_state.lake import Lake
 from interlace_state.life import Life
 from interlace_state.metrics import ReplicaMetrics
 from interlace_state.models import Models
@@ -48,6 +49,7 @@ class State:
     results: Results
     values: Values
     artifacts: Artifacts
+    lake: Lake
     checkpoints: Checkpoints
     sessions: Sessions
     models: Models
@@ -81,13 +83,15 @@ async def open_state(config: Config) -> AsyncIterator[State]:
         await redis.ping()
         queue = Queue(redis, keys, config.lifetimes, audit)
         tenants = Tenants(redis, keys)
+        artifacts = Artifacts(redis, keys, files, config.store, config.adapters)
         yield State(
             redis=redis,
             queue=queue,
             events=Events(redis, keys),
             results=Results(redis, keys, files, config.store, config.lifetimes),
             values=Values(redis, keys, files),
-            artifacts=Artifacts(redis, keys, files, config.store, config.adapters),
+            artifacts=artifacts,
+            lake=Lake(redis, keys, files, artifacts, config.lake),
             checkpoints=Checkpoints(redis, keys, files),
             sessions=Sessions(redis, keys),
             models=Models(redis, keys, files),
