@@ -8,11 +8,11 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from interlace import __version__
-from interlace_server.page import home, session, static_files, words
+from interlace_server.page import home, playground, session, static_files, words
 from interlace_server.page.frame import PageRoute, Site
 
 #: A new page is one word here.
-PAGES: tuple[ModuleType, ...] = (home, session, static_files)
+PAGES: tuple[ModuleType, ...] = (home, playground, session, static_files)
 
 _rest = APIRouter(route_class=PageRoute, include_in_schema=False)
 

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from interlace.methods import _lora
 from interlace.methods._sites import evaluating
 from interlace.methods.base import Metric, Report, Table
 from interlace.methods.denoise.spec import Shot, StripParams, StripResult
@@ -27,16 +28,26 @@ def run(model: Any, params: StripParams, report: Report) -> StripResult:
             f"{type(pipeline if pipeline is not None else model).__name__}."
         )
     chosen = _chosen(params)
-    with evaluating(model), torch.no_grad(), _without_bar(pipeline):
-        latents, rows = _walked(pipeline, params, report)
-        shown = [step for step in chosen if step < len(latents)]
-        pictures = _decoded(pipeline, [latents[step] for step in shown])
-    stopped = () if len(latents) > params.steps else (f"Cancelled after {len(latents) - 1} of {params.steps} steps.",)
+    rows: list[tuple[float | None, int, float, float]] = []
+    shots: list[Shot] = []
+    warnings: list[str] = []
+    with evaluating(model), torch.no_grad(), _without_bar(pipeline), _styled(pipeline, params, report) as use:
+        for number, weight in enumerate(params.weights):
+            use(weight)
+            said = None if params.adapter is None else weight
+            latents, steps = _walked(pipeline, params, report, number * params.steps)
+            rows += [(said, *row) for row in steps]
+            shown = [step for step in chosen if step < len(latents)]
+            pictures = _decoded(pipeline, [latents[step] for step in shown])
+            shots += [_packed(step, said, one, params) for step, one in zip(shown, pictures, strict=True)]
+            if report.stopping:
+                warnings.append(f"Cancelled after {len(rows)} of {len(params.weights) * params.steps} steps.")
+                break
     return StripResult(
-        metrics=(Metric(name="steps", value=float(len(latents) - 1), n=1),),
-        tables=(Table(name="steps", columns=("step", "timestep", "change"), rows=tuple(rows)),),
-        warnings=stopped,
-        pictures=[_packed(step, image, params) for step, image in zip(shown, pictures, strict=True)],
+        metrics=(Metric(name="steps", value=float(len(rows)), n=len(params.weights)),),
+        tables=(Table(name="steps", columns=("weight", "step", "timestep", "change"), rows=tuple(rows)),),
+        warnings=tuple(warnings),
+        pictures=shots,
     )
 
 
@@ -49,7 +60,9 @@ def _chosen(params: StripParams) -> list[int]:
     return sorted(set(params.show))
 
 
-def _walked(pipeline: Any, params: StripParams, report: Report) -> tuple[list[Tensor], list[tuple[int, float, float]]]:
+def _walked(
+    pipeline: Any, params: StripParams, report: Report, done: int
+) -> tuple[list[Tensor], list[tuple[int, float, float]]]:
     """The latents [1, channels, height, width] before the first step and after each; a row of each step."""
     found: list[Tensor] = []
     rows: list[tuple[int, float, float]] = []
@@ -64,8 +77,9 @@ def _walked(pipeline: Any, params: StripParams, report: Report) -> tuple[list[Te
         change = float((now - found[-1]).float().norm() / found[-1].float().norm().clamp_min(1e-12))
         rows.append((step + 1, float(timestep), change))
         found.append(now)
-        report.count(forwards=1, tokens=kept["latents"].shape[0])
-        report.progress(step + 1, params.steps, change=change)
+        rows_of_forward = 2 if pipe.do_classifier_free_guidance else 1
+        report.count(forwards=1, tokens=rows_of_forward * now.shape[-2] * now.shape[-1])
+        report.progress(done + step + 1, len(params.weights) * params.steps, change=change)
         if report.stopping:
             pipe._interrupt = True
         return kept
@@ -99,15 +113,29 @@ def _decoded(pipeline: Any, latents: Sequence[Tensor]) -> list[Image.Image]:
     return images
 
 
-def _packed(step: int, image: Image.Image, params: StripParams) -> Shot:
+@contextmanager
+def _styled(pipeline: Any, params: StripParams, report: Report) -> Iterator[Callable[[float], None]]:
+    """What sets the adapter's weight, if there is one. Raises InvalidArtifact for one of another model."""
+    if params.adapter is None:
+        yield lambda _weight: None
+        return
+    opened = report.open(params.adapter, "diffusers-lora")
+    with _lora.attached(pipeline.unet, {"style": _lora.wish_of(opened.tensors, opened.config)}) as layers:
+        layers.load("style", opened.tensors)
+        yield lambda weight: layers.use({"style": weight} if weight else {})
+
+
+def _packed(step: int, weight: float | None, image: Image.Image, params: StripParams) -> Shot:
+    title = f"after {step} of {params.steps} steps" if step else "noise"
     image = image.convert("RGB")
     image.thumbnail((params.edge, params.edge), Image.Resampling.LANCZOS)
     file = io.BytesIO()
     image.save(file, "PNG", optimize=True)
     return Shot(
-        title=f"after {step} of {params.steps} steps" if step else "noise",
+        title=title if weight is None else f"{title}, style at {weight:g}",
         png=base64.b64encode(file.getvalue()).decode(),
         step=step,
+        weight=weight,
         width=image.width,
         height=image.height,
     )

@@ -50,6 +50,7 @@ class _Steering:
             noise = torch.randn(direction.shape, generator=generator)
             directions.append((f"random {number}", noise * direction.norm() / noise.norm()))
         rows, metrics = [], []
+        texts = self._written(0.0, direction)
         total, done = len(directions) * len(self._params.scales), 0
         for scale in self._params.scales:
             random: list[float] = []
@@ -65,6 +66,7 @@ class _Steering:
                     random.append(effect[0])
                 done += 1
                 self._report.progress(done, total, effect=effect[0], harm=harm[0])
+            texts += self._written(scale, direction)
             value, interval = _intervals.mean(random)
             metrics.append(_metric("effect_random", value, len(random), interval, scale))
             if self._report.stopping:
@@ -80,7 +82,10 @@ class _Steering:
         }
         return SteerResult(
             metrics=tuple(metrics),
-            tables=(Table(name="scales", columns=columns, rows=tuple(rows)),),
+            tables=(
+                Table(name="scales", columns=columns, rows=tuple(rows)),
+                *([Table(name="texts", columns=("scale", "prompt", "text"), rows=tuple(texts))] if texts else []),
+            ),
             artifacts=(self._report.artifact("data", {_DIRECTION: direction.contiguous()}, config, name=_DIRECTION),),
             warnings=tuple(self._warnings),
             norm=float(direction.norm()),
@@ -136,6 +141,23 @@ class _Steering:
             logits = self._logits(ids, added, last=True).double().cpu()
             rows = torch.arange(len(numbers))
             found[numbers] = logits[rows, self._wanted[numbers]] - logits[rows, self._other[numbers]]
+        return found
+
+    def _written(self, scale: float, direction: Tensor) -> list[tuple[float, str, str]]:
+        """What each prompt is gone on with."""
+        if not self._params.write:
+            return []
+        ends = {getattr(self._tokenizer, "eos_token_id", None)}
+        found = []
+        for asked, begun in zip(self._params.prompts, self._asked, strict=True):
+            ids = list(begun)
+            for _ in range(self._params.write):
+                added = scale * direction if scale else None
+                best = int(self._logits(torch.tensor([ids]), added, last=True).argmax())
+                if best in ends or self._report.stopping:
+                    break
+                ids.append(best)
+            found.append((scale, asked.prompt, self._tokenizer.decode(ids[len(begun) :])))
         return found
 
     def _nats(self, added: Tensor | None) -> Tensor:

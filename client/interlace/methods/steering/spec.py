@@ -47,6 +47,9 @@ class SteerParams(Params):
     """What the harm is measured on: texts that should be as likely as before."""
     controls: Annotated[int, Field(ge=1, le=100)] = 3
     """Random directions of the same norm."""
+    write: Annotated[int, Field(ge=0, le=200)] = 0
+    """Tokens with which each prompt is gone on with, the likeliest each time: without the direction (scale 0) and at
+    each scale, in a table `texts` (scale, prompt, text)."""
     batch: Annotated[int, Field(ge=1, le=4096)] = 32
     """Rows of a forward."""
 
@@ -76,12 +79,15 @@ def estimate(params: SteerParams, facts: ModelFacts) -> Estimate:
     asked = sum(_TOKENS_A_CHARACTER * len(one.prompt) + 1 for one in params.prompts)
     neutral = sum(_TOKENS_A_CHARACTER * len(text) + 1 for text in texts[-1]) if texts else 1
     runs = 1 + len(params.scales) * (1 + params.controls)
+    written = params.write * len(params.prompts) * (1 + len(params.scales))
+    grown = params.write * (1 + len(params.scales)) * (asked + params.write * len(params.prompts) / 2)
     longest = max((len(text) for some in texts for text in some), default=100) * _TOKENS_A_CHARACTER
     return Estimate(
         forwards=int(sum(map(len, texts)) + runs * (len(params.prompts) + len(texts[-1] if texts else [])))
         // params.batch
-        + runs,
-        tokens=int(read + runs * (asked + neutral)),
+        + runs
+        + written,
+        tokens=int(read + runs * (asked + neutral) + grown),
         peak_bytes=int(_FLOAT * params.batch * longest * (facts.vocab_size * 2 + 16 * facts.hidden_size)),
     )
 
