@@ -13,6 +13,7 @@ from interlace._artifacts import Artifacts
 from interlace._errors import JobFailed
 from interlace._http import Http, path, read
 from interlace._jobs import RunningJob, Value
+from interlace._lake import Lake
 from interlace._methods import RunningMethod, named, request
 from interlace._stream import Socket
 from interlace.methods.base import Estimate, Params, Result
@@ -49,6 +50,8 @@ class Client:
         self._http = Http(self.url, api_key)
         #: Adapters that are kept on the server.
         self.artifacts = Artifacts(self._http)
+        #: All that the server knows of models and of what was made.
+        self.lake = Lake(self._http, self.artifacts, self)
         self._socket = Socket(self.url, self._http.headers)
         self._jobs: WeakValueDictionary[str, RunningJob] = WeakValueDictionary()
         self._method_jobs: WeakValueDictionary[str, RunningMethod] = WeakValueDictionary()

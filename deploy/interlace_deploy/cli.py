@@ -10,6 +10,11 @@ from typing import NoReturn
 
 from interlace_deploy.problems import CommandProblem, UsageProblem
 
+#: What `interlace lake` is asked for.
+LAKE = (
+    *("search", "show", "lineage", "versions", "cite", "tag", "untag", "share", "declare", "delete"),
+    *("compare", "import", "export", "rebuild"),
+)
 #: Only the module of the command that was typed is imported: some bring much with them.
 _COMMANDS = {
     "up": "interlace_deploy.up:run",
@@ -37,6 +42,7 @@ _COMMANDS = {
     "restore": "interlace_deploy.backup:load",
     **{f"artifacts {word}": f"interlace_deploy.artifacts:{word}" for word in ("upload", "download", "delete")},
     "artifacts list": "interlace_deploy.artifacts:list_",
+    **{f"lake {word}": f"interlace_deploy.lake:{word.replace('import', 'import_')}" for word in LAKE},
     "demo": "interlace_deploy.demo:run",
 }
 KINDS = ("peft", "diffusers-lora", "edit", "sae", "probe", "data", "texts", "images", "weights", "sketch")
@@ -98,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_jobs(commands)
     _add_methods(commands)
     _add_artifacts(commands)
+    _add_lake(commands)
     _add_admin(commands)
     for name, summary in (
         ("backup", "copy jobs, keys, results and artifacts into a folder, whether Interlace runs or not"),
@@ -272,6 +279,48 @@ def _add_artifacts(commands: "argparse._SubParsersAction[_Parser]") -> None:
     delete.add_argument("artifacts", nargs="+", metavar="ARTIFACT")
     for name, action in (("list", listing), ("upload", upload), ("download", download), ("delete", delete)):
         action.set_defaults(command=f"artifacts {name}")
+
+
+def _add_lake(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    lake = commands.add_parser("lake", help="search and describe all that is hosted or was made", allow_abbrev=False)
+    actions = lake.add_subparsers(dest="action", required=True, metavar="ACTION")
+    given: dict[str, _Parser] = {}
+    for name, summary in (
+        ("search", "find by words and filters, such as `kind:peft works-with:REPO metric:loss<0.5 sort:-accuracy`"),
+        ("show", "show a card: all that is known, each statement with who says it"),
+        ("lineage", "show what something came of and what came of it"),
+        ("versions", "list those of the same owner and name"),
+        ("cite", "print BibTeX with the hash, and the call that makes it again"),
+        ("tag", "have a tag point to an artifact, wherever it pointed before"),
+        ("untag", "take a tag off"),
+        ("share", "say who sees an artifact"),
+        ("declare", "say something of an artifact, such as license=mit; NAME= takes it back"),
+        ("delete", "remove artifacts; tombstones stay in lineage"),
+        ("compare", "compare two by record, and by weights and behaviour with --measure"),
+        ("import", "take in a folder or a hub repository: PEFT, diffusers LoRA, SAELens, a whole small model"),
+        ("export", "write an artifact as its libraries load it, with a model card"),
+    ):
+        given[name] = action = _add_remote(actions, name, summary)
+        action.set_defaults(command=f"lake {name}")
+        if name not in ("search", "import", "delete", "compare"):
+            action.add_argument("entry", metavar="ENTRY", help="an id, artifact:ID, or lake://OWNER/NAME[@HASH|:TAG]")
+        if name in ("search", "show", "lineage", "versions", "compare"):
+            action.add_argument("--json", action="store_true", help="for programs")
+    given["search"].add_argument("query", nargs="*", metavar="WORD|FIELD:VALUE")
+    given["search"].add_argument("--limit", type=int, default=20, metavar="N")
+    given["lineage"].add_argument("--depth", type=int, default=3, metavar="N")
+    given["delete"].add_argument("entries", nargs="+", metavar="ENTRY")
+    given["compare"].add_argument("entries", nargs=2, metavar="ENTRY")
+    given["compare"].add_argument("--measure", action="store_true", help="run `lake.compare` next to the weights")
+    for name in ("tag", "untag"):
+        given[name].add_argument("tag", metavar="TAG")
+    given["share"].add_argument("visibility", choices=("private", "tenant", "public"))
+    given["declare"].add_argument("said", nargs="+", metavar="NAME=TEXT")
+    given["import"].add_argument("source", metavar="FOLDER|REPO")
+    given["import"].add_argument("--model", metavar="REPO|SLUG", help="the hosted model that it is for")
+    given["export"].add_argument("folder", type=Path, metavar="FOLDER")
+    rebuild = _add(actions, "rebuild", "make the index in Redis anew from the store, whether Interlace runs or not")
+    rebuild.set_defaults(command="lake rebuild")
 
 
 def _add_admin(commands: "argparse._SubParsersAction[_Parser]") -> None:

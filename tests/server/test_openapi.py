@@ -44,9 +44,10 @@ async def facts(gateway: Gateway, worker: Worker) -> dict[str, Any]:
     assert await worker.state.queue.record(lease, Saved(number=1, name="x", size=3, data=b"abc"))
     await worker.complete(lease, saved())
     url = (await asyncio.to_thread(gateway.get, f"/response/{job_id}")).json()["data"]
-    sent = await asyncio.to_thread(uploads.upload, gateway.url)
+    sent, other = [await asyncio.to_thread(uploads.upload, gateway.url, name="one") for _ in range(2)]
     assert sent.status_code == 201, sent.text
-    return {"job_id": job_id, "token": url.rpartition("/")[2], "artifact_id": sent.json()["id"]}
+    made = {"artifact_id": sent.json()["id"], "other_id": other.json()["id"]}
+    return {"job_id": job_id, "token": url.rpartition("/")[2], **made}
 
 
 SUCCESSES: list[tuple[str, str, dict[str, str]]] = [
@@ -76,6 +77,17 @@ SUCCESSES: list[tuple[str, str, dict[str, str]]] = [
     ("/v1/artifacts", "GET", {}),
     ("/v1/artifacts/{artifact_id}", "GET", {"artifact_id": "artifact_id"}),
     ("/v1/artifacts/{artifact_id}/files/{name}", "GET", {"artifact_id": "artifact_id", "name": "adapter_config.json"}),
+    ("/v1/lake", "GET", {}),
+    ("/v1/lake/names/resolve", "GET", {}),
+    ("/v1/lake/{entry_id}", "GET", {"entry_id": "artifact_id"}),
+    ("/v1/lake/{entry_id}", "PATCH", {"entry_id": "artifact_id"}),
+    ("/v1/lake/{entry_id}/lineage", "GET", {"entry_id": "artifact_id"}),
+    ("/v1/lake/{entry_id}/versions", "GET", {"entry_id": "artifact_id"}),
+    ("/v1/lake/{entry_id}/cite", "GET", {"entry_id": "artifact_id"}),
+    ("/v1/lake/{entry_id}/compare", "GET", {"entry_id": "artifact_id"}),
+    ("/v1/lake/{entry_id}/tags/{tag}", "PUT", {"entry_id": "other_id", "tag": "latest"}),
+    ("/v1/lake/{entry_id}/tags/{tag}", "DELETE", {"entry_id": "other_id", "tag": "latest"}),
+    ("/v1/lake/{entry_id}", "DELETE", {"entry_id": "other_id"}),
     ("/v1/artifacts/{artifact_id}", "DELETE", {"artifact_id": "artifact_id"}),
     ("/v1/methods", "GET", {}),
     ("/v1/methods/{name}", "GET", {"name": "lens.logit"}),
@@ -93,10 +105,16 @@ SUCCESSES: list[tuple[str, str, dict[str, str]]] = [
     ("/v1/tenants/{tenant}", "GET", {"tenant": "lab"}),
     ("/v1/tenants/{tenant}", "PUT", {"tenant": "lab"}),
 ]
-QUERIES = {("/v1/models/events", "GET"): {"follow": "false"}}
+QUERIES = {
+    ("/v1/models/events", "GET"): {"follow": "false"},
+    ("/v1/lake", "GET"): {"q": "one kind:peft"},
+    ("/v1/lake/names/resolve", "GET"): {"ref": "lake://local/one"},
+    ("/v1/lake/{entry_id}/compare", "GET"): {"other": "other_id"},
+}
 BODIES = {
     ("/v1/tenants/{tenant}", "PUT"): {"weight": 2, "limits": {"running_jobs": 3}},
     ("/v1/jobs", "POST"): {"method": "lens.logit@1", "model": KEY.repo_id, "params": {"prompts": ["One"]}},
+    ("/v1/lake/{entry_id}", "PATCH"): {"declared": {"license": "mit"}, "visibility": "public"},
     ("/v1/models", "POST"): {"source": "lab/new", "autoscale": {"most": 2}},
     ("/v1/models/{model}", "PATCH"): {"replicas": 2},
 }
@@ -112,7 +130,7 @@ async def test_every_success_is_as_declared(gateway: Gateway, facts: dict[str, A
     for path, method, parameters in SUCCESSES:
         values = {name: facts.get(value, value) for name, value in parameters.items()}
         body = {"body": BODIES[path, method], "media_type": "application/json"} if (path, method) in BODIES else {}
-        query = QUERIES.get((path, method), {})
+        query = {name: facts.get(value, value) for name, value in QUERIES.get((path, method), {}).items()}
         case = schema[path][method].Case(path_parameters=values, query=query, **body)
         answer = await asyncio.to_thread(case.call)
         assert answer.status_code in (200, 202, 204), (path, answer.text)

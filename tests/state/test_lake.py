@@ -152,8 +152,7 @@ async def test_each_sees_what_is_theirs(state: State) -> None:
     child = await add(state, "child", mark=1, tenant="lab-b", lineage=lineage("j1", parents=(artifact.ref,)))
 
     async def seeing() -> list[bool]:
-        found = [await names(state, one, "one") for one in (of_key, of_colleague, THEIRS)]
-        print(found)
+        found = [await names(state, one, "owner:lab-a") for one in (of_key, of_colleague, THEIRS)]
         return [one == ["one"] for one in found]
 
     assert await seeing() == [True, True, False]

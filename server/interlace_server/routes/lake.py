@@ -52,7 +52,7 @@ async def search(
     return await gateway.state.lake.search(await viewer_of(gateway.state, caller), q, limit=limit, offset=offset)
 
 
-@router.get("/resolve", responses=refusals(401, 404, 422, 429, 503))
+@router.get("/names/resolve", responses=refusals(401, 404, 422, 429, 503))
 async def resolve(
     ref: Annotated[str, Query(min_length=1, max_length=256, description="`lake://OWNER/NAME@HASH`, or with `:TAG`.")],
     caller: TheCaller,
@@ -62,10 +62,10 @@ async def resolve(
     return await gateway.state.lake.resolve(await viewer_of(gateway.state, caller), ref)
 
 
-@router.get("/compare", responses=refusals(401, 404, 422, 429, 503))
-async def compare(a: _IdAsked, b: _IdAsked, caller: TheCaller, gateway: TheGateway) -> Comparison:
+@router.get("/{entry_id}/compare", responses=refusals(401, 404, 422, 429, 503))
+async def compare(entry_id: _Id, other: _IdAsked, caller: TheCaller, gateway: TheGateway) -> Comparison:
     """Two entries by record, and the request that compares their weights and behaviour."""
-    return await gateway.state.lake.compare(await viewer_of(gateway.state, caller), a, b)
+    return await gateway.state.lake.compare(await viewer_of(gateway.state, caller), entry_id, other)
 
 
 @router.get("/{entry_id}", responses=refusals(401, 404, 422, 429, 503))
@@ -74,7 +74,7 @@ async def show_card(entry_id: _Id, caller: TheCaller, gateway: TheGateway) -> Ca
     return await gateway.state.lake.card(await viewer_of(gateway.state, caller), entry_id)
 
 
-@router.patch("/{entry_id}", responses=refusals(401, 404, 413, 422, 429, 503))
+@router.patch("/{entry_id}", responses=refusals(400, 401, 404, 413, 422, 429, 503))
 async def change(entry_id: _Id, said: EntryChange, caller: TheCaller, gateway: TheGateway) -> Card:
     """Set who sees one's own artifact, and what its owner says of it."""
     found = await gateway.state.lake.change(await viewer_of(gateway.state, caller), entry_id, said)
