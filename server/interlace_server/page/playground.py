@@ -209,7 +209,8 @@ async def _played(gateway: Gateway, caller: Caller, tool: Tool, job_id: str) -> 
             asked, seed = plain(envelope.provenance.params), envelope.provenance.seed
             extra = await _extra(gateway, caller, tool, envelope)
             drawn = await asyncio.to_thread(_drawn, tool, envelope, asked, extra)
-            return Played(view, asked, seed, drawn, warnings=envelope.warnings)
+            warnings = list(dict.fromkeys([*envelope.warnings, *map(str, envelope.result["warnings"])]))
+            return Played(view, asked, seed, drawn, warnings=warnings)
     except _STRANGE:
         return Played(view, {}, 0, problem="The result is not as this method gives it, or too large to be drawn.")
     said = await _payload(gateway, caller, job_id)
