@@ -58,7 +58,11 @@ def played(looking: Looking, tool: str, **fields: str) -> str:
     page = looking.page
     page.goto(f"/page/playground/{tool}")
     for label, value in fields.items():
-        page.locator(f"#field-{label}").fill(value)
+        field = page.locator(f"#field-{label}")
+        if field.evaluate("field => field.tagName") == "SELECT":
+            field.select_option(label=value)
+        else:
+            field.fill(value)
     page.get_by_role("button", name="Run").click()
     page.wait_for_url(re.compile(rf"/page/playground/{tool}/[0-9a-f]{{32}}$"))
     page.locator("#client-code").wait_for()
@@ -109,14 +113,15 @@ def copied(
 
 @pytest.fixture(scope="module")
 def style(client: interlace.Client, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A LoRA of the pipeline with random weights, kept on the server."""
+    """A LoRA of the pipeline with random weights, kept on the server: what it is called there."""
     pipeline = DiffusionModel(str(tiny_diffusion.ASSET), dispatch=True).pipeline
     config = LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_v"], init_lora_weights=False)
     pipeline.unet.add_adapter(config)
     folder = tmp_path_factory.mktemp("style")
     layers = get_peft_model_state_dict(pipeline.unet)
     pipeline.save_lora_weights(folder, unet_lora_layers=layers, unet_lora_adapter_metadata=config.to_dict())
-    return client.artifacts.upload(folder, kind="diffusers-lora", model=tiny_diffusion.SHAPES).ref
+    client.artifacts.upload(folder, kind="diffusers-lora", model=tiny_diffusion.SHAPES, name="my style")
+    return "my style (lab-a)"
 
 
 def test_the_logit_lens(

@@ -1,15 +1,17 @@
 """A lineage as a drawing: what an entry came of to the left, what came of it to the right."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from markupsafe import Markup
 
-from interlace.protocol.lake import LineageGraph, Node
+from interlace.protocol.lake import Edge, LineageGraph, Node
 from interlace_server.page.svg import shortened
 
 _WIDE, _HIGH = 178, 46
 _APART, _GAP = 70, 14
 _EDGE = 12
+_LANE = 8  # pixels of the way past a column's boxes
 _LABEL = 24  # characters
 _GONE = frozenset({"deleted", "hidden"})
 
@@ -19,35 +21,44 @@ def drawn(graph: LineageGraph, says: str) -> Markup:
 
     Dashed: what was recovered, and what is deleted or not the reader's to see.
     """
-    places, size = _places(graph)
-    wide, high = size
-    parts = [
-        Markup(
-            '<svg class="drawing" role="group" width="{0}" height="{1}" viewBox="0 0 {0} {1}" aria-label="{2}">'
-        ).format(wide, high, says)
-    ]
-    for edge in graph.edges:
-        if edge.parent in places and edge.child in places:
-            kind = "edge inferred" if edge.source == "inferred" else "edge"
-            what = edge.relation if edge.method is None else f"{edge.relation}, {edge.method}"
-            parts.append(_arrow(places[edge.parent], places[edge.child], kind, what))
+    layer = _layers(graph)
+    edges = [edge for edge in graph.edges if layer.get(edge.parent, 0) < layer.get(edge.child, 0)]
+    places, (wide, high) = _places(graph, edges, layer)
+    opened = Markup(
+        '<svg class="drawing" role="group" width="{0}" height="{1}" viewBox="0 0 {0} {1}" aria-label="{2}">'
+    )
+    parts = [opened.format(wide, high, says)]
+    for edge in edges:
+        kind = "edge inferred" if edge.source == "inferred" else "edge"
+        what = edge.relation if edge.method is None else f"{edge.relation}, {edge.method}"
+        between = range(layer[edge.parent] + 1, layer[edge.child])
+        lanes = [places[edge.parent, edge.child, column] for column in between]
+        parts.append(_arrow(places[edge.parent], places[edge.child], lanes, kind, what))
     for node in graph.nodes:
         parts.append(_box(node, places[node.id], node.id == graph.root))
     return Markup("").join([*parts, Markup("</svg>")])
 
 
-def _places(graph: LineageGraph) -> tuple[Mapping[str, tuple[int, int]], tuple[int, int]]:
-    """The upper left corner of each node's box, and the size of it all."""
-    layer = _layers(graph)
-    columns = [[node for node in graph.nodes if layer[node.id] == one] for one in sorted(set(layer.values()))]
-    tallest = max(map(len, columns), default=1)
-    high = tallest * (_HIGH + _GAP) - _GAP + 2 * _EDGE
-    places = {}
-    for number, column in enumerate(columns):
-        top = (high - len(column) * (_HIGH + _GAP) + _GAP) // 2
-        for row, node in enumerate(sorted(column, key=lambda node: (node.created or 0.0, node.id))):
-            places[node.id] = (_EDGE + number * (_WIDE + _APART), top + row * (_HIGH + _GAP))
-    return places, (len(columns) * (_WIDE + _APART) - _APART + 2 * _EDGE, high)
+def _places(
+    graph: LineageGraph, edges: Sequence[Edge], layer: Mapping[str, int]
+) -> tuple[dict[Any, tuple[int, int]], tuple[int, int]]:
+    """The upper left corner of each node's box, and of the lane of each edge in each column that it passes by; the
+    size of it all."""
+    columns: list[list[tuple[Any, int]]] = [[] for _ in range(1 + max(layer.values(), default=0))]
+    for node in sorted(graph.nodes, key=lambda node: (node.created or 0.0, node.id)):
+        columns[layer[node.id]].append((node.id, _HIGH))
+    for edge in edges:
+        for past in range(layer[edge.parent] + 1, layer[edge.child]):
+            columns[past].insert(0, ((edge.parent, edge.child, past), _LANE))
+    heights = [sum(high + _GAP for _, high in column) - _GAP for column in columns]
+    whole = max(heights) + 2 * _EDGE
+    places: dict[Any, tuple[int, int]] = {}
+    for number, (column, height) in enumerate(zip(columns, heights, strict=True)):
+        top = (whole - height) // 2
+        for key, high in column:
+            places[key] = (_EDGE + number * (_WIDE + _APART), top)
+            top += high + _GAP
+    return places, (len(columns) * (_WIDE + _APART) - _APART + 2 * _EDGE, whole)
 
 
 def _layers(graph: LineageGraph) -> dict[str, int]:
@@ -64,12 +75,20 @@ def _layers(graph: LineageGraph) -> dict[str, int]:
     return layer
 
 
-def _arrow(start: tuple[int, int], end: tuple[int, int], kind: str, what: str) -> Markup:
-    x, y, to_x, to_y = start[0] + _WIDE, start[1] + _HIGH // 2, end[0] - 7, end[1] + _HIGH // 2
-    bend, back = x + _APART // 2, to_x - _APART // 2
-    path = Markup('<g><title>{}</title><path class="{}" d="M{} {} C{} {} {} {} {} {}"/>')
-    tip = Markup('<path class="arrow" d="M{} {} l-7 -4 v8 z"/></g>')
-    return path.format(what, kind, x, y, bend, y, back, to_y, to_x, to_y) + tip.format(to_x + 7, to_y)
+def _arrow(
+    start: tuple[int, int], end: tuple[int, int], lanes: Sequence[tuple[int, int]], kind: str, what: str
+) -> Markup:
+    x, y = start[0] + _WIDE, start[1] + _HIGH // 2
+    tip = (end[0] - 7, end[1] + _HIGH // 2)
+    way, half = f"M{x} {y}", _APART // 2
+    for to_x, to_y in [*((at, top + _LANE // 2) for at, top in lanes), tip]:
+        way += f" C{x + half} {y} {to_x - half} {to_y} {to_x} {to_y}"
+        x, y = to_x, to_y
+        if (to_x, to_y) != tip:
+            x += _WIDE
+            way += f" H{x}"
+    path = Markup('<g><title>{}</title><path class="{}" d="{}"/><path class="arrow" d="M{} {} l-7 -4 v8 z"/></g>')
+    return path.format(what, kind, way, end[0], tip[1])
 
 
 def _box(node: Node, place: tuple[int, int], is_root: bool) -> Markup:

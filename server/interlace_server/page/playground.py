@@ -23,9 +23,10 @@ from interlace_server.gateway import Gateway, TheGateway
 from interlace_server.page.frame import Nav, PageRoute, done, page
 from interlace_server.page.grids import grids_of
 from interlace_server.page.tools import TOOLS
-from interlace_server.page.tools.base import Asked, Drawn, Extra, Tool, plain, result_of, written
+from interlace_server.page.tools.base import Asked, Drawn, Extra, Field, Tool, plain, result_of, written
 from interlace_server.routes.jobs import delete_job
 from interlace_server.routes.methods import run_method
+from interlace_server.viewer import viewer_of
 from interlace_state.models import ModelCard
 
 NAV = Nav("/page/playground", "Playground", 10)
@@ -34,6 +35,7 @@ router = APIRouter(prefix="/page/playground", route_class=PageRoute, include_in_
 _ToolName = Annotated[str, Path(max_length=32)]
 _JobId = Annotated[str, Path(pattern=r"^[0-9a-f]{32}$")]
 _LONGEST_PICTURE = 3 << 20  # bytes
+_MOST_CHOICES = 100
 _PNG = b"\x89PNG\r\n\x1a\n"
 #: What a tool may trip over in numbers that are not what its method gives.
 _STRANGE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
@@ -73,8 +75,11 @@ async def tool_page(
     caller: TheCaller,
     gateway: TheGateway,
     model: Annotated[str, Query(max_length=128)] = "",
+    adapter: Annotated[str, Query(max_length=128)] = "",
 ) -> Response:
-    return await _shown(request, caller, gateway, _tool(name), model=model)
+    """``model`` and ``adapter`` are chosen beforehand, by whoever links here."""
+    values = {"adapter": adapter} if adapter else None
+    return await _shown(request, caller, gateway, _tool(name), model=model, values=values)
 
 
 @router.post("/{name}")
@@ -177,6 +182,7 @@ async def _shown(
         models=[(card.key.slug, str(card.key)) for card in hosted],
         model=model,
         shown=shown,
+        choices={one.name: await _choices(gateway, caller, one, shown[one.name]) for one in tool.fields if one.finds},
         problem=problem,
         played=played,
         codes=codes,
@@ -193,6 +199,16 @@ async def _models(gateway: Gateway, caller: Caller, tool: Tool) -> list[ModelCar
         and card.key.task in (None, "text-generation")
         and caller.reaches(card.key.repo_id)
     ]
+
+
+async def _choices(gateway: Gateway, caller: Caller, field: Field, chosen: str) -> list[tuple[str, str, bool]]:
+    """What the lake has for a field, the newest first: (value, name, whether it is chosen)."""
+    found = await gateway.state.lake.search(await viewer_of(gateway.state, caller), field.finds, limit=_MOST_CHOICES)
+    values = [(f"artifact:{one.id}", f"{one.name or one.id} ({one.owner})") for one in found.entries]
+    bare = chosen.partition("@")[0]
+    if bare and bare not in dict(values):
+        values.insert(0, (chosen, chosen))
+    return [("", "none", not bare), *((value, name, value.partition("@")[0] == bare) for value, name in values)]
 
 
 async def _played(gateway: Gateway, caller: Caller, tool: Tool, job_id: str) -> Played:

@@ -25,10 +25,11 @@ class Field:
     #: What it is for, in a sentence.
     hint: str = ""
     kind: Literal["line", "text", "number", "choice"] = "line"
+    #: Of a choice: what the lake is asked for.
+    finds: str = ""
     #: What stands in it first.
     value: str = ""
     required: bool = True
-    choices: Sequence[tuple[str, str]] = ()
     least: float | None = None
     most: float | None = None
     step: str = "any"

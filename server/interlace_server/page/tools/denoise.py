@@ -39,7 +39,7 @@ def _asked(form: Form) -> Asked:
     }
     if adapter := form.get("adapter", "").strip():
         if not adapter.startswith("artifact:"):
-            raise InvalidRequest(f"“Style” is {adapter[:64]!r}; expected artifact:ID of a LoRA, as the Lake shows it.")
+            raise InvalidRequest(f"“Style” is {adapter[:64]!r}; expected artifact:ID of a LoRA.")
         asked |= {"adapter": adapter, "weights": numbers(form, "weights", "Strengths of the style")}
     return asked
 
@@ -69,10 +69,11 @@ def _drawn(result: StripResult, asked: Asked, extra: Extra) -> Drawn:
             if one.weight == weight
         ]
         strips.append(Strip(title, row))
-    changes = [float(row[3] or 0) for row in result.table("steps").rows]
-    most = 1 + max(range(len(changes)), key=lambda at: changes[at]) if changes else 0
-    says = f"{asked['steps']} steps from noise to “{asked['prompt']}”; the most changes in step {most}."
-    return Drawn(says, strips=strips)
+    says = f"{asked['steps']} steps from noise to “{asked['prompt']}”"
+    changes = {row[1]: float(row[3] or 0) for row in result.table("steps").rows if row[0] == weights[0]}
+    if changes:
+        says += f"; most changes in step {max(changes, key=lambda step: changes[step])}"
+    return Drawn(f"{says}.", strips=strips)
 
 
 def _trace(card: ModelCard, asked: Asked, seed: int) -> str | None:
@@ -94,7 +95,7 @@ TOOL = Tool(
         Field("prompt", "Prompt", "What is to be seen.", value="a large red triangle"),
         Field("steps", "Steps", "More are slower, and finer.", "number", "10", least=1, most=200, step="1"),
         Field("guidance", "Guidance", "How closely it keeps to the prompt.", "number", "3", least=0, most=50),
-        Field("adapter", "Style", "artifact:ID of a LoRA for this pipeline. Empty: none.", required=False),
+        Field("adapter", "Style", "A LoRA from the Lake.", "choice", required=False, finds="kind:diffusers-lora"),
         Field("weights", "Strengths of the style", "Each is a picture of its own.", value=_WEIGHTS, required=False),
     ),
     asked=_asked,
