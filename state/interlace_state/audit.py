@@ -1,5 +1,6 @@
 """Who ran what, when, with which outcome and cost: append-only JSON lines, without contents and without secrets."""
 
+import contextlib
 import json
 import os
 import sys
@@ -10,6 +11,8 @@ from interlace.protocol.event import Ended
 from interlace.protocol.job import Job
 
 _MOST_REFUSALS = 600  # lines a minute of one process: strangers must not fill the disk
+
+_MOST_READ = 4 << 20  # bytes, of those that somebody looks at
 
 
 class Audit:
@@ -39,6 +42,22 @@ class Audit:
             self.write("ended", tenant=job.tenant, job=job.id, model=str(job.model), outcome=end.state, **cost)
         except OSError as error:
             print(f"interlace: {self.path}: {error.strerror}", file=sys.stderr, flush=True)
+
+    def last(self, most: int, containing: str = "") -> list[dict[str, object]]:
+        """The newest lines that contain a text, the newest first, of the log's last megabytes. Raises OSError."""
+        if not self.path.exists():
+            return []
+        with self.path.open("rb") as file:
+            file.seek(max(0, self.path.stat().st_size - _MOST_READ))
+            lines = file.read().decode(errors="replace").splitlines()
+        found: list[dict[str, object]] = []
+        for line in reversed(lines):
+            if containing in line and line.startswith("{"):
+                with contextlib.suppress(ValueError):  # the first may be cut
+                    found.append(json.loads(line))
+            if len(found) == most:
+                break
+        return found
 
     def write(self, action: str, **fields: object) -> None:
         """Append one line. Raises OSError."""

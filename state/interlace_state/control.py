@@ -69,6 +69,15 @@ class Control:
         else:
             await self._redis.hset(self._keys.set_shares, tenant, changes.running_jobs)
 
+    async def tenants(self) -> list[str]:
+        """Everybody who has had jobs, or to whom an operator or the configuration gives something, by name."""
+        names = (self._keys.shares, self._keys.limits, self._keys.weights, self._keys.configured_weights)
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for name in names:
+                pipe.hkeys(name)
+            found = await pipe.execute()
+        return sorted({one.decode() for some in found for one in some} | set(self._config.tenants))
+
     async def terms(self, tenant: str) -> Terms:
         async with self._redis.pipeline(transaction=False) as pipe:
             self._ask_terms(pipe, tenant)

@@ -6,7 +6,7 @@ from redis.asyncio import Redis
 
 from interlace.protocol import event as words
 from interlace.protocol.errors import UnknownJob
-from interlace.protocol.event import Ended, Event, Saved, StateChanged
+from interlace.protocol.event import Ended, Event, Log, Saved, StateChanged
 from interlace_state.keys import Keys
 
 _BLOCK_MS = 2_000  # well under `store.ANSWER_SECONDS`, which counts this wait
@@ -40,6 +40,19 @@ class Events:
                     found = event.data
             first = f"({entries[-1][0].decode()}"
         return found
+
+    async def lines(self, job_id: str, most: int) -> tuple[list[str], bool]:
+        """The last lines that a job printed, ``most`` at most, and whether there were more."""
+        stream, last, found = self._keys.events(job_id), "+", list[str]()
+        while entries := await self._redis.xrevrange(stream, max=last, count=_BATCH):
+            for _, fields in entries:
+                event = words.decode(fields[b"e"]) if b'"type":"log"' in fields[b"e"] else None
+                if isinstance(event, Log):
+                    found.append(event.text)
+                    if len(found) > most:
+                        return found[most - 1 :: -1], True
+            last = f"({entries[-1][0].decode()}"
+        return found[::-1], False
 
     async def follow(self, job_id: str, after: str = "0") -> AsyncIterator[tuple[str, Event]]:
         """Yield (event id, event) after the event ``after``, then live, and stop behind the last one."""

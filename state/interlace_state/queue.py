@@ -170,6 +170,11 @@ class Queue:
         """Jobs that workers hold."""
         return int(await self._redis.zcount(self._keys.leases(model.slug), "(0", "+inf"))
 
+    async def usual(self, model: ModelKey) -> float | None:
+        """Seconds that a job of a model usually takes, lately; None before the first has ended."""
+        seconds = await self._redis.hget(self._keys.fair(model.slug), "seconds")
+        return None if seconds is None else float(seconds)
+
     async def oldest(self, model: ModelKey) -> float | None:
         """When the oldest job that nobody has had yet was queued, in Unix seconds of Redis' clock; None without one."""
         times = []

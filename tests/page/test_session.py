@@ -15,7 +15,9 @@ FORM = {"sec-fetch-site": "same-origin"}
 
 
 def client(keyed: Keyed, **headers: str) -> httpx.Client:
-    return httpx.Client(base_url=keyed.gateway.url, headers=headers, timeout=60)
+    """Without connections that stay open, which a server may close in the moment that they are used again."""
+    limits = httpx.Limits(max_keepalive_connections=0)
+    return httpx.Client(base_url=keyed.gateway.url, headers=headers, timeout=60, limits=limits)
 
 
 def token_of(html: str) -> str:

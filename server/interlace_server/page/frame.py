@@ -1,5 +1,6 @@
 """What all pages stand in: their route, the templates' frame, the forms' token, errors as a page."""
 
+import hashlib
 import json
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -94,6 +95,21 @@ def page(request: Request, template: str, /, status: int = 200, **values: Any) -
         "is_part": bool(request.headers.get("hx-request")),
     }
     return HTMLResponse(site.templates.get_template(template).render(frame | values), status)
+
+
+def digest(*shown: object) -> str:
+    """What stands for all that a part of a page shows: the same for the same."""
+    return hashlib.sha256(repr(shown).encode()).hexdigest()[:16]
+
+
+def part(request: Request, template: str, seen: str, **values: Any) -> Response:
+    """A part of a page that is asked for again and again, with its `digest`; nothing where the reader has seen that.
+
+    So it is not swapped under somebody who reads it, selects in it or has it read out.
+    """
+    if request.query_params.get("seen") == seen:
+        return Response(status_code=204)
+    return page(request, template, seen=seen, **values)
 
 
 def problem(request: Request, status: int, sentence: str) -> HTMLResponse:

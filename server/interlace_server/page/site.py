@@ -8,11 +8,34 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from interlace import __version__
-from interlace_server.page import home, lake, playground, session, static_files, words
+from interlace_server.page import (
+    admin,
+    admin_audit,
+    admin_tenants,
+    home,
+    jobs,
+    keys,
+    lake,
+    playground,
+    session,
+    static_files,
+    words,
+)
 from interlace_server.page.frame import PageRoute, Site
 
 #: A new page is one word here.
-PAGES: tuple[ModuleType, ...] = (home, playground, lake, session, static_files)
+PAGES: tuple[ModuleType, ...] = (
+    home,
+    playground,
+    jobs,
+    lake,
+    keys,
+    admin,
+    admin_tenants,
+    admin_audit,
+    session,
+    static_files,
+)
 
 _rest = APIRouter(route_class=PageRoute, include_in_schema=False)
 
@@ -33,7 +56,8 @@ def install(app: FastAPI) -> None:
     )
     templates.globals |= {"static": static_files.address, "version": __version__}
     templates.filters |= {
-        name: getattr(words, name) for name in ("moment", "machine_moment", "duration", "size", "number", "plain")
+        name: getattr(words, name)
+        for name in ("moment", "machine_moment", "duration", "size", "number", "pretty", "plain")
     }
     entries = [module.NAV for module in PAGES if hasattr(module, "NAV")]
     app.state.site = Site(templates, tuple(sorted(entries, key=lambda one: one.order)))

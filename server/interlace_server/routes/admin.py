@@ -3,15 +3,16 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Request
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
-from interlace.protocol.errors import Forbidden, InvalidRequest, UnknownModel, UnknownReplica
+from interlace.protocol.errors import Forbidden, InvalidRequest, UnknownReplica
+from interlace_server import hosting, tenancy
 from interlace_server.allow import SharedPath
 from interlace_server.doors.auth import Caller, TheCaller
 from interlace_server.errors import describe, refusals
 from interlace_server.gateway import Gateway, TheGateway
+from interlace_server.tenancy import TenantChanges, TenantControl
 from interlace_state import log
-from interlace_state.config import LimitChanges
 from interlace_state.models import HostedModel
 from interlace_state.tenants import TENANT
 
@@ -49,26 +50,6 @@ class ReplicaControl(BaseModel):
     drained: bool
 
 
-class TenantControl(BaseModel):
-    """What a tenant is given over what the configuration says of everybody."""
-
-    tenant: str
-    #: Its share of the workers, beside those of others that wait.
-    weight: float
-    #: Set at run time, over those of the configuration.
-    limits: LimitChanges
-
-
-class TenantChanges(BaseModel):
-    """What is left out stays as it is."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-    weight: float | None = Field(default=None, ge=0.001, le=1000)
-    #: In place of all limits that were set at run time; `{}` takes them back.
-    limits: LimitChanges | None = None
-
-
 _SCHEMA = TenantChanges.model_json_schema(ref_template="#/components/schemas/{model}")
 _SCHEMA.pop("$defs")  # LimitChanges is among the components: TenantControl has it
 _CHANGES = {"requestBody": {"required": True, "content": {"application/json": {"schema": _SCHEMA}}}}
@@ -77,35 +58,17 @@ _CHANGES = {"requestBody": {"required": True, "content": {"application/json": {"
 @router.post("/models/{model:path}/pause", responses=refusals(401, 403, 404, 422, 429, 503))
 async def pause_model(model: _Model, caller: TheCaller, gateway: TheGateway) -> ModelControl:
     """Start no more of a model's jobs: they wait."""
-    found = await hosted(gateway, model)
-    await gateway.state.control.pause(found.card.key)
-    return _paused(gateway, caller, found, paused=True)
+    return _control(await hosting.pause(gateway, caller, model, paused=True), paused=True)
 
 
 @router.post("/models/{model:path}/resume", responses=refusals(401, 403, 404, 422, 429, 503))
 async def resume_model(model: _Model, caller: TheCaller, gateway: TheGateway) -> ModelControl:
     """Start a paused model's jobs again."""
-    found = await hosted(gateway, model)
-    await gateway.state.control.resume(found.card.key)
-    return _paused(gateway, caller, found, paused=False)
+    return _control(await hosting.pause(gateway, caller, model, paused=False), paused=False)
 
 
-def _paused(gateway: Gateway, caller: Caller, model: HostedModel, *, paused: bool) -> ModelControl:
-    key = model.card.key
-    note(gateway, caller, "model paused" if paused else "model resumed", model=str(key))
-    return ModelControl(model=key.repo_id, slug=key.slug, paused=paused)
-
-
-async def hosted(gateway: Gateway, name: str) -> HostedModel:
-    """The model with this slug or repo id. Raises UnknownModel, or InvalidRequest where a repo id names several."""
-    models = await gateway.state.models.all()
-    found = [model for model in models if name in (model.card.key.slug, model.card.key.repo_id)]
-    if not found:
-        raise UnknownModel(name[:256], [model.card.key.repo_id for model in models])
-    if len(found) > 1:
-        slugs = ", ".join(model.card.key.slug for model in found)
-        raise InvalidRequest(f"{name} is hosted {len(found)} times; name one of: {slugs}.")
-    return found[0]
+def _control(model: HostedModel, *, paused: bool) -> ModelControl:
+    return ModelControl(model=model.card.key.repo_id, slug=model.card.key.slug, paused=paused)
 
 
 @router.post("/replicas/{replica}/drain", responses=refusals(401, 403, 404, 422, 429, 503))
@@ -131,20 +94,13 @@ async def undrain_replica(replica: _ReplicaId, caller: TheCaller, gateway: TheGa
 @router.get("/tenants/{tenant}", responses=refusals(401, 403, 422, 429, 503))
 async def show_tenant(tenant: _Tenant, gateway: TheGateway) -> TenantControl:
     """A tenant's weight, 1 where nobody has set another, and the limits that were set at run time."""
-    terms = await gateway.state.control.terms(tenant)
-    return TenantControl(tenant=tenant, weight=terms.weight, limits=terms.limits)
+    return await tenancy.terms(gateway, tenant)
 
 
 @router.put("/tenants/{tenant}", responses=refusals(401, 403, 408, 413, 422, 429, 503), openapi_extra=_CHANGES)
 async def change_tenant(tenant: _Tenant, request: Request, caller: TheCaller, gateway: TheGateway) -> TenantControl:
     """Set a tenant's weight, its limits, or both, for jobs that start and requests that come from now on."""
-    changes = await _changes(request)
-    if changes.weight is not None:
-        await gateway.state.control.set_weight(tenant, changes.weight)
-    if changes.limits is not None:
-        await gateway.state.control.set_limits(tenant, changes.limits)
-    note(gateway, caller, "tenant changed", owner=tenant, **changes.model_dump(exclude_none=True))
-    return await show_tenant(tenant, gateway)
+    return await tenancy.change(gateway, caller, tenant, await _changes(request))
 
 
 async def _changes(request: Request) -> TenantChanges:

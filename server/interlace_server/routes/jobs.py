@@ -13,13 +13,13 @@ from interlace.protocol.errors import Forbidden, NotCompleted
 from interlace.protocol.event import Saved
 from interlace.protocol.job import JobState
 from interlace.protocol.jobs import JobPage, JobView
-from interlace_server import sse
+from interlace_server import job_actions, sse
 from interlace_server.allow import SharedPath
 from interlace_server.delivery import BYTES, deliver, deliver_bytes, deliver_part, described
-from interlace_server.doors.auth import Caller, TheCaller
+from interlace_server.doors.auth import TheCaller
 from interlace_server.errors import Responses, refusals
 from interlace_server.gateway import Gateway, TheGateway
-from interlace_state import log
+from interlace_server.job_actions import reach
 from interlace_state.jobs import CURSOR, MOST
 from interlace_state.life import order
 from interlace_state.tenants import TENANT
@@ -40,11 +40,6 @@ _JobId = Annotated[str, Path(pattern=r"^[0-9a-f]{32}$", description="A job's id:
 _EventId = Annotated[str | None, Query(pattern=sse.EVENT_ID, description="Only events after the one with this id.")]
 
 
-def _reach(caller: Caller) -> str | None:
-    """Whose jobs a caller may see: its tenant's, or for an admin anybody's."""
-    return None if caller.role == "admin" else caller.tenant
-
-
 @router.get("", responses=refusals(401, 403, 422, 429, 503))
 async def list_jobs(
     caller: TheCaller,
@@ -58,16 +53,16 @@ async def list_jobs(
     cursor: Annotated[str | None, Query(pattern=CURSOR, description="`next` of the page before.")] = None,
 ) -> JobPage:
     """Jobs, the newest first. A page may be short, or empty, although another follows: `next` says so."""
-    reach = _reach(caller)
-    if tenant is not None and reach not in (None, tenant):
+    own = reach(caller)
+    if tenant is not None and own not in (None, tenant):
         raise Forbidden(f"Jobs of {tenant} are not yours to see: leave `tenant` out, or use an admin's key.")
-    return await gateway.state.jobs.list(tenant or reach, state=state, model=model, before=cursor, limit=limit)
+    return await gateway.state.jobs.list(tenant or own, state=state, model=model, before=cursor, limit=limit)
 
 
 @router.get("/{job_id}", responses=refusals(401, 404, 422, 429, 503))
 async def show_job(job_id: _JobId, caller: TheCaller, gateway: TheGateway) -> JobView:
     """One job; while it waits, `place` says where it stands."""
-    return await gateway.state.jobs.show(job_id, _reach(caller))
+    return await gateway.state.jobs.show(job_id, reach(caller))
 
 
 @router.delete("/{job_id}", response_model=JobView, responses=_GONE | refusals(401, 404, 422, 429, 503))
@@ -83,28 +78,13 @@ async def delete_job(
     stop it at once. Forget a job that has ended, at once: its result, payload, events and record go, and its id is
     unknown from then on.
     """
-    state = gateway.state
-    job = await state.jobs.show(job_id, _reach(caller))
-    by = "its owner" if caller.tenant == job.tenant else "an operator"
-    if job.method is not None and await state.queue.stop(job_id, f"Cancelled by {by}: it ends with what it has."):
-        _note(gateway, caller, "job cancelled", job)
-        forget = False
-    elif await state.queue.cancel(job_id, f"The job was cancelled by {by}."):
-        await state.results.delete_payload(job_id)
-        _note(gateway, caller, "job cancelled", job)
-        forget = False
+    view = await job_actions.cancel(gateway, caller, job_id)
+    if view is not None:
+        return view
     if not forget:
-        return await state.jobs.show(job_id, _reach(caller))
-    await state.results.delete(job_id)
-    await state.checkpoints.delete(job_id)
-    await state.jobs.forget(job)  # after its bytes: whoever is interrupted here finds the job again, and repeats
-    _note(gateway, caller, "job deleted", job)
+        return await gateway.state.jobs.show(job_id, reach(caller))
+    await job_actions.forget(gateway, caller, job_id)
     return Response(status_code=204)
-
-
-def _note(gateway: Gateway, caller: Caller, action: str, job: JobView) -> None:
-    with log.instead_of(OSError, "audit_failed"):
-        gateway.state.audit.write(action, tenant=caller.tenant, key=caller.key_id, job=job.id, owner=job.tenant)
 
 
 @router.get(
@@ -164,7 +144,7 @@ async def job_events(
 
     A comment comes when nothing has for 15 seconds.
     """
-    await gateway.state.jobs.show(job_id, _reach(caller))
+    await gateway.state.jobs.show(job_id, reach(caller))
     newest, ended = await gateway.state.jobs.newest_event(job_id)
     after = min(last_event_id or after or "0", newest, key=order)
     until = None if follow and not ended else newest

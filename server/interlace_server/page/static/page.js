@@ -1,4 +1,4 @@
-// What pages do beside htmx: copy a text, and ask before something is lost.
+// What pages do beside htmx: copy a text, ask before something is lost, say that a picture could not be drawn.
 "use strict";
 
 document.addEventListener("click", async (event) => {
@@ -21,3 +21,11 @@ document.addEventListener("submit", (event) => {
   const question = event.target.dataset.confirm;
   if (question && !window.confirm(question)) event.preventDefault();
 });
+
+document.addEventListener("error", (event) => {
+  if (!event.target.matches?.("img.picture")) return;
+  const sentence = document.createElement("p");
+  sentence.className = "soft";
+  sentence.textContent = "It could not be drawn; its numbers are in the tables.";
+  event.target.replaceWith(sentence);
+}, true);
