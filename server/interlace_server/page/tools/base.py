@@ -25,14 +25,14 @@ class Field:
     #: What it is for, in a sentence.
     hint: str = ""
     kind: Literal["line", "text", "number", "choice"] = "line"
-    #: Of a choice: what the lake is asked for.
-    finds: str = ""
     #: What stands in it first.
     value: str = ""
     required: bool = True
     least: float | None = None
     most: float | None = None
     step: str = "any"
+    #: Of a choice: what the lake is asked for.
+    finds: str = ""
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ class Names:
 
 _GPT2 = Names("model.transformer.h", "model.transformer.ln_f", "model.lm_head", "model.transformer.wte")
 _LLAMA = Names("model.model.layers", "model.model.norm", "model.lm_head", "model.model.embed_tokens")
-_NEOX = Names("model.gpt_neox.layers", "model.gpt_neox.final_layer_norm", "model.embed_out", "model.gpt_neox.embed_in")
+_NEOX = Names("model.gpt_neox.layers", "model.gpt_neox.final_layer_norm", "model.lm_head", "model.gpt_neox.embed_in")
 _MAMBA = Names("model.backbone.layers", "model.backbone.norm_f", "model.lm_head", "model.backbone.embeddings")
 _BY_KIND = {
     "gpt2": _GPT2,
-    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "olmo2", "smollm3", "phi3"), _LLAMA),
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "olmo2", "smollm3", "phi3"), _LLAMA),
     "gpt_neox": _NEOX,
     "mamba": _MAMBA,
     "falcon_mamba": _MAMBA,
