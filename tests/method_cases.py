@@ -61,6 +61,21 @@ def _probes() -> Artifact:
     return "probe", {name: torch.randn(400, 64, generator=dice) for name in names}, config
 
 
+def _circuit() -> Artifact:
+    """Of `_mirror`'s features at the second and the last of three tokens."""
+    site = {"name": "resid_post.2", "site": "resid_post", "layer": 2, "d_in": 64, "d_sae": 128, "sae": "it"}
+    config = {"format": 1, "model_type": "gpt2", "sites": [site], "metric": "logprob", "length": None, "tokens": []}
+    nodes = torch.tensor([[0, -1, 3], [0, -1, -1], [0, -1, 70]], dtype=torch.int32)
+    edges, weights = torch.zeros(0, 2, dtype=torch.int32), torch.zeros(0)
+    return (
+        "circuit",
+        {"nodes": nodes, "effects": torch.tensor([0.5, -0.4, 0.1]), "edges": edges, "weights": weights},
+        config,
+    )
+
+
+_ASKED = [{"clean": prompt, "answer": " Paris"} for prompt in PROMPTS]
+
 PAIRS = [
     {"base": f"The city {one}", "source": f"The city {other}", "answer": "Paris", "source_answer": "two"}
     for one, other in (("is", "of"), ("of", "is"))
@@ -155,6 +170,22 @@ CASES: dict[str, list[Case]] = {
         Case({"arch": "batchtopk", "sparsity": {"type": "k", "k": 4}, **_TRAINED}, {"data": _labelled}, seed=5),
     ],
     "sae.eval@1": [Case({"data": PROMPTS, "model_batch": 5}, {"sae": _mirror, "labels": _labelled})],
+    "circuit.nodes@1": [
+        Case(
+            {
+                "data": [{"clean": PROMPTS[0], "patch": PROMPTS[0].replace("city", "John"), "answer": " Rome"}],
+                "metric": "neg_logprob",
+                "ig_steps": 2,
+                "check": 3,
+                "topk": 50,
+            },
+            {"saes": _mirror},
+            seed=4,
+        ),
+        Case({"data": _ASKED, "metric": "logprob", "method": "atp", "aggregate": "sum_pos"}, {"saes": _mirror}),
+    ],
+    "circuit.edges@1": [Case({"data": _ASKED}, {"saes": _mirror, "nodes": _circuit})],
+    "circuit.evaluate@1": [Case({"data": _ASKED, "sizes": [1, 2]}, {"saes": _mirror, "nodes": _circuit}, seed=2)],
     "relation.lre@1": [
         Case(
             {

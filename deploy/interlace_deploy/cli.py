@@ -45,7 +45,7 @@ _COMMANDS = {
     **{f"lake {word}": f"interlace_deploy.lake:{word.replace('import', 'import_')}" for word in LAKE},
     "demo": "interlace_deploy.demo:run",
 }
-KINDS = ("peft", "diffusers-lora", "edit", "sae", "probe", "data", "texts", "images", "weights", "sketch")
+KINDS = ("peft", "diffusers-lora", "edit", "sae", "probe", "circuit", "data", "texts", "images", "weights", "sketch")
 _INTERRUPTED = 130  # what shells report for Ctrl-C
 
 
