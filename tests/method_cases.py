@@ -147,6 +147,10 @@ CASES: dict[str, list[Case]] = {
         Case({"arch": "batchtopk", "sparsity": {"type": "k", "k": 4}, **_TRAINED}, {"data": _labelled}, seed=5),
     ],
     "sae.eval@1": [Case({"data": PROMPTS, "model_batch": 5}, {"sae": _mirror, "labels": _labelled})],
+    "feature.describe@1": [
+        Case({"features": [3, 100], "reading": {"k": 4, "bins": 5}}, {"sae": _mirror, "data": _labelled}),
+        Case({"data": PROMPTS, "features": [7], "layer": 1, "site": "mlp_out"}, {"sae": _mirror}),
+    ],
     "relation.lre@1": [
         Case(
             {
