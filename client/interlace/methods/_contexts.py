@@ -128,6 +128,21 @@ def directions(dictionary: Dictionary, features: Sequence[int]) -> "Tensor":
     return rows / rows.norm(dim=-1, keepdim=True) if dictionary.is_rescaled else rows
 
 
+def token_texts(tokenizer: Any, tokens: Sequence[int]) -> list[str]:
+    """Tokens as they stand in their text, with the space before a word that some tokenizers add between tokens."""
+    if tokenizer is None:
+        return [f" {token}" for token in tokens]
+    found = []
+    for number, token in enumerate(tokens):
+        alone = str(tokenizer.decode([token]))
+        if number:
+            before = str(tokenizer.decode([tokens[number - 1]]))
+            both = str(tokenizer.decode([tokens[number - 1], token]))
+            alone = both[len(before) :] if both.startswith(before) else alone
+        found.append(alone)
+    return found
+
+
 def token_text(tokenizer: Any, token: int) -> str:
     """A token as a person reads it; its number for a model without a tokenizer."""
     return str(token) if tokenizer is None else str(tokenizer.decode([token]))
@@ -204,6 +219,6 @@ def _context(found: _Found, corpus: Corpus, tokenizer: Any, reading: Reading) ->
         text=found.text,
         position=found.position,
         at=found.position - start,
-        tokens=tuple(token_text(tokenizer, one) for one in tokens),
+        tokens=tuple(token_texts(tokenizer, tokens)),
         activations=tuple(found.values[start:stop].tolist()),
     )
