@@ -42,6 +42,19 @@ _ANNEALED = {"type": "p_anneal", "weight": 0.1, "anneal_start": 2}
 
 PROMPTS = ["The Eiffel Tower is located in the city of", "The Colosseum is in"]
 
+_HEADED: dict[str, Any] = {
+    "ambiguous": [*PROMPTS, "two plus two is four", "The capital is", "John gave a drink"],
+    "labels": ["place", "place", "sum", "place", "sum"],
+    "balanced": [*PROMPTS, "two plus two", "The store"],
+    "intended": ["place", "place", "sum", "sum"],
+    "spurious": ["place", "sum", "place", "sum"],
+    "layer": 3,
+    "epochs": 3,
+    "ig_steps": 2,
+    "candidates": 3,
+}
+_GROUPED: dict[str, Any] = {"ce_max": 50, "samples": 9, "clusters": 3, "nodes": 2, "circuit_samples": 2, "ig_steps": 2}
+
 #: What random weights happen to say of the capitals of these.
 SAID = [("France", "\x10"), ("Rome", "\x10"), ("store", "\x10"), ("fox", "\x10"), ("New York", "1"), ("John", "ad")]
 
@@ -53,6 +66,21 @@ def _probes() -> Artifact:
     config = {"format": 1, "kind": "token_offset", "model_type": "gpt2", "site": "resid_post", "vocabulary": None}
     return "probe", {name: torch.randn(400, 64, generator=dice) for name in names}, config
 
+
+def _circuit() -> Artifact:
+    """Of `_mirror`'s features at the second and the last of three tokens."""
+    site = {"name": "resid_post.2", "site": "resid_post", "layer": 2, "d_in": 64, "d_sae": 128, "sae": "it"}
+    config = {"format": 1, "model_type": "gpt2", "sites": [site], "metric": "logprob", "length": None, "tokens": []}
+    nodes = torch.tensor([[0, -1, 3], [0, -1, -1], [0, -1, 70]], dtype=torch.int32)
+    edges, weights = torch.zeros(0, 2, dtype=torch.int32), torch.zeros(0)
+    return (
+        "circuit",
+        {"nodes": nodes, "effects": torch.tensor([0.5, -0.4, 0.1]), "edges": edges, "weights": weights},
+        config,
+    )
+
+
+_ASKED = [{"clean": prompt, "answer": " Paris"} for prompt in PROMPTS]
 
 PAIRS = [
     {"base": f"The city {one}", "source": f"The city {other}", "answer": "Paris", "source_answer": "two"}
@@ -151,6 +179,34 @@ CASES: dict[str, list[Case]] = {
         Case({"features": [3, 100], "reading": {"k": 4, "bins": 5}}, {"sae": _mirror, "data": _labelled}),
         Case({"data": PROMPTS, "features": [7], "layer": 1, "site": "mlp_out"}, {"sae": _mirror}),
     ],
+    "classifier.shift@1": [
+        Case(_HEADED | {"metric": "probe_logit", "reading": {"k": 2, "logits": 1, "bins": 2}}, {"saes": _mirror}),
+        Case(
+            _HEADED | {"ablate": [{"place": "resid_post.2", "feature": one} for one in (3, 70)], "controls": 2},
+            {"saes": _mirror},
+            seed=3,
+        ),
+    ],
+    "behaviors.cluster@1": [
+        Case(_GROUPED | {"vectors": "sae_effect", "clustering": "spectral"}, {"saes": _mirror, "data": _labelled}),
+        Case(_GROUPED | {"data": PROMPTS, "dims": 40}, seed=2),
+    ],
+    "circuit.nodes@1": [
+        Case(
+            {
+                "data": [{"clean": PROMPTS[0], "patch": PROMPTS[0].replace("city", "John"), "answer": " Rome"}],
+                "metric": "neg_logprob",
+                "ig_steps": 2,
+                "check": 3,
+                "topk": 50,
+            },
+            {"saes": _mirror},
+            seed=4,
+        ),
+        Case({"data": _ASKED, "metric": "logprob", "method": "atp", "aggregate": "sum_pos"}, {"saes": _mirror}),
+    ],
+    "circuit.edges@1": [Case({"data": _ASKED}, {"saes": _mirror, "nodes": _circuit})],
+    "circuit.evaluate@1": [Case({"data": _ASKED, "sizes": [1, 2]}, {"saes": _mirror, "nodes": _circuit}, seed=2)],
     "relation.lre@1": [
         Case(
             {

@@ -116,7 +116,7 @@ class Attributor:
                     for old, change in zip(runs.clean[name], delta, strict=True)
                 )
             )
-            with torch.enable_grad(), self.splice.intervened({name: _set(moved)}):
+            with torch.enable_grad(), self.splice.intervened({name: patched_whole(moved)}):
                 gradient = self._backward(self.measure(batch.clean, batch.numbers).sum(), {name: moved})[name]
             total = gradient if total is None else Values(*(a + b for a, b in zip(total, gradient, strict=True)))
         assert total is not None
@@ -191,7 +191,8 @@ def _product(gradient: Values, delta: Values) -> Effects:
     return Effects(gradient.features * delta.features, (gradient.error * delta.error).sum(-1))
 
 
-def _set(values: Values) -> Intervention:
+def patched_whole(values: Values) -> Intervention:
+    """All nodes of a place are as in ``values``."""
     return lambda _: values
 
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from interlace.protocol.errors import InvalidRequest
 from interlace.protocol.model import is_repo_id
 
-ArtifactKind = Literal["peft", "diffusers-lora", "edit", "sae", "probe", "data", "texts"]
+ArtifactKind = Literal["peft", "diffusers-lora", "edit", "sae", "probe", "circuit", "data", "texts"]
 KIND: TypeAdapter[ArtifactKind] = TypeAdapter(ArtifactKind)
 ARTIFACT_ID = r"[0-9a-f]{16}"
 MANIFEST = "manifest.json"
@@ -37,6 +37,8 @@ LAYOUTS = {
     # As SAELens has them.
     "sae": Layout("sae_weights.safetensors", "cfg.json"),
     "probe": Layout("probe.safetensors", "probe_config.json"),
+    # Nodes of spliced dictionaries and their effects, edges between them.
+    "circuit": Layout("circuit.safetensors", "circuit.json"),
     # What a method measures or is measured by: labels, statistics, effects.
     "data": Layout("data.safetensors", "data.json"),
     # `{"texts": [...]}`.
