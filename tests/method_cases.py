@@ -49,6 +49,19 @@ _ANNEALED = {"type": "p_anneal", "weight": 0.1, "anneal_start": 2}
 
 PROMPTS = ["The Eiffel Tower is located in the city of", "The Colosseum is in"]
 
+_HEADED: dict[str, Any] = {
+    "ambiguous": [*PROMPTS, "two plus two is four", "The capital is", "John gave a drink"],
+    "labels": ["place", "place", "sum", "place", "sum"],
+    "balanced": [*PROMPTS, "two plus two", "The store"],
+    "intended": ["place", "place", "sum", "sum"],
+    "spurious": ["place", "sum", "place", "sum"],
+    "layer": 3,
+    "epochs": 3,
+    "ig_steps": 2,
+    "candidates": 3,
+}
+_GROUPED: dict[str, Any] = {"ce_max": 50, "samples": 9, "clusters": 3, "nodes": 2, "circuit_samples": 2, "ig_steps": 2}
+
 #: What random weights happen to say of the capitals of these.
 SAID = [("France", "\x10"), ("Rome", "\x10"), ("store", "\x10"), ("fox", "\x10"), ("New York", "1"), ("John", "ad")]
 
@@ -170,6 +183,22 @@ CASES: dict[str, list[Case]] = {
         Case({"arch": "batchtopk", "sparsity": {"type": "k", "k": 4}, **_TRAINED}, {"data": _labelled}, seed=5),
     ],
     "sae.eval@1": [Case({"data": PROMPTS, "model_batch": 5}, {"sae": _mirror, "labels": _labelled})],
+    "feature.describe@1": [
+        Case({"features": [3, 100], "reading": {"k": 4, "bins": 5}}, {"sae": _mirror, "data": _labelled}),
+        Case({"data": PROMPTS, "features": [7], "layer": 1, "site": "mlp_out"}, {"sae": _mirror}),
+    ],
+    "classifier.shift@1": [
+        Case(_HEADED | {"metric": "probe_logit", "reading": {"k": 2, "logits": 1, "bins": 2}}, {"saes": _mirror}),
+        Case(
+            _HEADED | {"ablate": [{"place": "resid_post.2", "feature": one} for one in (3, 70)], "controls": 2},
+            {"saes": _mirror},
+            seed=3,
+        ),
+    ],
+    "behaviors.cluster@1": [
+        Case(_GROUPED | {"vectors": "sae_effect", "clustering": "spectral"}, {"saes": _mirror, "data": _labelled}),
+        Case(_GROUPED | {"data": PROMPTS, "dims": 40}, seed=2),
+    ],
     "circuit.nodes@1": [
         Case(
             {

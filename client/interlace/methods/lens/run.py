@@ -7,23 +7,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from interlace.methods._head import places
 from interlace.methods.base import Metric, Report, Table
 from interlace.methods.lens.spec import LensParams, LensResult
 from interlace.protocol.errors import InvalidRequest
-
-#: Blocks and final norm, by family.
-_PLACES = (
-    ("transformer.h", "transformer.ln_f"),
-    ("model.layers", "model.norm"),
-    ("gpt_neox.layers", "gpt_neox.final_layer_norm"),
-    ("backbone.layers", "backbone.norm_f"),
-)
 
 
 def run(model: Any, params: LensParams, report: Report) -> LensResult:
     """Read prompts, one a forward. The last block's reading is the model's own prediction."""
     module, tokenizer = model._module, model.tokenizer
-    blocks, norm, head = _places(module)
+    blocks, norm, head = places(module)
     layers = _layers(params.layers, len(blocks))
     prompts = report.texts(params.prompts)
     if params.targets is not None and len(params.targets) != len(prompts):
@@ -98,17 +91,6 @@ def _outputs(blocks: list[Any]) -> Iterator[list[Tensor]]:
             )
             hooks.callback(handle.remove)
         yield found
-
-
-def _places(module: Any) -> tuple[Any, Any, Any]:
-    """A model's blocks, final norm and head. Raises InvalidRequest."""
-    names, head = {name for name, _ in module.named_modules()}, module.get_output_embeddings()
-    for places in _PLACES:
-        if names.issuperset(places) and head is not None:
-            blocks, norm = map(module.get_submodule, places)
-            return blocks, norm, head
-    known = "; ".join(", ".join(places) for places in _PLACES)
-    raise InvalidRequest(f"{type(module).__name__} has no head, or blocks and last norm elsewhere than at: {known}.")
 
 
 def _layers(wanted: list[int] | None, count: int) -> list[int]:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from interlace.methods._corpus import Corpus
 from interlace.methods._dictionary import Dictionary
 from interlace.methods.base import Metric, Opened, Table
-from interlace.methods.sae.harvest import Corpus, Harvester
+from interlace.methods.sae.harvest import Harvester
 from interlace.methods.sae.spec import EvalParams
 from interlace.protocol.errors import InvalidArtifact
 

@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from interlace.methods._corpus import Corpus
 from interlace.methods._dictionary import Dictionary
 from interlace.methods.base import Metric, Report, Table
 from interlace.methods.sae.coder import Coder
-from interlace.methods.sae.harvest import Corpus, Harvester, Rounds
+from interlace.methods.sae.harvest import Harvester, Rounds
 from interlace.methods.sae.losses import Loss
 from interlace.methods.sae.spec import TrainParams, TrainResult
 from interlace.protocol.errors import InvalidRequest

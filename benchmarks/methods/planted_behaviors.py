@@ -1,0 +1,75 @@
+"""Five made-up behaviours in a stream of chance words, and a small language model that has learned them.
+
+A behaviour is ``CONTENT word QUERY ANSWER``: the answer follows from the content, by a map of the behaviour's own. All
+other words are chance, so that no model foresees them.
+"""
+
+import random
+from dataclasses import dataclass
+
+import torch
+from nnsight.modeling.transformers import TransformersModel
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+LENGTH = 24
+BEHAVIORS = 5
+_CONTENTS = 6  # of a behaviour
+_FILLERS = [f"word{number}" for number in range(60)]
+
+
+@dataclass(frozen=True)
+class Stream:
+    texts: list[str]
+    #: Of each text: the position of each answer, and its behaviour.
+    answers: list[dict[int, int]]
+
+
+def streams(count: int, seed: int) -> Stream:
+    """Two or three behaviours in each; a content without its query as often as with it."""
+    dice = random.Random(seed)
+    texts, answers = [], []
+    for _ in range(count):
+        words: list[str] = []
+        here: dict[int, int] = {}
+        while len(words) < LENGTH:
+            words += dice.choices(_FILLERS, k=dice.randint(1, 4))
+            behavior, content = dice.randrange(BEHAVIORS), dice.randrange(_CONTENTS)
+            words += [f"content{behavior}.{content}", dice.choice(_FILLERS)]
+            if dice.random() < 0.5:
+                here[len(words) + 1] = behavior
+                words += [f"query{behavior}", f"answer{behavior}.{content}"]
+        texts.append(" ".join(words[:LENGTH]))
+        answers.append({at: one for at, one in here.items() if at < LENGTH})
+    return Stream(texts, answers)
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    every = ["<end>", *_FILLERS]
+    for behavior in range(BEHAVIORS):
+        every.append(f"query{behavior}")
+        for content in range(_CONTENTS):
+            every += [f"content{behavior}.{content}", f"answer{behavior}.{content}"]
+    plain = Tokenizer(models.WordLevel({word: number for number, word in enumerate(every)}, unk_token="<end>"))
+    plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="<end>", eos_token="<end>", model_max_length=64)
+
+
+def reader(seed: int, *, steps: int = 1000, batch: int = 32) -> TransformersModel:
+    """A GPT-2 of three blocks, trained on streams."""
+    torch.manual_seed(seed)
+    words = tokenizer()
+    shape = {"n_layer": 3, "n_embd": 64, "n_head": 4, "n_positions": 32, "bos_token_id": 0, "eos_token_id": 0}
+    no_dropout = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
+    module = GPT2LMHeadModel(GPT2Config(vocab_size=len(words), **shape, **no_dropout))
+    optimizer = torch.optim.AdamW(module.parameters(), lr=3e-3, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
+    for step in range(steps):
+        ids = torch.tensor(words(streams(batch, seed * 100_003 + step).texts)["input_ids"])
+        loss = module(input_ids=ids, labels=ids).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    module.eval()
+    return TransformersModel(module, tokenizer=words)

@@ -1,0 +1,176 @@
+"""`behaviors.cluster`: what it takes, gives and costs. Nothing here needs torch."""
+
+from math import ceil
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from interlace.methods._described import Description, Reading
+from interlace.methods._examples import TAKES_SAES, Saes, saes_of
+from interlace.methods.base import Citation, Estimate, ModelFacts, Params, Result, Spec, Texts
+
+_FLOAT = 4  # bytes
+_EXPANSION = 8  # features for each dimension, where the dictionary is not known
+
+
+class ClusterParams(Params):
+    """Defaults are those of 2403.19647, section 5 and appendix G, where they fit one machine."""
+
+    data: Texts
+    """Texts, an artifact of them, or one of kind `data` whose tensor `tokens` [texts, positions] holds token ids,
+    negative after a text's end. A sample is a token of them and what comes before it."""
+    saes: Saes | None = None
+    """Dictionaries: for vectors of features, and for what carries each cluster. None: vectors are gradients, and there
+    are no circuits."""
+    vectors: Literal["param_grad", "sae_act", "sae_effect"] = "param_grad"
+    """`param_grad`: the gradient of -log P(token) for the weights of all blocks, norms apart, projected. `sae_act`:
+    features. `sae_effect`: features times the gradient of -log P(token) for them."""
+    ce_max: float = Field(default=0.3, gt=0)
+    """Nats: only tokens that the model foresees this well. Published: .1 to .3."""
+    skip_induction: bool = True
+    """Leave out tokens whose bigram has been in the text before, which copying would foresee."""
+    samples: int = Field(default=1000, ge=4, le=100_000)
+    """Drawn by the seed. Published: 100,000 gradients, 8,192 vectors of features."""
+    clusters: int = Field(default=10, ge=2, le=1000)
+    clustering: Literal["kmeans", "spectral"] = "kmeans"
+    """`kmeans` of unit vectors; `spectral` of the angular similarity 1 - arccos(cosine) / pi, up to 8,192 samples."""
+    last: int | None = Field(default=None, ge=1, le=64)
+    """Vectors of features: of so many last tokens, one behind the other. None: summed over tokens."""
+    dims: int = Field(default=30_000, ge=2, le=1_000_000)
+    """Of projected gradients."""
+    nonzeros: int = Field(default=1, ge=1, le=64)
+    """Entries of -1 or 1 in the projection's row of a weight; 4 bytes each. Published: 32."""
+    nodes: int = Field(default=12, ge=1, le=200)
+    """Features of a cluster's circuit, those with the largest effects."""
+    circuit_samples: int = Field(default=16, ge=1, le=1000)
+    """Of each cluster, that effects are averaged over."""
+    method: Literal["ig", "atp"] = "ig"
+    ig_steps: int = Field(default=10, ge=1, le=1000)
+    exemplars: int = Field(default=10, ge=1, le=100)
+    """Samples of each cluster in the result."""
+    reading: Reading = Reading(k=5)
+    model_batch: int = Field(default=16, ge=1)
+    context: int = Field(default=128, ge=2)
+    """Tokens of a text that are used; the rest is cut off."""
+    before: int = Field(default=64, ge=1)
+    """Tokens of a sample before the one that is foreseen."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> "ClusterParams":
+        if self.vectors != "param_grad" and self.saes is None:
+            raise ValueError(f"vectors are {self.vectors}, which needs saes; param_grad does not.")
+        if self.clusters >= self.samples:
+            raise ValueError(f"clusters is {self.clusters}; expected less than samples, which is {self.samples}.")
+        if self.clustering == "spectral" and self.samples > _MOST_SPECTRAL:
+            raise ValueError(f"samples is {self.samples:,}; spectral clustering takes up to {_MOST_SPECTRAL:,}.")
+        return self
+
+
+_MOST_SPECTRAL = 8192
+
+
+class Sample(BaseModel):
+    """A token that the model foresees, and what it foresees it from."""
+
+    model_config = ConfigDict(frozen=True)
+
+    text: int
+    #: Of the token in its text.
+    position: int
+    before: tuple[str, ...]
+    token: str
+    #: -log P, nats.
+    loss: float
+
+
+class Node(BaseModel):
+    """A feature that carries a cluster."""
+
+    model_config = ConfigDict(frozen=True)
+
+    place: str
+    feature: int
+    #: What zeroing it does to -log P of the token: summed over tokens, mean over samples; nats.
+    effect: float
+
+
+class Cluster(BaseModel):
+    """Samples that are alike; the largest cluster first."""
+
+    model_config = ConfigDict(frozen=True)
+
+    number: int
+    size: int
+    #: Mean -log P, nats.
+    loss: float
+    #: The commonest tokens, and how many samples have each.
+    tokens: tuple[tuple[str, int], ...]
+    exemplars: tuple[Sample, ...]
+    nodes: tuple[Node, ...] = ()
+
+
+class ClusterResult(Result):
+    clusters: tuple[Cluster, ...]
+    features: tuple[Description, ...] = ()
+    """What the texts show of all features that are in some circuit."""
+    tokens: int
+    """Tokens that went through the model."""
+
+    def page(self) -> str:
+        """A report to browse: one HTML page that needs nothing else, no network and no script."""
+        from interlace.methods.behaviors.page import page
+
+        return page(self)
+
+
+def cost(params: ClusterParams, model: ModelFacts) -> Estimate:
+    """Of the texts as far as they are in the params; what an artifact holds is not known here."""
+    texts = len(params.data) if isinstance(params.data, list) else 1
+    saes = 0 if params.saes is None else len(saes_of(params.saes))
+    grads = params.samples if params.vectors == "param_grad" else ceil(params.samples / params.model_batch)
+    steps = params.ig_steps * saes if params.method == "ig" else 1
+    circuits = params.clusters * ceil(params.circuit_samples / params.model_batch) if saes else 0
+    forwards = ceil(texts / params.model_batch) * (2 if saes else 1) + grads + circuits * (1 + steps)
+    d_sae = saes * _EXPANSION * model.hidden_size
+    width = params.dims if params.vectors == "param_grad" else d_sae * (params.last or 1)
+    projection = (1 + params.nonzeros) * model.n_params if params.vectors == "param_grad" else 0
+    rows = params.model_batch * params.context
+    vectors = 3 * params.samples * width + (params.samples**2 if params.clustering == "spectral" else 0)
+    live = rows * (2 * model.vocab_size + 6 * d_sae + 16 * model.n_layers * model.hidden_size)
+    samples = params.samples + params.clusters * params.circuit_samples * (1 + steps) * bool(saes)
+    return Estimate(
+        forwards=forwards,
+        backwards=(grads if params.vectors != "sae_act" else 0) + circuits * steps,
+        tokens=texts * params.context * (2 if saes else 1) + samples * min(params.before, params.context),
+        peak_bytes=(projection + vectors + live + 2 * d_sae * model.hidden_size) * _FLOAT,
+    )
+
+
+SPECS = (
+    Spec(
+        name="behaviors.cluster",
+        version=1,
+        title="Find behaviours that nobody has named: tokens that a model foresees alike, and what carries them.",
+        cites=(
+            Citation(
+                title="Sparse Feature Circuits: Discovering and Editing Interpretable Causal Graphs in Language Models",
+                authors="Marks, Rager, Michaud, Belinkov, Bau, Mueller",
+                year=2024,
+                where="arXiv:2403.19647",
+            ),
+            Citation(
+                title="The Quantization Model of Neural Scaling",
+                authors="Michaud, Liu, Girit, Tegmark",
+                year=2023,
+                where="arXiv:2303.13506",
+            ),
+        ),
+        params=ClusterParams,
+        result=ClusterResult,
+        run="interlace.methods.behaviors.run:run",
+        estimate=cost,
+        takes={**TAKES_SAES, "data": ("texts", "data")},
+        page="docs/methods/behaviors.md",
+        plot="interlace.methods.behaviors.plot:plot",
+    ),
+)

@@ -1,0 +1,1 @@
+"""Classifiers on a model's states, and what they look at."""
