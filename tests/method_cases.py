@@ -59,6 +59,8 @@ PAIRS = [
     for one, other in (("is", "of"), ("of", "is"))
 ]
 
+_SUITE = [{"name": "turned round", "pairs": PAIRS[::-1]}]
+
 _ROME: dict[str, Any] = {
     "requests": [
         {
@@ -186,5 +188,10 @@ CASES: dict[str, list[Case]] = {
         Case({"pairs": PAIRS, "mediator": {"family": "parts", "sites": ["mlp_out"], "layers": [1]}, "effect": "NDE"}),
         Case({"pairs": PAIRS, "mediator": {"family": "heads"}, "search": "ig", "ig_steps": 2, "check": 4}),
         Case({"pairs": PAIRS, "mediator": {"family": "subspace", "layer": 1}, "search": "das", "steps": 3}, seed=2),
+        Case(
+            {"pairs": PAIRS, "mediator": {"family": "features", "most": 9}, "search": "atp", "off_target": _SUITE},
+            {"mediator.sae": _mirror},
+        ),
+        Case({"pairs": PAIRS, "mediator": {"family": "heads"}, "search": "dbm", "steps": 3, "off_target": _SUITE}),
     ],
 }
