@@ -15,7 +15,7 @@ class Case:
     """One run; its model is gpt2-tiny."""
 
     params: dict[str, Any]
-    #: Parameter -> the artifact that it names: kind, tensors, configuration.
+    #: Parameter, dots for nesting -> the artifact that it names: kind, tensors, configuration.
     inputs: dict[str, Callable[[], Artifact]] = field(default_factory=dict)
     seed: int = 0
 
@@ -59,6 +59,7 @@ PAIRS = [
     for one, other in (("is", "of"), ("of", "is"))
 ]
 
+_RECEIVERS = [{"site": "logits"}, {"site": "mlp_out", "layer": 2}]
 _SUITE = [{"name": "turned round", "pairs": PAIRS[::-1]}]
 
 _ROME: dict[str, Any] = {
@@ -193,5 +194,18 @@ CASES: dict[str, list[Case]] = {
             {"mediator.sae": _mirror},
         ),
         Case({"pairs": PAIRS, "mediator": {"family": "heads"}, "search": "dbm", "steps": 3, "off_target": _SUITE}),
+    ],
+    "mediate.paths@1": [
+        Case({"pairs": PAIRS, "senders": {"family": "heads", "layers": [0, 1]}, "receivers": _RECEIVERS}),
+        Case(
+            {
+                "pairs": PAIRS,
+                "senders": {"family": "parts", "sites": ["attn_out"], "positions": "each"},
+                "receivers": [*_RECEIVERS, {"site": "head", "layer": 2, "head": 1, "position": -1}],
+                "through": "mlps",
+                "joint": True,
+                "batch": 3,
+            }
+        ),
     ],
 }

@@ -12,7 +12,7 @@ from interlace.methods._prompts import first_token
 from interlace.methods._sites import Place, Sites
 from interlace.methods.base import Report
 from interlace.methods.mediate.basis import Basis, Plain, Unit, by_place, spread
-from interlace.methods.mediate.spec import Pair
+from interlace.methods.mediate.pair_spec import Pair
 from interlace.protocol.errors import InvalidRequest
 
 

@@ -1,5 +1,6 @@
 """Effects of mediators: by layer and token where there are such, or the largest; of a subspace its accuracies."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -39,6 +40,24 @@ def plot(result: Result) -> Figure:
         axes.set_title(site, fontsize=9)
         figure.colorbar(image, label="effect on m, logits")
     return figure
+
+
+def paths(result: Result) -> Figure:
+    """The largest paths, and the whole effect of each of their senders beside them."""
+    senders: list[tuple[Any, ...]] = list(result.table("senders").rows)
+    wholes = {row[:3]: row[3] for row in senders}
+    rows: list[tuple[Any, ...]] = list(result.table("paths").rows)[:_MOST]
+    names = [f"{_place(row[:3])} to {_place(row[3:6])}" for row in rows]
+    figure = _bars(names, [row[6] for row in rows], "effect on m, logits")
+    axes = figure.axes[0]
+    axes.plot([wholes[row[:3]] for row in rows], range(len(rows)), "k|", label="the whole sender")
+    axes.legend(fontsize=7)
+    return figure
+
+
+def _place(unit: Sequence[Any]) -> str:
+    layer = "" if unit[1] is None else f" {unit[1]}"
+    return f"{unit[0]}{layer}" + ("" if unit[2] is None else f" at {unit[2]}")
 
 
 def _search(result: Result) -> Figure:

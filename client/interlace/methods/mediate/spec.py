@@ -1,28 +1,17 @@
 """`mediate`: one verb for mediator x search x effect, each estimate held against exact patching; `mediate.paths`."""
 
-from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from interlace.methods.base import ArtifactName, Citation, Estimate, ModelFacts, Params, Result, Spec
+from interlace.methods.mediate.pair_spec import Heads, Layers, Pair, tokens_of
+from interlace.methods.mediate.path_spec import PATHS
 
 MediatorSite = Literal[
     "resid_post", "attn_out", "mlp_out", "mlp_act", "mixer_out", "mixer_act", "mixer_in.x", "mixer_in.gate", "ssm_out"
 ]
-Layers = Annotated[list[int], Field(min_length=1)]
-_TOKENS_A_CHARACTER = 0.4
 _FLOAT = 4  # bytes
-
-
-class Pair(Params):
-    """Two prompts of one number of tokens, each with what the model should say."""
-
-    base: Annotated[str, Field(min_length=1, max_length=4000)]
-    source: Annotated[str, Field(min_length=1, max_length=4000)]
-    answer: Annotated[str, Field(min_length=1, max_length=200)]
-    """To the base; only its first token counts."""
-    source_answer: Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class Parts(Params):
@@ -34,13 +23,6 @@ class Parts(Params):
     """Blocks from 0; default: all."""
     positions: Annotated[tuple[int, ...], Field(min_length=1)] | Literal["each", "all"] = "each"
     """Tokens, negative ones from the end; `each`: every one by itself; `all`: the whole row at once."""
-
-
-class Heads(Params):
-    """Attention heads: what each brings to its block's output projection, at all tokens."""
-
-    family: Literal["heads"]
-    layers: Layers | None = None
 
 
 class Neurons(Params):
@@ -178,11 +160,6 @@ def estimate(params: MediateParams, facts: ModelFacts) -> Estimate:
     )
 
 
-def tokens_of(pairs: Sequence[Pair]) -> int:
-    """Of the longest prompt, about."""
-    return int(max(_TOKENS_A_CHARACTER * max(len(one.base), len(one.source)) for one in pairs)) + 1
-
-
 SPECS = (
     Spec(
         name="mediate",
@@ -219,4 +196,5 @@ SPECS = (
         page="docs/methods/mediate.md",
         plot="interlace.methods.mediate.plot:plot",
     ),
+    PATHS,
 )

@@ -8,9 +8,9 @@ from torch import Tensor
 from interlace.methods import _intervals
 from interlace.methods.base import Metric, Table
 from interlace.methods.mediate.basis import Unit
-from interlace.methods.mediate.spec import Pair
+from interlace.methods.mediate.pair_spec import Pair
 
-_MOST_TOLD = 20_000  # rows of a table
+MOST_TOLD = 20_000  # rows of a table
 
 
 def share(name: str, hits: int, n: int, split: str) -> Metric:
@@ -30,7 +30,7 @@ def effects(units: Sequence[Unit], found: Tensor, exact: Mapping[int, float]) ->
         rows.append((*unit[:4], *middle(row), exact.get(number), len(row)))
     rows.sort(key=lambda row: -abs(row[4]))
     columns = ("site", "layer", "position", "unit", "estimate", "low", "high", "exact", "n")
-    return Table(name="effects", columns=columns, rows=tuple(rows[:_MOST_TOLD]))
+    return Table(name="effects", columns=columns, rows=tuple(rows[:MOST_TOLD]))
 
 
 def middle(values: Sequence[float]) -> tuple[float, float | None, float | None]:
