@@ -20,7 +20,7 @@ class Case:
     """One run."""
 
     params: dict[str, Any]
-    #: Parameter -> the artifact that it names: kind, tensors, configuration.
+    #: Parameter, dots for nesting -> the artifact that it names: kind, tensors, configuration.
     inputs: dict[str, Callable[[], Artifact]] = field(default_factory=dict)
     seed: int = 0
     #: Of `MODELS`.
@@ -93,6 +93,9 @@ PAIRS = [
     {"base": f"The city {one}", "source": f"The city {other}", "answer": "Paris", "source_answer": "two"}
     for one, other in (("is", "of"), ("of", "is"))
 ]
+
+_RECEIVERS = [{"site": "logits"}, {"site": "mlp_out", "layer": 2}]
+_SUITE = [{"name": "turned round", "pairs": PAIRS[::-1]}]
 
 _ROME: dict[str, Any] = {
     "requests": [
@@ -254,6 +257,24 @@ CASES: dict[str, list[Case]] = {
         Case({"pairs": PAIRS, "mediator": {"family": "parts", "sites": ["mlp_out"], "layers": [1]}, "effect": "NDE"}),
         Case({"pairs": PAIRS, "mediator": {"family": "heads"}, "search": "ig", "ig_steps": 2, "check": 4}),
         Case({"pairs": PAIRS, "mediator": {"family": "subspace", "layer": 1}, "search": "das", "steps": 3}, seed=2),
+        Case(
+            {"pairs": PAIRS, "mediator": {"family": "features", "most": 9}, "search": "atp", "off_target": _SUITE},
+            {"mediator.sae": _mirror},
+        ),
+        Case({"pairs": PAIRS, "mediator": {"family": "heads"}, "search": "dbm", "steps": 3, "off_target": _SUITE}),
+    ],
+    "mediate.paths@1": [
+        Case({"pairs": PAIRS, "senders": {"family": "heads", "layers": [0, 1]}, "receivers": _RECEIVERS}),
+        Case(
+            {
+                "pairs": PAIRS,
+                "senders": {"family": "parts", "sites": ["attn_out"], "positions": "each"},
+                "receivers": [*_RECEIVERS, {"site": "head", "layer": 2, "head": 1, "position": -1}],
+                "through": "mlps",
+                "joint": True,
+                "batch": 3,
+            }
+        ),
     ],
     "patch.prompts@1": [
         Case({"a": "The capital of France is", "b": "The capital of Rome is", "answer_a": "two", "layers": [3, 1]}),

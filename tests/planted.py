@@ -92,3 +92,27 @@ def mediator(seed: int = 0) -> tuple[TransformersModel, Tensor, Tensor]:
         attention.c_attn.weight[:, 64:].copy_(torch.eye(32))
         attention.c_proj.weight.copy_(6 * (value_in.mT @ plane + clue_in.mT @ decoy))
     return TransformersModel(model, tokenizer=tokenizer), plane, decoy
+
+
+def relay(seed: int = 0) -> TransformersModel:
+    """A model that answers "VALUE CLUE is" by its VALUE, which block 0 brings to the last token: the head reads it
+    there, and, weighed three times, what block 2's attention makes of it. Nothing else does anything."""
+    values, clues, answers = ([f"{name}{number}" for number in range(4)] for name in ("value", "clue", "answer"))
+    tokenizer = words(values, clues, answers, ["is"])
+    model = blank(tokenizer, n_layer=4, n_embd=32)
+    generator = torch.Generator().manual_seed(seed)
+    basis = torch.linalg.qr(_centred(torch.randn(32, 7, generator=generator)))[0].mT
+    shared, value_in, plane, relayed = basis[0], basis[1:3], basis[3:5], basis[5:7]
+    corners = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
+    table = model.transformer.wte.weight
+    with torch.no_grad():
+        table.copy_((8 * shared).expand_as(table))
+        for number in range(4):
+            table[tokenizer.convert_tokens_to_ids(values[number])] += corners[number] @ value_in
+            row = corners[number] @ (plane + 3 * relayed)
+            model.lm_head.weight[tokenizer.convert_tokens_to_ids(answers[number])] = row
+        for layer, moved in ((0, 6 * value_in.mT @ plane), (2, plane.mT @ relayed)):
+            attention = model.transformer.h[layer].attn
+            attention.c_attn.weight[:, 64:].copy_(torch.eye(32))
+            attention.c_proj.weight.copy_(moved)
+    return TransformersModel(model, tokenizer=tokenizer)

@@ -15,12 +15,12 @@ import service
 class Claim:
     says: str
     #: Of one model's figures.
-    holds: Callable[[Mapping[str, float]], bool]
+    holds: Callable[[Mapping[str, Any]], bool]
     #: The models that it is of: any whose name begins so.
     of: str = ""
 
 
-def judged(claims: Sequence[Claim], figures: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
+def judged(claims: Sequence[Claim], figures: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Each claim with the models for which it holds and those for which it fails; printed, too."""
     found = []
     for claim in claims:

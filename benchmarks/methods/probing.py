@@ -9,21 +9,18 @@ with at most .4 (10 relations). No threshold for erasure: small models are known
 beside its shuffled control. Steering towards Asia: effect at scale 4 above three times each random direction's.
 """
 
-import argparse
 import json
-import sys
-import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import experiment
 import torch
+from claims import Claim
 
 from interlace.methods import find, notebook
 from interlace.methods.base import Result
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
-import service
 
 ASSETS = Path(__file__).parents[2] / "tests" / "assets"
 
@@ -91,43 +88,38 @@ def _place(text: str, subject: str) -> tuple[int, int]:
     return start, start + len(subject)
 
 
-def claims(found: dict[str, Any]) -> dict[str, bool]:
-    tokens = {(row[0], row[1]): row[2] for row in found["tokens"]}
-    untrained = {(row[0], row[1]): row[2] for row in found["untrained"]}
-    (labels,) = found["labels"]
-    at = {row[1]: row[2] for row in found["steer"] if row[0] == 4}
-    random = [abs(value) for name, value in at.items() if name != "direction"]
-    return {
-        "the token is told at block 0 with at least .9": tokens[0, 0] >= 0.9,
-        "an untrained model tells the token two back no better": untrained[4, -2] <= tokens[4, -2],
-        "the class is told with at least .95": labels[2] >= 0.95,
-        "shuffled classes with at most .4": labels[6] <= 0.4,
-        "steering is above three times each random direction": at["direction"] > 3 * max(random),
-    }
+def _at_four(of: Mapping[str, Any]) -> dict[str, float]:
+    """The effect of each direction at scale 4."""
+    return {row[1]: row[2] for row in of["steer"] if row[0] == 4}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[11, 12, 13])
-    parser.add_argument("--models", nargs="+", default=["gpt", "mamba"])
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--pictures", type=Path)
-    chosen = parser.parse_args()
-    torch.set_num_threads(1)
-    seeds: dict[str, Any] = {}
-    for number, seed in enumerate(chosen.seeds):
-        for name in chosen.models:
-            pictures = chosen.pictures if not number and name == chosen.models[0] else None
-            with tempfile.TemporaryDirectory() as folder:
-                found = one_model(name, seed, Path(folder), pictures)
-            seeds[f"{name} {seed}"] = {"claims": claims(found), **found}
-            print(name, seed, json.dumps({key: found[key] for key in ("erasure", "labels", "cpu_seconds")}))
-            for claim, holds in seeds[f"{name} {seed}"]["claims"].items():
-                print(f"  {'holds' if holds else 'FAILS'}  {claim}", flush=True)
-            if chosen.json:
-                record = {"seeds": seeds, "circumstances": service.circumstances()}
-                chosen.json.write_text(json.dumps(record, indent=1) + "\n")
+def _cell(rows: Sequence[Sequence[Any]], layer: int, offset: int) -> float:
+    (found,) = [row[2] for row in rows if (row[0], row[1]) == (layer, offset)]
+    return float(found)
+
+
+CLAIMS = (
+    Claim("the token is told at block 0 with at least .9", lambda of: _cell(of["tokens"], 0, 0) >= 0.9),
+    Claim(
+        "an untrained model tells the token two back no better",
+        lambda of: _cell(of["untrained"], 4, -2) <= _cell(of["tokens"], 4, -2),
+    ),
+    Claim("the class is told with at least .95", lambda of: of["labels"][0][2] >= 0.95),
+    Claim("shuffled classes with at most .4", lambda of: of["labels"][0][6] <= 0.4),
+    Claim(
+        "steering is above three times each random direction",
+        lambda of: (
+            _at_four(of)["direction"]
+            > 3 * max(abs(value) for name, value in _at_four(of).items() if name != "direction")
+        ),
+    ),
+)
 
 
 if __name__ == "__main__":
-    main()
+    experiment.small_models(
+        __doc__,
+        CLAIMS,
+        one_model,
+        lambda found: json.dumps({key: found[key] for key in ("erasure", "labels", "cpu_seconds")}),
+    )

@@ -1,23 +1,19 @@
 """`trace.causal` where the place of a fact is forced by the data, and on SmolLM2.
 
-    python benchmarks/methods/tracing.py [--seeds 1 2 3] [--prompts 12] [--real 0] [--json FILE] [--picture FILE]
+    python benchmarks/methods/tracing.py [--seeds 1 2 3] [--items 12] [--real 0] [--json FILE] [--picture FILE]
 
 For each seed a GPT-2 and a Mamba are trained on planted names (`planted_names.py`; about 40 s of one core each), of
 which the surname alone tells who it is. The claims were written before any of these seeds was run. `--real N` traces N
 facts that SmolLM2 may know, with noise, at the subject's last token and the prompt's: about 4 s of one core each.
 """
 
-import argparse
-import tempfile
-import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import experiment
 import known_facts
 import planted_names
-import torch
-from claims import Claim, judged, smollm2, written
+from claims import Claim, smollm2
 
 from interlace.methods import notebook
 from interlace.methods.base import Result
@@ -103,35 +99,11 @@ def real(number: int, folder: Path, picture: Path | None) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="*", default=[1])
-    parser.add_argument("--prompts", type=int, default=12)
-    parser.add_argument("--real", type=int, default=0)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--picture", type=Path)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    every: dict[str, Mapping[str, float]] = {}
-    with tempfile.TemporaryDirectory(prefix="bench-") as name:
-        for seed in arguments.seeds:
-            for kind in ("gpt", "mamba"):
-                begun = time.process_time()
-                found = planted(kind, seed, arguments.prompts, Path(name))
-                every[f"planted-{kind}-{seed}"] = {**found, "cpu_seconds": round(time.process_time() - begun, 1)}
-                print(f"planted-{kind}-{seed}", *(f"{one} {found[one]}" for one in ("accuracy", "n")), flush=True)
-        if arguments.real:
-            begun = time.process_time()
-            found = real(arguments.real, Path(name), arguments.picture)
-            every["SmolLM2"] = {**found, "cpu_seconds": round(time.process_time() - begun, 1)}
+    every = experiment.planted_and_real(__doc__, CLAIMS, planted, real)
     for model, of in every.items():
         for token in ("subject_last", "last"):
             line = [f"{of[f'{token}.layer{layer}']:5.2f}" for layer in range(64) if f"{token}.layer{layer}" in of]
             print(f"{model:18} {token:12}", *line)
-    written(arguments.json, every, judged([one for one in CLAIMS if _has(one, every)], every))
-
-
-def _has(claim: Claim, every: Mapping[str, Any]) -> bool:
-    return any(name.startswith(claim.of) for name in every)
 
 
 if __name__ == "__main__":

@@ -1,59 +1,29 @@
 """`mediate`: a variable whose place and plane are known is found, a decoy is not, gradients rank as patches do."""
 
-import random
 from pathlib import Path
 from typing import Any
 
 import planted
 import pytest
 import torch
+from mediated import countries, of_values
 from pydantic import ValidationError
-from small_models import FACTS_MAMBA, facts, of_family
+from small_models import FACTS_GPT, FACTS_MAMBA, facts, of_family
 
 from interlace.methods import _capture, find
 from interlace.methods._sites import Sites
 from interlace.methods.base import ModelFacts
-from interlace.methods.mediate.patching import spearman
+from interlace.methods.mediate.gradients import spearman
 from interlace.methods.mediate.spec import MediateParams
 from interlace.methods.notebook import Notebook, run
 from interlace.protocol.errors import InvalidRequest
 
 MEDIATE = find("mediate")
-FACTS_GPT = FACTS_MAMBA.parent / "facts-gpt-mini"
-
-
-def _pairs(n: int, agree: float, seed: int) -> list[dict[str, str]]:
-    """Values that differ between base and source, each with a clue that is the same number so often."""
-    dice = random.Random(seed)
-    found = []
-    for _ in range(n):
-        base, source = dice.sample(range(4), 2)
-        prompts = []
-        for value in (base, source):
-            clue = value if dice.random() < agree else dice.randrange(4)
-            prompts.append(f"value{value} clue{clue} is")
-        answers = {"answer": f"answer{base}", "source_answer": f"answer{source}"}
-        found.append({"base": prompts[0], "source": prompts[1], **answers})
-    return found
-
-
-def _countries(n: int) -> list[dict[str, str]]:
-    """Of one number of tokens, to both models: they have one tokenizer."""
-    asia, europe = ["China", "India", "Japan"], ["France", "Spain", "Germany"]
-    tokenizer = facts(FACTS_GPT).tokenizer
-    found = []
-    for one in asia:
-        for other in europe:
-            prompts = [f"{name} is located on the continent of" for name in (one, other)]
-            if len({len(tokenizer(prompt).input_ids) for prompt in prompts}) == 1:
-                found.append({"base": prompts[0], "source": prompts[1], "answer": "Asia", "source_answer": "Europe"})
-    length = len(tokenizer(found[0]["base"]).input_ids)
-    return [one for one in found if len(tokenizer(one["base"]).input_ids) == length][:n]
 
 
 def test_the_place_of_a_planted_variable_comes_first(tmp_path: Path) -> None:
     model, _, _ = planted.mediator()
-    params = {"pairs": _pairs(12, 0.9, 0), "mediator": {"family": "parts", "sites": ["attn_out", "mlp_out"]}}
+    params = {"pairs": of_values(12, 0.9, 0), "mediator": {"family": "parts", "sites": ["attn_out", "mlp_out"]}}
     for effect in ("NIE", "NDE"):
         report = Notebook(tmp_path, bar=False)
         result = run(MEDIATE, model, {**params, "effect": effect}, report)
@@ -76,7 +46,7 @@ def test_a_planted_plane_is_learned_and_a_decoy_and_random_weights_are_not(tmp_p
     model, plane, decoy = planted.mediator()
     report = Notebook(tmp_path, bar=False)
     mediator = {"family": "subspace", "layer": 1, "k": 2}
-    params: dict[str, Any] = {"pairs": _pairs(160, 0, 1), "mediator": mediator, "search": "das"}
+    params: dict[str, Any] = {"pairs": of_values(160, 0, 1), "mediator": mediator, "search": "das"}
     params |= {"steps": 150, "lr": 0.05, "batch": 40}
     result = run(MEDIATE, model, params, report)
     chance = result.metric("chance").value
@@ -101,7 +71,7 @@ def test_a_planted_plane_is_learned_and_a_decoy_and_random_weights_are_not(tmp_p
 def test_what_is_learned_leans_towards_what_goes_along_with_the_variable(tmp_path: Path) -> None:
     model, plane, decoy = planted.mediator()
     mediator = {"family": "subspace", "layer": 1, "k": 2}
-    params = {"pairs": _pairs(160, 0.9, 1), "mediator": mediator, "search": "das", "steps": 150, "lr": 0.05}
+    params = {"pairs": of_values(160, 0.9, 1), "mediator": mediator, "search": "das", "steps": 150, "lr": 0.05}
     report = Notebook(tmp_path, bar=False)
     result = run(MEDIATE, model, {**params, "batch": 40, "random_weights": False}, report)
     assert result.metric("iia", "test").value >= 0.95
@@ -128,7 +98,7 @@ def _last_states(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("folder", [FACTS_GPT, FACTS_MAMBA], ids=["gpt2", "mamba"])
 def test_gradients_are_held_against_patches(folder: Path, tmp_path: Path) -> None:
     site = "mlp_out" if folder == FACTS_GPT else "mixer_out"
-    params: dict[str, Any] = {"pairs": _countries(4), "check": 30, "mediator": {"sites": [site], "family": "parts"}}
+    params: dict[str, Any] = {"pairs": countries(4), "check": 30, "mediator": {"sites": [site], "family": "parts"}}
     model = facts(folder)
     exact = run(MEDIATE, model, params, Notebook(tmp_path, bar=False))
     truth = {row[:4]: row[4] for row in exact.table("effects").rows}
@@ -192,10 +162,10 @@ def test_ranks() -> None:
 
 def test_wrong_parameters_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="goes with"):
-        MediateParams(pairs=_pairs(2, 1, 0), search="das")  # type: ignore[arg-type]
+        MediateParams(pairs=of_values(2, 1, 0), search="das")  # type: ignore[arg-type]
     model, _, _ = planted.mediator()
     report = Notebook(tmp_path, bar=False)
-    params = {"pairs": _pairs(4, 1, 0)}
+    params = {"pairs": of_values(4, 1, 0)}
     with pytest.raises(InvalidRequest, match=r"48 patched rows, and `params\.budget` is 5"):
         run(MEDIATE, model, {**params, "budget": 5}, report)
     with pytest.raises(InvalidRequest, match="position 9 is not in prompts of 3 tokens"):
@@ -211,7 +181,7 @@ def test_wrong_parameters_are_refused(tmp_path: Path) -> None:
 
 def test_what_it_would_cost_is_said() -> None:
     known = ModelFacts(n_params=9, n_layers=3, hidden_size=32, vocab_size=50)
-    all_of_it = MEDIATE.estimate(MediateParams(pairs=_pairs(4, 1, 0)), known)  # type: ignore[arg-type]
-    gradient = MEDIATE.estimate(MediateParams(pairs=_pairs(4, 1, 0), search="atp", check=2), known)  # type: ignore[arg-type]
+    all_of_it = MEDIATE.estimate(MediateParams(pairs=of_values(4, 1, 0)), known)  # type: ignore[arg-type]
+    gradient = MEDIATE.estimate(MediateParams(pairs=of_values(4, 1, 0), search="atp", check=2), known)  # type: ignore[arg-type]
     assert gradient.backwards == 1
     assert gradient.forwards < all_of_it.forwards

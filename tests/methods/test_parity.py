@@ -1,5 +1,6 @@
 """Promise: a method gives the same values here and as a job, and makes the same artifacts."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,18 @@ def assert_same_artifact(here: Opened, there: Opened) -> None:
     assert_same(dict(here.config), dict(there.config), here.kind)
 
 
+def _within(params: dict[str, Any], named: dict[str, str]) -> dict[str, Any]:
+    """The parameters with names of artifacts where their dots lead."""
+    whole = copy.deepcopy(params)
+    for place, name in named.items():
+        *outer, last = place.split(".")
+        inner = whole
+        for one in outer:
+            inner = inner[one]
+        inner[last] = name
+    return whole
+
+
 _CASES = [
     pytest.param(ref, case, id=f"{ref}-{number}") for ref, cases in CASES.items() for number, case in enumerate(cases)
 ]
@@ -56,8 +69,10 @@ def test_a_job_gives_what_a_notebook_gives(
     made = {name: build() for name, build in case.inputs.items()}
     mine = {name: notebook.artifact(*artifact) for name, artifact in made.items()}
     theirs = {name: client.artifacts.keep(*artifact) for name, artifact in made.items()}
-    ours = run(find(ref), here(case.model), case.params | mine, notebook)
-    there = client.run(ref, model=case.model, params=case.params, inputs=theirs, seed=case.seed, follow=False)
+    ours = run(find(ref), here(case.model), _within(case.params, mine), notebook)
+    flat = {name: one for name, one in theirs.items() if "." not in name}
+    params = _within(case.params, {name: one.ref for name, one in theirs.items() if name not in flat})
+    there = client.run(ref, model=case.model, params=params, inputs=flat, seed=case.seed, follow=False)
     assert type(there) is type(ours)
     assert_same(ours.model_dump(), there.model_dump())
     for one, other in zip(ours.artifacts, there.artifacts, strict=True):

@@ -62,6 +62,15 @@ class Interchange:
             found += int((said == self.runs.source_answer[list(some)]).sum())
         return found
 
+    def margins(self, basis: Tensor | None, batch: int) -> Tensor:
+        """m of all pairs, [n], double, with these directions as in the source."""
+        found = []
+        for start in range(0, len(self.runs), batch):
+            rows = list(range(start, min(start + batch, len(self.runs))))
+            with torch.no_grad():
+                found.append(self.runs.margin(self.logits(basis, rows), rows).double().cpu())
+        return torch.cat(found)
+
     def learned(self, k: int, train: Sequence[int], search: Search, seed: int) -> Tensor:
         """k orthonormal rows [k, width] with which the source's answer is likeliest, by Adam."""
         generator = torch.Generator().manual_seed(seed)

@@ -161,5 +161,6 @@ SPECS = (
         takes={"texts": ("texts",), "covariance": ("data",)},
         makes=("edit", "data"),
         page="docs/methods/rome.md",
+        plot="interlace.methods.rome.plot:plot",
     ),
 )
