@@ -101,7 +101,7 @@ def copied(
         file = tmp_path / "copied.py"
         # Nothing here reaches the hub, or the gateway's, by another process's settings: the skeleton is the asset's.
         for name, folder in SOURCES.items():
-            text = re.sub(rf"Model\('{name}'", f"Model({str(folder)!r}", text)
+            text = re.sub(rf"Model\(\"{name}\"", f"Model({str(folder)!r}", text)
         file.write_text(text)
         said = io.StringIO()
         with contextlib.redirect_stdout(said):
