@@ -11,7 +11,7 @@ from browsing import Keyed, Looking, Shown, keyed_gateway
 from playwright.sync_api import Browser
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     with browsing.launched() as browser:
         yield browser
