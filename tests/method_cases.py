@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import tiny
 import torch
 from torch import Tensor
 
@@ -39,6 +40,23 @@ def _labelled() -> Artifact:
 _SHORT = {"layer": 1, "steps": 12, "batch": 8, "buffer": 40, "model_batch": 3, "d_sae": 24, "lr": 1e-3, "lr_warmup": 2}
 _TRAINED = {**_SHORT, "sparsity_warmup": 3, "normalize": True}
 _ANNEALED = {"type": "p_anneal", "weight": 0.1, "anneal_start": 2}
+
+
+def _edit() -> Artifact:
+    """Of one projection of gpt2-tiny."""
+    dice = torch.Generator().manual_seed(1)
+    tensors = {"0.u": torch.randn(256, generator=dice) * 0.3, "0.lambda": torch.randn(64, generator=dice) * 0.3}
+    entry = {"layer": 1, "site": "mlp_out", "form": "rank_one"}
+    return "edit", tensors, {"format": 1, "model_type": "gpt2", "edits": [entry]}
+
+
+def _checkpoint() -> Artifact:
+    """A checkpoint of gpt2-tiny's architecture that shares nothing with it."""
+    dice = torch.Generator().manual_seed(2)
+    module = tiny._gpt2()
+    tensors = {name: torch.randn(one.shape, generator=dice) * 0.02 for name, one in module.named_parameters()}
+    return "weights", tensors, {"model_type": "gpt2"}
+
 
 PROMPTS = ["The Eiffel Tower is located in the city of", "The Colosseum is in"]
 
@@ -187,4 +205,11 @@ CASES: dict[str, list[Case]] = {
         Case({"pairs": PAIRS, "mediator": {"family": "heads"}, "search": "ig", "ig_steps": 2, "check": 4}),
         Case({"pairs": PAIRS, "mediator": {"family": "subspace", "layer": 1}, "search": "das", "steps": 3}, seed=2),
     ],
+    "lake.sketch@1": [Case({"title": "as it is"})],
+    "lake.recover@1": [Case({}, {"models": _edit})],
+    "lake.compare@1": [
+        Case({"probes": PROMPTS}, {"other": _edit, "sae": _mirror}),
+        Case({"probes": PROMPTS}, {"other": _checkpoint}),
+    ],
+    "lake.attribute@1": [Case({"outputs": [{"prompt": PROMPTS[0], "text": " Paris is"}] * 3}, {"candidates": _edit})],
 }
