@@ -47,6 +47,23 @@ _SHORT = {"layer": 1, "steps": 12, "batch": 8, "buffer": 40, "model_batch": 3, "
 _TRAINED = {**_SHORT, "sparsity_warmup": 3, "normalize": True}
 _ANNEALED = {"type": "p_anneal", "weight": 0.1, "anneal_start": 2}
 
+
+def _edit() -> Artifact:
+    """Of one projection of gpt2-tiny."""
+    dice = torch.Generator().manual_seed(1)
+    tensors = {"0.u": torch.randn(256, generator=dice) * 0.3, "0.lambda": torch.randn(64, generator=dice) * 0.3}
+    entry = {"layer": 1, "site": "mlp_out", "form": "rank_one"}
+    return "edit", tensors, {"format": 1, "model_type": "gpt2", "edits": [entry]}
+
+
+def _checkpoint() -> Artifact:
+    """A checkpoint of gpt2-tiny's architecture that shares nothing with it."""
+    dice = torch.Generator().manual_seed(2)
+    module = tiny._gpt2()
+    tensors = {name: torch.randn(one.shape, generator=dice) * 0.02 for name, one in module.named_parameters()}
+    return "weights", tensors, {"model_type": "gpt2"}
+
+
 PROMPTS = ["The Eiffel Tower is located in the city of", "The Colosseum is in"]
 
 #: What random weights happen to say of the capitals of these.
@@ -202,4 +219,11 @@ CASES: dict[str, list[Case]] = {
     "denoise.strip@1": [
         Case({"prompt": "a large red circle", "steps": 3, "show": [0, 2, 3]}, seed=4, model=tiny_diffusion.SHAPES)
     ],
+    "lake.sketch@1": [Case({"title": "as it is"})],
+    "lake.recover@1": [Case({}, {"models": _edit})],
+    "lake.compare@1": [
+        Case({"probes": PROMPTS}, {"other": _edit, "sae": _mirror}),
+        Case({"probes": PROMPTS}, {"other": _checkpoint}),
+    ],
+    "lake.attribute@1": [Case({"outputs": [{"prompt": PROMPTS[0], "text": " Paris is"}] * 3}, {"candidates": _edit})],
 }
