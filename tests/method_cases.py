@@ -4,20 +4,27 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import tiny
+import tiny_diffusion
 import torch
 from torch import Tensor
+
+#: Those that `method_server` hosts, and their sources.
+MODELS = {tiny.GPT2: tiny.GPT2, tiny_diffusion.SHAPES: str(tiny_diffusion.ASSET)}
 
 Artifact = tuple[str, Mapping[str, Tensor], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
 class Case:
-    """One run; its model is gpt2-tiny."""
+    """One run."""
 
     params: dict[str, Any]
     #: Parameter -> the artifact that it names: kind, tensors, configuration.
     inputs: dict[str, Callable[[], Artifact]] = field(default_factory=dict)
     seed: int = 0
+    #: Of `MODELS`.
+    model: str = tiny.GPT2
 
 
 def _mirror() -> Artifact:
@@ -80,6 +87,7 @@ CASES: dict[str, list[Case]] = {
     "lens.logit@1": [
         Case({"prompts": PROMPTS, "positions": [0, -1], "targets": [" Paris", " Rome"]}),
         Case({"layers": [-1, 1]}, {"prompts": lambda: ("texts", {}, {"texts": PROMPTS})}),
+        Case({"prompts": PROMPTS, "positions": "all", "top": 2}),
     ],
     "norm.lens@1": [Case({"prompts": PROMPTS, "order": 1.5})],
     "kit.steps@2": [Case({"steps": 4, "texts": ["a", "b"], "makes": ["data", "texts", "edit", "sae"]}, seed=7)],
@@ -186,5 +194,12 @@ CASES: dict[str, list[Case]] = {
         Case({"pairs": PAIRS, "mediator": {"family": "parts", "sites": ["mlp_out"], "layers": [1]}, "effect": "NDE"}),
         Case({"pairs": PAIRS, "mediator": {"family": "heads"}, "search": "ig", "ig_steps": 2, "check": 4}),
         Case({"pairs": PAIRS, "mediator": {"family": "subspace", "layer": 1}, "search": "das", "steps": 3}, seed=2),
+    ],
+    "patch.prompts@1": [
+        Case({"a": "The capital of France is", "b": "The capital of Rome is", "answer_a": "two", "layers": [3, 1]}),
+        Case({"a": "The Colosseum is in", "b": "The city is in", "answer_a": "Rome", "answer_b": "two", "batch": 3}),
+    ],
+    "denoise.strip@1": [
+        Case({"prompt": "a large red circle", "steps": 3, "show": [0, 2, 3]}, seed=4, model=tiny_diffusion.SHAPES)
     ],
 }
