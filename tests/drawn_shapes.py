@@ -90,7 +90,7 @@ def _one(shape: int, colour: int, style: int, dice: torch.Generator) -> Tensor:
     def between(low: float, high: float) -> float:
         return low + (high - low) * float(torch.rand(1, generator=dice))
 
-    radius, right, down = between(8.2, 9.6), between(15.2, 16.8), between(14.5, 17.5)
+    radius, right, down = between(8.2, 9.6), between(13, 19), between(14, 18)
     y, x = torch.meshgrid(torch.arange(SIDE) + 0.5, torch.arange(SIDE) + 0.5, indexing="ij")
     away = _distance(shape, x - right, y - down, radius)
     inside = (0.5 - away).clamp(0, 1)[..., None]

@@ -70,9 +70,8 @@ class Judge:
         places = {f"{head}/{one}": (head, n) for head, names in self.classes.items() for n, one in enumerate(names)}
         found = [place for key, place in places.items() if name in (key, key.partition("/")[2])]
         if len(found) != 1:
-            raise InvalidRequest(
-                f"{name!r} is {'no class' if not found else 'a class of two heads'}; {', '.join(places)}."
-            )
+            what = "no class" if not found else "a class of two heads"
+            raise InvalidRequest(f"{name!r} is {what} of the classifier, which has: {', '.join(places)}.")
         head, number = found[0]
         return self.chances(pixels, head)[:, number]
 
