@@ -72,7 +72,7 @@ def test_a_whole_run_leaves_the_model_as_it_was(pipeline_model: Any, tmp_path: P
     assert splits == {"style prompt", "plain prompt", "base, style prompt", "base, plain prompt"}
     assert result.metric("leakage").value == result.metric("style", "plain prompt").value
     assert result.metric("preserve_mse", "before").value == 0
-    assert [one.title for one in result.pictures][0] == "while it trained"
+    assert result.pictures[0].title == "while it trained"
     assert result.plot() is not None
 
 

@@ -1,13 +1,13 @@
 """`attribute.images` from beginning to end: Fisher, losses, and for each query a step away and the losses again."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from interlace.methods import _diffusion, _lora
+from interlace.methods import _diffusion
+from interlace.methods._adapted import adapted
 from interlace.methods._images import Images, grid, opened
 from interlace.methods._pictures import Picture
 from interlace.methods.attribution.scores import auc, average_precision, averaged, overlap, top
@@ -27,7 +27,9 @@ def run(model: Any, params: AttributeParams, report: Report) -> AttributeResult:
     controls = opened(report, params.controls) if params.controls is not None else None
     if wrong := [one for one in (*params.known, *params.members) if one >= len(candidates)]:
         raise InvalidRequest(f"known or members names candidate {wrong[0]}; there are {len(candidates)}, from 0 on.")
-    with _diffusion.opened(model, report) as pipeline, _explained(pipeline, params, report):
+    with _diffusion.opened(model, report) as pipeline, adapted(pipeline, report, params.adapter, _ADAPTER) as layers:
+        if layers is not None:
+            layers.use({_ADAPTER: 1.0})
         side = params.resolution or int(pipeline.unet.config.sample_size) * pipeline.pixels
         queries, candidates = queries.resized(side), candidates.resized(side)
         asked = [queries, *([controls.resized(side)] if controls is not None else [])]
@@ -35,19 +37,6 @@ def run(model: Any, params: AttributeParams, report: Report) -> AttributeResult:
             scores, loss = _scored(pipeline, weights, asked, candidates, params, report)
     pixels = torch.cat([_near(one, candidates) for one in asked])
     return _result(queries, candidates, scores, loss, pixels, params, report)
-
-
-@contextmanager
-def _explained(pipeline: _diffusion.Pipeline, params: AttributeParams, report: Report) -> Iterator[None]:
-    """The adapter on, if there is one. Raises InvalidArtifact unless every key lands."""
-    if params.adapter is None:
-        yield
-        return
-    adapter = report.open(params.adapter, "diffusers-lora")
-    with _lora.attached(pipeline.unet, {_ADAPTER: _lora.wish_of(adapter.tensors, adapter.config)}) as layers:
-        layers.load(_ADAPTER, adapter.tensors)
-        layers.use({_ADAPTER: 1.0})
-        yield
 
 
 def _scored(

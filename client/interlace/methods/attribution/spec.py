@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from interlace.methods._denoiser_cost import bytes_backward, positions
 from interlace.methods._pictures import Picture
 from interlace.methods.base import ArtifactName, Citation, Estimate, ModelFacts, Params, Result, Spec
 
@@ -79,19 +80,17 @@ class AttributeResult(Result):
 
 def estimate(params: AttributeParams, facts: ModelFacts) -> Estimate:
     """Of 400 candidates and 4 queries: how many there are is not known here."""
-    _, height, width = facts.latents or (4, 64, 64)
     queries = _QUERIES * (2 if params.controls is not None else 1)
     measured = _CANDIDATES * params.times * (1 + queries)
     fisher = _CANDIDATES * params.fisher_draws
     asked = queries * params.steps * params.query_draws
     passes = [-(-rows // params.batch) for rows in (measured, fisher, asked)]
-    positions = height * width
-    row = positions * sum(facts.widths or (facts.hidden_size,)) * 4 * 24
+    side = (max(1, params.resolution // 8),) * 2 if params.resolution is not None else None
     return Estimate(
         forwards=sum(passes),
         backwards=passes[1] + passes[2],
-        tokens=positions * (measured + fisher + asked),
-        peak_bytes=row * params.batch + facts.n_params * facts.weight_bytes // 4,
+        tokens=positions(facts, side) * (measured + fisher + asked),
+        peak_bytes=bytes_backward(facts, params.batch) + facts.n_params * facts.weight_bytes // 4,
     )
 
 

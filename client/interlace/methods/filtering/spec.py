@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from interlace.methods._denoiser_cost import bytes_forward, positions
 from interlace.methods._pictures import Picture
 from interlace.methods.base import ArtifactName, Citation, Estimate, ModelFacts, Params, Result, Spec
 from interlace.methods.filtering.published import CONCEPTS, PHRASES
@@ -118,11 +119,12 @@ def estimate(params: FilterParams, facts: ModelFacts) -> Estimate:
         return Estimate(forwards=0, tokens=0, peak_bytes=1 << 28)
     batches, concepts = -(-_IMAGES // params.batch), len(params.image.wanted)
     if isinstance(params.image.by, Denoiser):
-        latents = facts.latents or (4, 64, 64)
         passes = len(params.image.by.levels) * params.image.by.draws * (concepts + 1)
-        positions = latents[1] * latents[2]
-        held = params.batch * positions * sum(facts.widths or (facts.hidden_size,)) * 4 * 16
-        return Estimate(forwards=batches * passes, tokens=_IMAGES * passes * positions, peak_bytes=held + (1 << 28))
+        return Estimate(
+            forwards=batches * passes,
+            tokens=_IMAGES * passes * positions(facts),
+            peak_bytes=bytes_forward(facts, params.batch) + (1 << 28),
+        )
     return Estimate(
         forwards=batches + 1,
         tokens=_IMAGES * 256 + concepts * 8,

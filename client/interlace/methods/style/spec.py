@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from interlace.methods._denoiser_cost import bytes_backward, bytes_forward, bytes_lora, positions
 from interlace.methods._pictures import Picture
 from interlace.methods.base import ArtifactName, Citation, Estimate, ModelFacts, Params, Result, Spec
 
@@ -143,34 +144,31 @@ class StyliseResult(Result):
 
 def estimate(params: StyleParams, facts: ModelFacts) -> Estimate:
     """Two passes a step with gradients, one without; then four grids are drawn."""
-    positions, row = _row(params.resolution, facts)
+    row = positions(facts, _latents(params.resolution))
     drawn = (len(params.evaluation.prompts) or 8) * params.evaluation.n_per_prompt * 4
     passes = params.evaluation.steps * -(-drawn // params.evaluation.batch)
     preserve = params.preserve_lambda > 0
     return Estimate(
         forwards=params.steps * (1 + 2 * preserve) + passes,
         backwards=params.steps * (1 + preserve),
-        tokens=positions * (params.steps * params.batch * (1 + 2 * preserve) + 2 * drawn * params.evaluation.steps),
-        peak_bytes=row * params.batch * (2 + 2 * preserve) + 64 * params.rank * 4 * 12 * facts.hidden_size,
+        tokens=row * (params.steps * params.batch * (1 + 2 * preserve) + 2 * drawn * params.evaluation.steps),
+        peak_bytes=bytes_backward(facts, params.batch) + bytes_lora(facts, params.rank) * 2,
     )
 
 
 def estimate_stylise(params: StyliseParams, facts: ModelFacts) -> Estimate:
     """Of 20 images: how many an artifact has is not known here."""
-    positions, row = _row(params.resolution, facts)
-    batches = -(-20 // params.batch)
+    row = positions(facts, _latents(params.resolution))
     return Estimate(
-        forwards=params.steps * batches, tokens=positions * 2 * 20 * params.steps, peak_bytes=2 * row * params.batch
+        forwards=params.steps * -(-20 // params.batch),
+        tokens=row * 2 * 20 * params.steps,
+        peak_bytes=bytes_forward(facts, 2 * params.batch) + bytes_lora(facts, 1),
     )
 
 
-def _row(resolution: int | None, facts: ModelFacts) -> tuple[int, int]:
-    """Positions of one picture's latents, and bytes of one row of a pass, about."""
-    _, height, width = facts.latents or (4, 64, 64)
-    if resolution is not None:
-        height = width = max(1, resolution // 8)
-    positions = height * width
-    return positions, positions * sum(facts.widths or (facts.hidden_size,)) * 4 * 24
+def _latents(resolution: int | None) -> tuple[int, int] | None:
+    """Sides of a picture's latents, eight pixels each as in Stable Diffusion."""
+    return (max(1, resolution // 8),) * 2 if resolution is not None else None
 
 
 _CITES = (

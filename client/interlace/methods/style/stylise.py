@@ -1,13 +1,12 @@
 """`images.stylise`: pictures noised to a start step and drawn again, the adapter off while t is over the gate."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from interlace.methods import _diffusion, _lora
+from interlace.methods._adapted import adapted
 from interlace.methods._images import Images, grid, keep, opened
 from interlace.methods._judge import Judge
 from interlace.methods._pictures import Picture
@@ -23,7 +22,7 @@ def run(model: Any, params: StyliseParams, report: Report) -> StyliseResult:
     """Redraw pictures on ``model``, which is left as it was. Raises InvalidRequest, InvalidArtifact."""
     images = opened(report, params.images)
     judge = Judge.of(report.open(params.judge, "probe")) if params.judge is not None else None
-    with _diffusion.opened(model, report) as pipeline, _adapted(pipeline, params, report) as layers:
+    with _diffusion.opened(model, report) as pipeline, adapted(pipeline, report, params.adapter, NAME) as layers:
         images = images.resized(params.resolution or int(pipeline.unet.config.sample_size) * pipeline.pixels)
         start, on, total = _planned(pipeline, params)
         parts, done = [], 0
@@ -46,18 +45,6 @@ def run(model: Any, params: StyliseParams, report: Report) -> StyliseResult:
         pictures=(_picture(some.pixels, made),),
         warnings=("Cancelled: not all images were redrawn.",) if len(made) < len(images) else (),
     )
-
-
-@contextmanager
-def _adapted(pipeline: _diffusion.Pipeline, params: StyliseParams, report: Report) -> Iterator[_lora.Layers | None]:
-    """The adapter's layers, off. Raises InvalidArtifact unless every key lands on this model."""
-    if params.adapter is None:
-        yield None
-        return
-    adapter = report.open(params.adapter, "diffusers-lora")
-    with _lora.attached(pipeline.unet, {NAME: _lora.wish_of(adapter.tensors, adapter.config)}) as layers:
-        layers.load(NAME, adapter.tensors)
-        yield layers
 
 
 def _planned(pipeline: _diffusion.Pipeline, params: StyliseParams) -> tuple[int, int, int]:
