@@ -4,20 +4,28 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import drawn_shapes
+import tiny
+import tiny_diffusion
 import torch
 from torch import Tensor
+
+#: Those that `method_server` hosts, and their sources.
+MODELS = {tiny.GPT2: tiny.GPT2, tiny_diffusion.SHAPES: str(tiny_diffusion.ASSET)}
 
 Artifact = tuple[str, Mapping[str, Tensor], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
 class Case:
-    """One run; its model is gpt2-tiny."""
+    """One run."""
 
     params: dict[str, Any]
     #: Parameter -> the artifact that it names: kind, tensors, configuration.
     inputs: dict[str, Callable[[], Artifact]] = field(default_factory=dict)
     seed: int = 0
+    #: Of `MODELS`.
+    model: str = tiny.GPT2
 
 
 def _mirror() -> Artifact:
@@ -76,10 +84,24 @@ _ROME: dict[str, Any] = {
     "filter_known": False,
 }
 
+
+def _drawn(n: int, seed: int, style: str = "plain") -> Callable[[], Artifact]:
+    """Images of shapes, for methods on a pipeline that draws them."""
+    return lambda: ("images", *drawn_shapes.draw(n, seed, (style,)).images.pack())
+
+
+def _lora() -> Artifact:
+    """On one layer of the bundled pipeline."""
+    path, dice = "unet.up_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k", torch.Generator().manual_seed(0)
+    factors = {"A": torch.randn(2, 64, generator=dice), "B": torch.randn(96, 2, generator=dice)}
+    return "diffusers-lora", {f"{path}.lora_{name}.weight": one for name, one in factors.items()}, {}
+
+
 CASES: dict[str, list[Case]] = {
     "lens.logit@1": [
         Case({"prompts": PROMPTS, "positions": [0, -1], "targets": [" Paris", " Rome"]}),
         Case({"layers": [-1, 1]}, {"prompts": lambda: ("texts", {}, {"texts": PROMPTS})}),
+        Case({"prompts": PROMPTS, "positions": "all", "top": 2}),
     ],
     "norm.lens@1": [Case({"prompts": PROMPTS, "order": 1.5})],
     "kit.steps@2": [Case({"steps": 4, "texts": ["a", "b"], "makes": ["data", "texts", "edit", "sae"]}, seed=7)],
@@ -186,5 +208,54 @@ CASES: dict[str, list[Case]] = {
         Case({"pairs": PAIRS, "mediator": {"family": "parts", "sites": ["mlp_out"], "layers": [1]}, "effect": "NDE"}),
         Case({"pairs": PAIRS, "mediator": {"family": "heads"}, "search": "ig", "ig_steps": 2, "check": 4}),
         Case({"pairs": PAIRS, "mediator": {"family": "subspace", "layer": 1}, "search": "das", "steps": 3}, seed=2),
+    ],
+    "patch.prompts@1": [
+        Case({"a": "The capital of France is", "b": "The capital of Rome is", "answer_a": "two", "layers": [3, 1]}),
+        Case({"a": "The Colosseum is in", "b": "The city is in", "answer_a": "Rome", "answer_b": "two", "batch": 3}),
+    ],
+    "denoise.strip@1": [
+        Case({"prompt": "a large red circle", "steps": 3, "show": [0, 2, 3]}, seed=4, model=tiny_diffusion.SHAPES)
+    ],
+    "images.filter@1": [
+        Case(
+            {
+                "text": {"phrases": ["ring", "cross"]},
+                "image": {
+                    "by": {"scorer": "denoiser", "levels": [0.5], "draws": 1},
+                    "concepts": [{"name": "a large red square", "threshold": 1.0}],
+                },
+            },
+            {"images": _drawn(6, 1)},
+            model=tiny_diffusion.SHAPES,
+        )
+    ],
+    "customize.style@1": [
+        Case(
+            {
+                "steps": 2,
+                "batch": 2,
+                "sample_every": 2,
+                "evaluation": {"prompts": ["a large red cross"], "n_per_prompt": 1, "steps": 2, "guidance": 3},
+            },
+            {"images": _drawn(3, 2, "framed")},
+            seed=5,
+            model=tiny_diffusion.SHAPES,
+        )
+    ],
+    "images.stylise@1": [
+        Case(
+            {"steps": 5, "gate_t": 500, "batch": 1},
+            {"images": _drawn(2, 3), "adapter": _lora},
+            seed=2,
+            model=tiny_diffusion.SHAPES,
+        )
+    ],
+    "attribute.images@1": [
+        Case(
+            {"query_draws": 4, "fisher_draws": 1, "times": 2, "batch": 4, "top": 2, "known": [1], "members": [0]},
+            {"queries": _drawn(2, 4), "candidates": _drawn(4, 5), "controls": _drawn(1, 6), "adapter": _lora},
+            seed=1,
+            model=tiny_diffusion.SHAPES,
+        )
     ],
 }

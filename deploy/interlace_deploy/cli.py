@@ -39,7 +39,7 @@ _COMMANDS = {
     "artifacts list": "interlace_deploy.artifacts:list_",
     "demo": "interlace_deploy.demo:run",
 }
-KINDS = ("peft", "diffusers-lora", "edit", "sae", "probe", "data", "texts", "images")
+KINDS = ("peft", "diffusers-lora", "edit", "sae", "probe", "data", "texts", "images", "weights", "sketch")
 _INTERRUPTED = 130  # what shells report for Ctrl-C
 
 

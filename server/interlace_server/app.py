@@ -15,12 +15,14 @@ from interlace_server.doors.observation import Observation
 from interlace_server.doors.origins import Origins
 from interlace_server.drain import Drain
 from interlace_server.gateway import Gateway
+from interlace_server.page import site
 from interlace_server.routes import (
     admin,
     artifacts,
     health,
     hub,
     jobs,
+    lake,
     methods,
     metrics,
     models,
@@ -49,8 +51,24 @@ def create_app(config: Config, state: State, drain: Drain) -> FastAPI:
     app.state.gateway = Gateway(config, state, drain)
     errors.install(app)
     app.add_exception_handler(hub.NotOnHub, hub.not_on_hub)
-    for module in (nnsight, subscribe, stream, results, health, hub, metrics, jobs, methods, artifacts, admin, models):
+    for module in (
+        nnsight,
+        subscribe,
+        stream,
+        results,
+        health,
+        hub,
+        metrics,
+        jobs,
+        methods,
+        artifacts,
+        lake,
+        admin,
+        models,
+    ):
         app.include_router(module.router)
+    if config.page.enabled:
+        site.install(app)
     # The last one that is added is the first that a request meets.
     app.add_middleware(Door, config=config, drain=drain, audit=state.audit)
     app.add_middleware(Authentication, config=config, state=state)

@@ -29,7 +29,7 @@ async def collecting(state: State, lifetimes: LifetimeConfig) -> AsyncIterator[N
 async def _collect_forever(state: State, lifetimes: LifetimeConfig) -> None:
     while True:
         try:
-            await state.artifacts.make_sure_of_index()
+            await state.lake.make_sure_of_index()
             files = await state.results.collect() + await state.values.collect() + await state.checkpoints.collect()
             jobs = await state.jobs.prune(time.time() - lifetimes.result)
             if files or jobs:

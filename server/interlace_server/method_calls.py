@@ -89,6 +89,7 @@ async def prepared(
         params_sha256=digest,
         allowance=_allowance(gateway, caller),
         resume=asked.resume,
+        creator=caller.key_id,
     )
     if asked.resume is not None:
         await _check_same(gateway, asked.resume, call, card, caller)

@@ -34,6 +34,8 @@ from interlace_state.adapters_config import AdaptersConfig
 from interlace_state.config import Admission, StoreConfig
 from interlace_state.files import Files, Piece
 from interlace_state.keys import Keys
+from interlace_state.lake_records import Shelf, Tombstone
+from interlace_state.tenants import Tenants
 
 _FOLDER = "artifacts"
 _CHUNK = 1 << 20  # bytes
@@ -49,6 +51,8 @@ class Artifacts:
         self._files = files
         self._store = store
         self._adapters = adapters
+        self._tenants = Tenants(redis, keys)
+        self._tombstones = Shelf(redis, keys, files, "tombstones", Tombstone)
         self._checking = asyncio.Lock()  # a header may unfold to a hundred times its bytes: one at a time
 
     def stage(self) -> Path:
@@ -112,17 +116,32 @@ class Artifacts:
         """What a job has made."""
         return [one for one in await self.all(tenant) if one.lineage is not None and one.lineage.job == job_id]
 
-    async def find(self, artifact_id: str, tenant: str | None) -> Artifact:
-        """A tenant's artifact, or with None anybody's. Raises UnknownArtifact, also for what is another's."""
+    async def find(
+        self, artifact_id: str, tenant: str | None, *, key: str | None = None, own: bool = False
+    ) -> Artifact:
+        """An artifact that a tenant may read, or with None anybody's; with ``own`` none that is public and another's.
+
+        ``key`` is the id of the key that asks, for what is private to one; None: whoever asks was looked at before.
+        Raises UnknownArtifact, also for what is another's.
+        """
         data = await self._redis.hget(self._keys.artifacts, artifact_id)
         artifact = None if data is None else Artifact.model_validate_json(data)
-        if artifact is None or tenant not in (None, artifact.tenant):
+        if artifact is None or not await self._reaches(artifact, tenant, key, own):
             raise UnknownArtifact(artifact_id)
         return artifact
 
-    async def named(self, ref: AdapterRef, tenant: str) -> Artifact:
+    async def _reaches(self, artifact: Artifact, tenant: str | None, key: str | None, own: bool) -> bool:
+        if tenant is None:
+            return True
+        if artifact.tenant != tenant:
+            return artifact.visibility == "public" and not own
+        if artifact.visibility != "private" or key is None or artifact.creator is None:
+            return True
+        return artifact.creator in await self._tenants.former(key)
+
+    async def named(self, ref: AdapterRef, tenant: str, key: str | None = None) -> Artifact:
         """The artifact that a request names. Raises UnknownArtifact, also where it has another hash."""
-        artifact = await self.find(ref.id, tenant)
+        artifact = await self.find(ref.id, tenant, key=key)
         if not artifact.hash.startswith(ref.hash):
             raise UnknownArtifact(ref.text.removeprefix("artifact:"))
         return artifact
@@ -156,8 +175,22 @@ class Artifacts:
             raise InvalidArtifact(f"{name} of artifact {artifact.id} is not what was uploaded; tell the operator.")
         return data
 
-    async def delete(self, artifact: Artifact) -> None:
-        """Remove an artifact and its files. Jobs that have it at hand go on."""
+    async def change(self, artifact: Artifact, **changes: object) -> Artifact:
+        """Set `visibility` or `declared`. Raises UnknownArtifact where it was deleted meanwhile."""
+        changed = Artifact.model_validate({**artifact.model_dump(), **changes})
+        if not await self._redis.hexists(self._keys.artifacts, artifact.id):
+            raise UnknownArtifact(artifact.id)
+        await self._files.put(f"{_place(artifact)}/{MANIFEST}", changed.model_dump_json(indent=2).encode())
+        await self._index([changed])
+        return changed
+
+    async def delete(self, artifact: Artifact, *, undo: bool = False) -> None:
+        """Remove an artifact and its files. Jobs that have it at hand go on.
+
+        A tombstone stays, for what came of it; with ``undo`` none does: then it never was.
+        """
+        if not undo:
+            await self._tombstones.put(artifact.id, Tombstone.of(artifact, round(time.time(), 3)))
         await self._files.delete(f"{_place(artifact)}/{MANIFEST}")  # first: else a new index would have it again
         await self._forget(artifact)
         await self._files.delete_folder(_place(artifact))
@@ -172,11 +205,10 @@ class Artifacts:
         for folder in folders - whole:
             if f"{folder}/{MANIFEST}" not in names and all(n in old for n in names if n.startswith(f"{folder}/")):
                 await self._files.delete_folder(f"{_FOLDER}/{folder}")
-        async with self._redis.pipeline(transaction=True) as pipe:
-            for one in artifacts:
-                pipe.hset(self._keys.artifacts, one.id, one.model_dump_json())
-                pipe.sadd(self._keys.artifacts_of(one.tenant), one.id)
-            await pipe.execute()
+        await self._index(artifacts)
+        for one in await self.all(None):  # what has lost its manifest is no artifact; one that just comes has none yet
+            if f"{one.tenant}/{one.id}" not in whole and one.created < time.time() - _YOUNG_SECONDS:
+                await self._forget(one)
         return len(artifacts)
 
     async def make_sure_of_index(self) -> None:
@@ -225,8 +257,7 @@ class Artifacts:
         try:
             for name, path in staged.items():
                 await self._files.adopt(path, f"{_place(artifact)}/{name}")
-            await self._redis.hset(self._keys.artifacts, artifact.id, artifact.model_dump_json())
-            await self._redis.sadd(self._keys.artifacts_of(artifact.tenant), artifact.id)
+            await self._index([artifact])
             # Once more, with it: of uploads that come at once none may pass that is over.
             check_quota(await self.all(artifact.tenant), limits)
             await self._files.put(f"{_place(artifact)}/{MANIFEST}", artifact.model_dump_json(indent=2).encode())
@@ -237,9 +268,20 @@ class Artifacts:
                 raise StoreFull(f"The server's store takes nothing: {error.strerror}.") from None
             raise
 
+    async def _index(self, artifacts: list[Artifact]) -> None:
+        async with self._redis.pipeline(transaction=True) as pipe:
+            for one in artifacts:
+                pipe.hset(self._keys.artifacts, one.id, one.model_dump_json())
+                pipe.sadd(self._keys.artifacts_of(one.tenant), one.id)
+            pipe.incr(self._keys.lake_version)
+            await pipe.execute()
+
     async def _forget(self, artifact: Artifact) -> None:
-        await self._redis.hdel(self._keys.artifacts, artifact.id)
-        await self._redis.srem(self._keys.artifacts_of(artifact.tenant), artifact.id)
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.hdel(self._keys.artifacts, artifact.id)
+            pipe.srem(self._keys.artifacts_of(artifact.tenant), artifact.id)
+            pipe.incr(self._keys.lake_version)
+            await pipe.execute()
 
 
 def check_names(kind: ArtifactKind, names: Mapping[str, object]) -> None:

@@ -12,7 +12,9 @@ from interlace.protocol.job import Limits
 from interlace.protocol.model import is_repo_id, is_revision, is_task
 from interlace_state.adapters_config import AdaptersConfig
 from interlace_state.hosting import DeployConfig, MemoryConfig, OnDemandConfig
+from interlace_state.lake_config import LakeConfig
 from interlace_state.methods_config import MethodsConfig
+from interlace_state.page_config import PageConfig
 from interlace_state.section import DAY as _DAY
 from interlace_state.section import DECADE as _DECADE
 from interlace_state.section import MOST_BYTES as _MOST_BYTES
@@ -339,15 +341,16 @@ class Config(_Section):
     batching: BatchingConfig = BatchingConfig()
     adapters: AdaptersConfig = AdaptersConfig()
     methods: MethodsConfig = MethodsConfig()
+    page: PageConfig = PageConfig()
+    lake: LakeConfig = LakeConfig()
     limits: Admission = Admission()
     roles: dict[str, LimitChanges] = Field(default_factory=dict)
     """Limits of a role (`user`, `admin`), where they differ from `limits`."""
     tenants: dict[str, TenantConfig] = Field(default_factory=dict)
     """Limits of a tenant, where they differ from `limits` and from those of its role, and its weight."""
     isolation: Isolation | None = None
-    """What a job's process must be cut off from: `required` refuses to work without any layer that matters,
-    `available` takes what the kernel offers, `none` runs jobs unprotected.
-    Default: `required` where the gateway can be reached from another machine, `available` where it cannot."""
+    """What a job's process must be cut off from: `required` refuses to work without any layer that matters, `available`
+    takes what the kernel offers, `none` is unprotected. Default: `required` if other machines can reach the gateway."""
     ray: RayConfig = RayConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
     state_dir: Path = Field(default_factory=lambda: Path.home() / ".local" / "state" / "interlace")

@@ -33,6 +33,8 @@
 | paused, drained      | set    | forever                | control         | slugs of models; ids of replicas          |
 | session:{sid}        | stream | while its socket lives | sessions, queue | `tenant`, then `job`                      |
 | api_keys             | hash   | forever                | tenants         | SHA-256 of a secret -> ApiKey             |
+| visit:{hash}         | string | page.session_seconds   | visits          | an API key that only the visitor's cookie |
+|                      |        |                        |                 | opens; the name is that cookie's SHA-256  |
 | rate:{tenant}:{min}  | string | two minutes            | tenants         | requests in that minute                   |
 | models               | hash   | forever                | models          | slug -> ModelCard as JSON                 |
 | speeds               | hash   | forever                | models          | slug -> seconds a token takes, lately     |
@@ -47,6 +49,11 @@
 | artifacts            | hash   | forever                | artifacts       | id -> Artifact as JSON; made anew from    |
 |                      |        |                        |                 | the manifests in the store if it is lost  |
 | artifacts:{tenant}   | set    | forever                | artifacts       | ids of a tenant's artifacts               |
+| lake:{shelf}         | hash   | forever                | lake            | id -> record as JSON: `models`, `runs`,   |
+|                      |        |                        |                 | `tombstones`, `tags`; made anew from the  |
+|                      |        |                        |                 | store if it is lost                       |
+| lake:version         | string | forever                | lake, artifacts,| counts changes of what the lake shows     |
+|                      |        |                        | models          |                                           |
 | metrics:{replica}    | string | three heartbeats       | metrics         | what a replica measures                   |
 | secret:results       | string | forever                | results         | key that signs result URLs                |
 
@@ -77,6 +84,7 @@ class Keys:
         self.paused = f"{prefix}paused"
         self.drained = f"{prefix}drained"
         self.artifacts = f"{prefix}artifacts"
+        self.lake_version = f"{prefix}lake:version"
         self.result_secret = f"{prefix}secret:results"
 
     def job(self, job_id: str) -> str:
@@ -112,6 +120,9 @@ class Keys:
     def artifacts_of(self, tenant: str) -> str:
         return f"{self.prefix}artifacts:{tenant}"
 
+    def lake(self, shelf: str) -> str:
+        return f"{self.prefix}lake:{shelf}"
+
     def metrics(self, replica_id: str) -> str:
         return f"{self.prefix}metrics:{replica_id}"
 
@@ -123,6 +134,9 @@ class Keys:
 
     def rate(self, tenant: str, minute: int) -> str:
         return f"{self.prefix}rate:{tenant}:{minute}"
+
+    def visit(self, digest: str) -> str:
+        return f"{self.prefix}visit:{digest}"
 
     def session(self, session_id: str) -> str:
         return f"{self.prefix}session:{session_id}"

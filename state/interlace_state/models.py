@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
@@ -15,6 +16,7 @@ from interlace.protocol.model import ModelKey
 from interlace_state import life
 from interlace_state.files import Files
 from interlace_state.keys import Keys
+from interlace_state.lake_records import NO_COMMIT, ModelRecord, Shelf, model_id, told
 
 HEARTBEAT = 5.0  # seconds between two signs of life of a replica
 
@@ -85,10 +87,13 @@ class Models:
         self._redis = redis
         self._keys = keys
         self._files = files
+        self._seen = Shelf(redis, keys, files, "models", ModelRecord)
 
     async def publish(self, card: ModelCard) -> None:
-        """Add a model, or say something new of it."""
+        """Add a model, or say something new of it. The lake remembers it, also when it is hosted no more."""
         await self._redis.hset(self._keys.models, card.key.slug, card.model_dump_json())
+        if card.commit != NO_COMMIT:
+            await self._remember(card)
 
     async def announce(self, card: ModelCard) -> None:
         """Add a model of which little is known yet; one that is there stays as it is."""
@@ -101,6 +106,7 @@ class Models:
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.delete(self._keys.wanted(key.slug), self._keys.history(key.slug))
             pipe.hdel(self._keys.moments, key.slug)
+            pipe.incr(self._keys.lake_version)
             if was_there:
                 life.write(pipe, self._keys, ModelEvent(model=key.repo_id, slug=key.slug))
             await pipe.execute()
@@ -191,6 +197,24 @@ class Models:
         """The hub files of a model and their bytes."""
         names = await self._files.names(f"hub/{key.slug}")
         return {name: await self._files.size(f"hub/{key.slug}/{name}") for name in names}
+
+    async def _remember(self, card: ModelCard) -> None:
+        known_as = model_id(card.key.canonical, card.commit)
+        former = await self._seen.get(known_as)
+        record = ModelRecord(
+            id=known_as,
+            key=card.key,
+            commit=card.commit,
+            dtype=card.dtype,
+            facts=told({**(card.config.get("text_config") or {}), **card.config}),
+            n_params=card.n_params or (former.n_params if former else None),
+            size_bytes=card.size_bytes or (former.size_bytes if former else None),
+            first_seen=former.first_seen if former else round(time.time(), 3),
+        )
+        if record != former:
+            await self._seen.put(known_as, record)
+        else:
+            await self._redis.incr(self._keys.lake_version)  # it may have been withdrawn meanwhile
 
     async def _read(self, slug: str) -> HostedModel | None:
         """A model and how it is doing: two ways to Redis and back, for every request asks for it."""

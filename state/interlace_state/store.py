@@ -23,6 +23,7 @@ from interlace_state.events import Events
 from interlace_state.files import Files
 from interlace_state.jobs import Jobs
 from interlace_state.keys import Keys
+from interlace_state.lake import Lake
 from interlace_state.life import Life
 from interlace_state.metrics import ReplicaMetrics
 from interlace_state.models import Models
@@ -31,6 +32,7 @@ from interlace_state.results import Results
 from interlace_state.sessions import Sessions
 from interlace_state.tenants import Tenants
 from interlace_state.values import Values
+from interlace_state.visits import Visits
 
 #: A command that has no answer for this long has failed: the server hangs, or the network has dropped the connection.
 ANSWER_SECONDS = 10.0
@@ -47,12 +49,14 @@ class State:
     results: Results
     values: Values
     artifacts: Artifacts
+    lake: Lake
     checkpoints: Checkpoints
     sessions: Sessions
     models: Models
     desired: Desires
     life: Life
     tenants: Tenants
+    visits: Visits
     control: Control
     metrics: ReplicaMetrics
     jobs: Jobs
@@ -78,19 +82,23 @@ async def open_state(config: Config) -> AsyncIterator[State]:
     try:
         await redis.ping()
         queue = Queue(redis, keys, config.lifetimes, audit)
+        tenants = Tenants(redis, keys)
+        artifacts = Artifacts(redis, keys, files, config.store, config.adapters)
         yield State(
             redis=redis,
             queue=queue,
             events=Events(redis, keys),
             results=Results(redis, keys, files, config.store, config.lifetimes),
             values=Values(redis, keys, files),
-            artifacts=Artifacts(redis, keys, files, config.store, config.adapters),
+            artifacts=artifacts,
+            lake=Lake(redis, keys, files, artifacts, config.lake),
             checkpoints=Checkpoints(redis, keys, files),
             sessions=Sessions(redis, keys),
             models=Models(redis, keys, files),
             desired=Desires(redis, keys),
             life=Life(redis, keys),
-            tenants=Tenants(redis, keys),
+            tenants=tenants,
+            visits=Visits(redis, keys, tenants),
             control=Control(redis, keys, config),
             metrics=ReplicaMetrics(redis, keys),
             jobs=Jobs(redis, keys, queue),

@@ -72,6 +72,14 @@ class Tenants:
         """Every key that is not revoked, the oldest first."""
         return sorted((key for _, key in await self._entries()), key=lambda key: key.created)
 
+    async def former(self, key_id: str) -> frozenset[str]:
+        """The ids of keys whose place this one has taken, its own among them."""
+        before = {key.replaced_by: key.id for key in await self.all() if key.replaced_by is not None}
+        found = {key_id}
+        while (key_id := before.get(key_id, "")) and key_id not in found:
+            found.add(key_id)
+        return frozenset(found)
+
     async def revoke(self, key_id: str) -> bool:
         """Forget a key, from the next request on; False if there is none."""
         gone = [digest for digest, key in await self._entries() if key.id == key_id]

@@ -1,7 +1,8 @@
 """A server whose jobs are methods, its clients, and the models that it hosts, here."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import running
 import tiny
 import torch
 from gateway_keys import key_for
+from method_cases import MODELS
 from nnsight import CONFIG, TransformersModel
 from nnsight.modeling import huggingface
+from nnsight.modeling.diffusion import DiffusionModel
 
 import interlace
 from interlace.methods import catalogue
@@ -43,7 +46,7 @@ def packages(home: Path) -> Iterator[Path]:
 def method_server(home: Path, tiny_models: Path, packages: Path) -> Iterator[running.Running]:
     configuration = {
         "runtime": "process",
-        "models": [{"source": name, "repo_id": name, "threads": 1, "slots": 2} for name in (tiny.GPT2,)],
+        "models": [{"source": source, "repo_id": name, "threads": 1, "slots": 2} for name, source in MODELS.items()],
         "lifetimes": {"lease": 2},
         "methods": {
             "checkpoint_seconds": 0.1,
@@ -89,3 +92,14 @@ def local(tiny_models: Path) -> Any:
     model = TransformersModel(tiny.GPT2, task="text-generation", dispatch=True)
     model._module.eval()
     return model
+
+
+@pytest.fixture(scope="session")
+def here(local: Any) -> Callable[[str], Any]:
+    """Each hosted model, here, by its repo id."""
+
+    @cache
+    def pipeline(name: str) -> Any:
+        return DiffusionModel(MODELS[name], dispatch=True)
+
+    return lambda name: local if name == tiny.GPT2 else pipeline(name)

@@ -73,3 +73,11 @@ def test_what_it_refuses(local: Any, tmp_path: Path) -> None:
     ):
         with pytest.raises(InvalidRequest, match=sentence):
             lens(local, tmp_path, **params)
+
+
+def test_every_position_with_its_token(local: Any, tmp_path: Path) -> None:
+    result = lens(local, tmp_path, positions="all", top=1)
+    ids = local.tokenizer(PROMPT).input_ids
+    assert [row[2] for row in result.table("tokens").rows] == [local.tokenizer.decode([one]) for one in ids]
+    assert {row[1] for row in result.table("readings").rows} == set(range(len(ids)))
+    assert result.table("readings").rows == lens(local, tmp_path, positions=list(range(len(ids))), top=1).tables[0].rows

@@ -1,10 +1,10 @@
 """Promise: a method gives the same values here and as a job, and makes the same artifacts."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from method_cases import CASES, Case
 
@@ -50,17 +50,17 @@ _CASES = [
 
 @pytest.mark.parametrize(("ref", "case"), _CASES)
 def test_a_job_gives_what_a_notebook_gives(
-    ref: str, case: Case, client: interlace.Client, local: Any, tmp_path: Path
+    ref: str, case: Case, client: interlace.Client, here: Callable[[str], Any], tmp_path: Path
 ) -> None:
     notebook = Notebook(tmp_path, seed=case.seed, bar=False)
     made = {name: build() for name, build in case.inputs.items()}
     mine = {name: notebook.artifact(*artifact) for name, artifact in made.items()}
     theirs = {name: client.artifacts.keep(*artifact) for name, artifact in made.items()}
-    here = run(find(ref), local, case.params | mine, notebook)
-    there = client.run(ref, model=tiny.GPT2, params=case.params, inputs=theirs, seed=case.seed, follow=False)
-    assert type(there) is type(here)
-    assert_same(here.model_dump(), there.model_dump())
-    for one, other in zip(here.artifacts, there.artifacts, strict=True):
+    ours = run(find(ref), here(case.model), case.params | mine, notebook)
+    there = client.run(ref, model=case.model, params=case.params, inputs=theirs, seed=case.seed, follow=False)
+    assert type(there) is type(ours)
+    assert_same(ours.model_dump(), there.model_dump())
+    for one, other in zip(ours.artifacts, there.artifacts, strict=True):
         assert_same_artifact(notebook.open(one), client.artifacts.open(other))
     envelope = there.envelope
     assert envelope is not None

@@ -31,7 +31,7 @@ def test_up_and_down_again(gateway: Gateway) -> None:
     assert answer.status_code == 201, answer.text
     artifact = answer.json()
     assert (artifact["name"], artifact["kind"], artifact["tenant"], artifact["visibility"]) == (
-        "mine", "peft", "local", "private",
+        "mine", "peft", "local", "tenant",
     )  # fmt: skip
     assert artifact["base"] == {"repo_id": KEY.repo_id, "key": KEY.canonical, "commit": COMMIT}
     at = f"/{artifact['id']}"

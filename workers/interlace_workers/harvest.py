@@ -1,7 +1,9 @@
 """What a method's job leaves: checkpoints as it goes; at its end, all or none, artifacts and an envelope."""
 
 import asyncio
+import json
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from interlace.methods.base import Result
 from interlace.protocol.artifact import KIND, AdapterRef, Artifact, Base, Lineage
 from interlace.protocol.errors import InvalidRequest, UnknownArtifact
 from interlace.protocol.job import Cost, Job
+from interlace.protocol.lake import Measured
 from interlace.protocol.method import (
     LONGEST_RESULT,
     Envelope,
@@ -23,6 +26,8 @@ from interlace.protocol.method import (
 )
 from interlace_state import log
 from interlace_state.config import Admission
+from interlace_state.lake_records import Heritage
+from interlace_state.models import ModelCard
 from interlace_state.store import State
 from interlace_workers.adapters import seal_bytes
 from interlace_workers.executors import given
@@ -31,6 +36,12 @@ from interlace_workers.order import Adapter
 
 #: A shorter run says nothing of a model's speed.
 _LEAST_TOKENS = 256
+#: Characters of parameters that are kept with what was made of them.
+_LONGEST_PARAMS = 16 << 10
+_MOST_METRICS = 64
+_MOST_EDGES = 1024
+#: The method whose results name edges of the lake.
+_FINDS_EDGES = "lake.recover@"
 
 
 @dataclass
@@ -67,7 +78,9 @@ class Harvest:
         """Forget what a former run here or elsewhere has given; the checkpoint to go on from, if there is one."""
         self.drop()
         for artifact in await self._state.artifacts.of_job(self._job.id, self._job.tenant):
-            await self._state.artifacts.delete(artifact)  # of a worker that was lost between its last two steps
+            await self._state.artifacts.delete(
+                artifact, undo=True
+            )  # of a worker that was lost between its last two steps
         data = await self._state.checkpoints.read(self._job.id)
         if data is None and self._call.resume is not None:
             data = await self._state.checkpoints.read(self._call.resume)
@@ -111,14 +124,7 @@ class Harvest:
         """
         outcome = await asyncio.to_thread(_read, staged)
         card = (await self._state.models.find(self._job.model)).card
-        lineage = Lineage(
-            job=self._job.id,
-            method=self._call.ref,
-            model=card.key.canonical,
-            commit=card.commit,
-            params_sha256=self._call.params_sha256,
-            parents=await self._parents(),
-        )
+        lineage = await self._lineage(outcome, card)
         base = Base(repo_id=card.key.repo_id, key=card.key.canonical, commit=card.commit)
         stored = self._stored
         try:
@@ -144,11 +150,39 @@ class Harvest:
             await asyncio.shield(self.undo())
             raise
         await self._measure(outcome, cost)
+        await self._state.lake.ran(
+            self._job.id,
+            self._job.tenant,
+            self._call.creator,
+            envelope.status,
+            lineage,
+            stored,
+            found_edges(outcome) if self._call.ref.startswith(_FINDS_EDGES) else (),
+        )
+
+    async def _lineage(self, outcome: Outcome, card: ModelCard) -> Lineage:
+        params = Payload.model_validate_json(self._payload).params
+        return Lineage(
+            job=self._job.id,
+            method=self._call.ref,
+            model=card.key.canonical,
+            commit=card.commit,
+            params_sha256=self._call.params_sha256,
+            parents=await self._parents(),
+            params=params if len(json.dumps(params)) <= _LONGEST_PARAMS else None,
+            seed=self._call.seed,
+            edits=self._call.edits,
+            data_sha256=outcome.data_sha256,
+            metrics=measured(outcome),
+            libraries=outcome.libraries,
+            dtype=outcome.dtype,
+            device=outcome.device,
+        )
 
     async def undo(self) -> None:
         """Remove what was stored."""
         while self._stored:
-            await self._state.artifacts.delete(self._stored.pop())
+            await self._state.artifacts.delete(self._stored.pop(), undo=True)
 
     def drop(self) -> None:
         """Forget what was not stored."""
@@ -164,6 +198,7 @@ class Harvest:
             one.files,
             self._limits,
             name=one.artifact.name or f"{lineage.method} {one.artifact.kind}",
+            creator=self._call.creator,
             base=base,
             artifact_id=one.artifact.id,
             lineage=lineage,
@@ -213,6 +248,28 @@ def _read(staged: Path) -> Outcome:
     except ValidationError as error:
         raise InvalidRequest(f"The method's result is none: {error}") from None
     return outcome
+
+
+def measured(outcome: Outcome) -> tuple[Measured, ...]:
+    """The first metrics of a result that are finite numbers with short names."""
+    found = []
+    for one in outcome.result.get("metrics") or ():
+        try:
+            metric = Measured.model_validate({name: one[name] for name in Measured.model_fields if name in one})
+        except (ValidationError, TypeError):
+            continue
+        if isfinite(metric.value) and all(map(isfinite, metric.ci95 or ())):
+            found.append(metric)
+    return tuple(found[:_MOST_METRICS])
+
+
+def found_edges(outcome: Outcome) -> tuple[Heritage, ...]:
+    """The edges that a result names. Raises InvalidRequest where they are none."""
+    said: Any = outcome.result.get("heritage") or ()
+    try:
+        return tuple(Heritage.model_validate(one, strict=False) for one in said[:_MOST_EDGES])
+    except (ValidationError, TypeError) as error:
+        raise InvalidRequest(f"The method's `heritage` is none: {error}") from None
 
 
 def _check_names(outcome: Outcome, stored: list[Artifact]) -> None:

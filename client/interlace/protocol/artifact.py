@@ -8,12 +8,13 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 from interlace.protocol.errors import InvalidRequest
+from interlace.protocol.lake import Measured, Visibility
 from interlace.protocol.model import is_repo_id
 
-ArtifactKind = Literal["peft", "diffusers-lora", "edit", "sae", "probe", "data", "texts", "images"]
+ArtifactKind = Literal["peft", "diffusers-lora", "edit", "sae", "probe", "data", "texts", "images", "weights", "sketch"]
 KIND: TypeAdapter[ArtifactKind] = TypeAdapter(ArtifactKind)
 ARTIFACT_ID = r"[0-9a-f]{16}"
 MANIFEST = "manifest.json"
@@ -43,6 +44,10 @@ LAYOUTS = {
     "texts": Layout(None, "texts.json"),
     # Pixels, never an image's file, with what each shows and by what right they are used.
     "images": Layout("images.safetensors", "images.json"),
+    # A whole checkpoint in one file, as `save_pretrained` writes a small one.
+    "weights": Layout("model.safetensors", "config.json"),
+    # What stands for a model's weights where they are compared.
+    "sketch": Layout("sketch.safetensors", "sketch.json"),
 }
 #: The files of each kind: those that must be there, and those that may.
 FILES: dict[str, tuple[frozenset[str], frozenset[str]]] = {
@@ -97,6 +102,19 @@ class Lineage(BaseModel):
     params_sha256: str
     #: Artifacts that the job was given, edits too: `artifact:ID@HASH`.
     parents: tuple[str, ...] = ()
+    #: The parameters themselves; None where they are long: then their digest is all that is kept.
+    params: dict[str, Any] | None = None
+    seed: int | None = None
+    #: Those of `parents` that were on while it ran, as the request named them.
+    edits: tuple[str, ...] = ()
+    #: Artifact or field -> SHA-256 of what was read of it.
+    data_sha256: dict[str, str] = Field(default_factory=dict)
+    #: What the job measured.
+    metrics: tuple[Measured, ...] = ()
+    #: Python's and the libraries' versions, where it ran.
+    libraries: dict[str, str] = Field(default_factory=dict)
+    dtype: str = ""
+    device: str = ""
 
 
 class Artifact(BaseModel):
@@ -104,7 +122,7 @@ class Artifact(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     id: str = Field(pattern=f"^{ARTIFACT_ID}$")
     #: Of the kind and all files: SHA-256, 64 hex digits.
     hash: str
@@ -124,7 +142,18 @@ class Artifact(BaseModel):
     facts: dict[str, Any] = Field(default_factory=dict)
     #: None for what was uploaded.
     lineage: Lineage | None = None
-    visibility: Literal["private"] = "private"
+    #: `private`: for the key that it came with; `tenant`: for the tenant's keys; `public`: for all tenants to read.
+    visibility: Visibility = "tenant"
+    #: What its owner says of it; it may change, as the visibility may, and nothing else.
+    declared: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _first_format(cls, data: Any) -> Any:
+        """Manifests of format 1 knew one visibility, by another name."""
+        if isinstance(data, dict) and data.get("format") == 1:
+            return {**data, "format": 2, "visibility": "tenant"}
+        return data
 
     @property
     def size(self) -> int:

@@ -10,7 +10,7 @@ from interlace.protocol.errors import InvalidArtifact
 from interlace.protocol.safetensors import Header
 
 #: Bytes of a kind's configuration, where it may be more than of an adapter's.
-LONGEST_CONFIGS = {"texts": 32 << 20, "data": 32 << 20, "probe": 4 << 20, "images": 32 << 20}
+LONGEST_CONFIGS = {"texts": 32 << 20, "data": 32 << 20, "probe": 4 << 20, "images": 32 << 20, "sketch": 8 << 20}
 _LONGEST = 1 << 20  # bytes
 _MOST_TEXTS = 1_000_000
 _MOST_EDITS = 4096
@@ -20,7 +20,7 @@ LONGEST_SIDE = 4096
 LONGEST_CAPTION = 4000  # characters
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 #: Of a configuration, what is told in the manifest where it is there and short.
-_TOLD = frozenset({"architecture", "d_in", "d_sae", "hook_name", "layer", "method", "site", "title"})
+_TOLD = frozenset({"architecture", "d_in", "d_sae", "hook_name", "layer", "method", "model_type", "site", "title"})
 _LONGEST_TOLD = 128  # characters
 
 
@@ -47,7 +47,9 @@ def check(kind: str, config: bytes, header: Header | None, max_rank: int) -> Fac
         return _check_images(said, header)
     if kind == "edit":
         _check_edit(said)
-    if kind != "data":  # labels are whole numbers, and a table may have no tensor at all
+    if kind == "weights" and not isinstance(said.get("model_type"), str):
+        raise InvalidArtifact("config.json of a checkpoint must have `model_type`, as `save_pretrained` writes it.")
+    if kind not in ("data", "weights"):  # labels and buffers are whole numbers, and a table may have no tensor at all
         check_tensors(header, layout.tensors)
     return Facts(
         header.n_params, None, {name: said[name] for name in sorted(_TOLD & said.keys()) if _short(said[name])}

@@ -69,6 +69,8 @@ class MethodCall(BaseModel):
     allowance: Allowance
     #: The job whose last checkpoint it begins with.
     resume: str | None = None
+    #: The id of the API key that the request came with.
+    creator: str | None = None
 
 
 class Payload(BaseModel):

@@ -16,24 +16,24 @@ async def check_adapters(gateway: Gateway, env: dict[str, Any], card: ModelCard,
     for one in wanted(env):
         check_takes(one, card)
         if one.ref.place == "artifact":
-            check_base(await gateway.state.artifacts.named(one.ref, caller.tenant), one, card)
+            check_base(await gateway.state.artifacts.named(one.ref, caller.tenant, caller.key_id), one, card)
         else:
             check_policy(one.ref, gateway.config.adapters)
     await check_edits(gateway, edits_of(env), card, caller)
     for ref in read_of(env):
-        await gateway.state.artifacts.named(ref, caller.tenant)
+        await gateway.state.artifacts.named(ref, caller.tenant, caller.key_id)
 
 
 async def check_edits(gateway: Gateway, edits: Sequence[AdapterRef], card: ModelCard, caller: Caller) -> None:
     """Raises UnknownArtifact, AdapterRefused."""
     for ref in edits:
-        check_edit(await gateway.state.artifacts.named(ref, caller.tenant), ref, card)
+        check_edit(await gateway.state.artifacts.named(ref, caller.tenant, caller.key_id), ref, card)
 
 
 async def check_opened(gateway: Gateway, opens: Mapping[str, Sequence[str]], caller: Caller) -> None:
     """Raises UnknownArtifact, or InvalidRequest for one of another kind than those beside its name."""
     for text, kinds in opens.items():
-        artifact = await gateway.state.artifacts.named(AdapterRef.parse(text, "params"), caller.tenant)
+        artifact = await gateway.state.artifacts.named(AdapterRef.parse(text, "params"), caller.tenant, caller.key_id)
         if artifact.kind not in kinds:
             raise InvalidRequest(
                 f"`params` names {text[:96]}, which is of the kind {artifact.kind}; expected {' or '.join(kinds)}."

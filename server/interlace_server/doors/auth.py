@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import dataclass
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 from fastapi import Depends
 from pydantic import BaseModel
@@ -12,6 +12,7 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from interlace.protocol.errors import InterlaceError, TooMany, Unauthorized
+from interlace_server.doors import visitors
 from interlace_server.errors import REDIS_DOWN, answer, note, refusal
 from interlace_state import log
 from interlace_state.config import Admission, Config
@@ -63,17 +64,21 @@ class Authentication:
             return
         known = scope.setdefault("state", {})
         try:
-            if _is_open(scope["path"]):
+            if visitors.is_page(scope["path"]):
+                await self._visit(scope, known)
+            elif _is_open(scope["path"]):
                 if _shows_models(scope["path"]) and (key := await self._key(_secret(Headers(scope=scope)))):
                     known["viewer"] = await self._caller_with(key)
             else:
                 known["caller"] = await self._caller(_secret(Headers(scope=scope)))
                 await self._check_rate(known["caller"])
         except (InterlaceError, RedisError) as error:
-            if isinstance(error, InterlaceError):
+            if isinstance(error, InterlaceError) and not _is_visit(error, scope):
                 note(self._state.audit, scope, error.code)
             if scope["type"] == "websocket":
                 known["refusal"] = error  # stock nnsight needs a frame that says so
+            elif _is_visit(error, scope):
+                await visitors.to_sign_in(scope)(scope, receive, send)
             else:
                 await self._refuse(error, scope, receive, send)
                 return
@@ -86,6 +91,26 @@ class Authentication:
         if key := await self._key(secret):
             return await self._caller_with(key)
         raise Unauthorized
+
+    async def _visit(self, scope: Scope, known: dict[str, Any]) -> None:
+        """A page's visitor is whoever has signed in, by a cookie. Raises as `_caller` and `_check_rate`.
+
+        ``form_id`` is what the tokens of its forms are made of; a fresh one has yet to be given to the browser.
+        """
+        headers = Headers(scope=scope)
+        known["visit"] = visit_id = visitors.id_in(headers)
+        form_id = visitors.id_in(headers, visitors.FORM_COOKIE)
+        known["form_id"], known["is_fresh"] = form_id or visitors.fresh_id(), not form_id
+        if visitors.is_open(scope["path"]):
+            return
+        if not self._config.exposed and (limits := await self._state.control.limits_without_keys(LOCAL, "admin")):
+            known["caller"] = Caller(LOCAL, "admin", limits)
+        elif visit_id and (key := await self._state.visits.find(visit_id)):
+            known["caller"] = await self._caller_with(key)
+            known["form_id"], known["is_fresh"] = visit_id, False
+        else:
+            raise Unauthorized
+        await self._check_rate(known["caller"])
 
     async def _check_rate(self, caller: Caller) -> None:
         """Raises TooMany, RedisError."""
@@ -122,6 +147,11 @@ def _secret(headers: Headers) -> str:
     said = headers.get("authorization", "")
     scheme, _, token = said.partition(" ")
     return headers.get("ndif-api-key") or (token.strip() if scheme.lower() == "bearer" else said)
+
+
+def _is_visit(error: Exception, scope: Scope) -> bool:
+    """Whether somebody looks at a page without having signed in, which is no refusal."""
+    return isinstance(error, Unauthorized) and scope["type"] == "http" and visitors.is_page(scope["path"])
 
 
 def _shows_models(path: str) -> bool:

@@ -14,6 +14,7 @@ from interlace_server.delivery import BYTES, deliver_part
 from interlace_server.doors.auth import Caller, TheCaller
 from interlace_server.errors import Responses, refusals
 from interlace_server.gateway import Gateway, TheGateway
+from interlace_server.viewer import viewer_of
 from interlace_state import log
 from interlace_state.artifacts import check_names
 from interlace_state.tenants import TENANT
@@ -44,7 +45,7 @@ async def upload(
         Form(max_length=256, pattern=_NAME, description="The hosted model that it is for; default: as it says itself."),
     ] = "",
 ) -> Artifact:
-    """Take an artifact in. It never changes from then on, and is for its tenant alone."""
+    """Take an artifact in. Its files never change from then on; it is for its tenant until that says otherwise."""
     named = _by_name(kind, files)
     staged: dict[str, FilePath] = {}
     try:
@@ -98,19 +99,21 @@ async def list_artifacts(
     """One's artifacts, the newest first."""
     if tenant not in (None, caller.tenant) and caller.role != "admin":
         raise Forbidden(f"Artifacts of {tenant} are not yours to see: leave `tenant` out, or use an admin's key.")
-    return ArtifactList(artifacts=tuple(await gateway.state.artifacts.all(tenant or caller.tenant)))
+    found = await gateway.state.artifacts.all(tenant or caller.tenant)
+    viewer = await viewer_of(gateway.state, caller)
+    return ArtifactList(artifacts=tuple(one for one in found if viewer.sees(one)))
 
 
 @router.get("/{artifact_id}", responses=refusals(401, 404, 422, 429, 503))
 async def show_artifact(artifact_id: _Id, caller: TheCaller, gateway: TheGateway) -> Artifact:
     """An artifact's manifest."""
-    return await gateway.state.artifacts.find(artifact_id, _reach(caller))
+    return await gateway.state.artifacts.find(artifact_id, _reach(caller), key=caller.key_id)
 
 
 @router.delete("/{artifact_id}", status_code=204, responses=_GONE | refusals(401, 404, 422, 429, 503))
 async def delete_artifact(artifact_id: _Id, caller: TheCaller, gateway: TheGateway) -> Response:
     """Remove an artifact. A job that has begun goes on with it; one that waits will not find it."""
-    artifact = await gateway.state.artifacts.find(artifact_id, _reach(caller))
+    artifact = await gateway.state.artifacts.find(artifact_id, _reach(caller), key=caller.key_id, own=True)
     await gateway.state.artifacts.delete(artifact)
     _note(gateway, caller, "artifact deleted", artifact)
     return Response(status_code=204)
@@ -128,11 +131,11 @@ async def artifact_file(
     request: Request,
     gateway: TheGateway,
 ) -> Response:
-    """Stream a file of an artifact of one's own; it is not for other tenants, admins included.
+    """Stream a file of an artifact of one's own, or of a public one; no other is for other tenants, admins included.
 
     `Range` fetches the rest of one that broke off.
     """
-    artifact = await gateway.state.artifacts.find(artifact_id, caller.tenant)
+    artifact = await gateway.state.artifacts.find(artifact_id, caller.tenant, key=caller.key_id)
     size, stream = await gateway.state.artifacts.open(artifact, name)
     return deliver_part(request, size, stream, tag=f"{artifact.hash[:16]}-{name}", what="file")
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ def run(model: Any, params: LensParams, report: Report) -> LensResult:
     if params.targets is not None and len(params.targets) != len(prompts):
         raise InvalidRequest(f"`params.targets` has {len(params.targets)} texts and `params.prompts` {len(prompts)}.")
     rows: list[tuple[Any, ...]] = []
+    tokens: list[tuple[int, int, str]] = []
     sums = torch.zeros(len(layers), dtype=torch.float64)
     hits = torch.zeros(len(layers))
     read = 0
@@ -37,6 +38,8 @@ def run(model: Any, params: LensParams, report: Report) -> LensResult:
         with torch.no_grad(), _outputs([blocks[layer] for layer in layers]) as streams:
             final = module(input_ids=ids, use_cache=False).logits[0]
         report.count(forwards=1, tokens=ids.numel())
+        if params.positions == "all":
+            tokens += [(number, at, tokenizer.decode([one])) for at, one in enumerate(ids[0].tolist())]
         for position in _positions(params.positions, ids.shape[1], prompt):
             target = _target(params, tokenizer, number, final[position])
             for index, layer in enumerate(layers):
@@ -57,7 +60,10 @@ def run(model: Any, params: LensParams, report: Report) -> LensResult:
             Metric(name=f"top1_layer_{layer}", value=float(hits[index]) / read, unit="fraction", n=read)
             for index, layer in enumerate(layers)
         ),
-        tables=(Table(name="readings", columns=columns, rows=tuple(rows)),),
+        tables=(
+            Table(name="readings", columns=columns, rows=tuple(rows)),
+            *([Table(name="tokens", columns=("prompt", "position", "token"), rows=tuple(tokens))] if tokens else []),
+        ),
         warnings=stopped,
         layers=layers,
         entropy=[float(one) / read for one in sums],
@@ -112,7 +118,9 @@ def _layers(wanted: list[int] | None, count: int) -> list[int]:
     return sorted(set(layers))
 
 
-def _positions(wanted: list[int], length: int, prompt: str) -> list[int]:
+def _positions(wanted: list[int] | Literal["all"], length: int, prompt: str) -> list[int]:
+    if wanted == "all":
+        return list(range(length))
     positions = [position + length if position < 0 else position for position in wanted]
     if strange := [one for one in positions if not 0 <= one < length]:
         raise InvalidRequest(f"`params.positions` has {strange[0]}; {prompt[:40]!r} has {length} tokens.")

@@ -1,6 +1,6 @@
 """`lens.logit`: read each block's residual stream through the model's own last norm and head."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -14,8 +14,9 @@ class LensParams(Params):
     """Texts to read, each by itself."""
     layers: Annotated[list[int], Field(min_length=1)] | None = None
     """Blocks whose output is read, from 0, negative ones from the end; default: all."""
-    positions: Annotated[list[int], Field(min_length=1)] = Field(default=[-1])
-    """Token positions that are read; negative ones from the end."""
+    positions: Annotated[list[int], Field(min_length=1)] | Literal["all"] = Field(default=[-1])
+    """Token positions that are read; negative ones from the end; `all`: every one, and the result has a table `tokens`
+    (prompt, position, token) beside `readings`."""
     top: int = Field(default=5, ge=1, le=100)
     """How many tokens are told of each reading, the likeliest first."""
     targets: list[str] | None = None
@@ -32,7 +33,8 @@ class LensResult(Result):
 def estimate(params: LensParams, facts: ModelFacts) -> Estimate:
     prompts = len(params.prompts) if isinstance(params.prompts, list) else 1
     longest = max(map(len, params.prompts)) if isinstance(params.prompts, list) else _TOKENS
-    logits = 4 * facts.vocab_size * len(params.positions) * (facts.n_layers + 1)
+    read = longest if params.positions == "all" else len(params.positions)
+    logits = 4 * facts.vocab_size * read * (facts.n_layers + 1)
     return Estimate(
         forwards=prompts,
         tokens=sum(map(len, params.prompts)) if isinstance(params.prompts, list) else _TOKENS,

@@ -1,0 +1,173 @@
+"""What the lake knows beside artifacts' manifests: models that were hosted, jobs that ran, what was deleted, tags.
+
+The truth is in the file store, ``lake/{shelf}/{id}.json``; a hash in Redis for each shelf is made from it.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from redis.asyncio import Redis
+
+from interlace.protocol.artifact import Artifact, ArtifactKind, Base, Lineage
+from interlace.protocol.lake import Visibility
+from interlace.protocol.model import ModelKey
+from interlace_state.files import Files
+from interlace_state.keys import Keys
+
+#: Of a checkpoint's configuration, what is told of a hosted model.
+_TOLD = ("architectures", "hidden_size", "model_type", "num_hidden_layers", "vocab_size")
+NO_COMMIT = "0" * 40
+_FOLDER = "lake"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class ModelRecord(_Record):
+    """A model that is or was hosted, at one commit."""
+
+    id: str
+    key: ModelKey
+    commit: str
+    dtype: str
+    #: Of its configuration.
+    facts: dict[str, Any] = Field(default_factory=dict)
+    n_params: int | None = None
+    size_bytes: int | None = None
+    #: Unix time.
+    first_seen: float
+
+    @property
+    def architecture(self) -> str | None:
+        said = self.facts.get("model_type")
+        return said if isinstance(said, str) else None
+
+
+class Heritage(_Record):
+    """An edge that a job has found in weights."""
+
+    #: `artifact:ID...`, or `model` for the hosted model that it ran on.
+    parent: str = Field(max_length=256)
+    child: str = Field(max_length=256)
+    #: 0 to 1: how much nearer than the runner-up.
+    margin: float = Field(ge=0, le=1)
+
+
+class RunRecord(_Record):
+    """A method's job that has ended: what it was given, measured and made."""
+
+    id: str
+    tenant: str
+    creator: str | None = None
+    ended: float
+    status: str
+    lineage: Lineage
+    #: Ids of artifacts.
+    made: tuple[str, ...] = ()
+    heritage: tuple[Heritage, ...] = ()
+
+
+class Tombstone(_Record):
+    """What stays of an artifact that was deleted: where it stood, and nothing that it held or was called."""
+
+    id: str
+    hash: str
+    kind: ArtifactKind
+    tenant: str
+    creator: str | None = None
+    visibility: Visibility
+    created: float
+    deleted: float
+    base: Base | None = None
+    method: str | None = None
+    job: str | None = None
+    #: Key and commit of the model that it was made on.
+    model: str | None = None
+    commit: str | None = None
+    parents: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, artifact: Artifact, deleted: float) -> "Tombstone":
+        lineage = artifact.lineage
+        fields = artifact.model_dump(include=set(cls.model_fields) - {"base"})
+        if lineage is not None:
+            fields |= {
+                "method": lineage.method,
+                "job": lineage.job,
+                "model": lineage.model,
+                "commit": lineage.commit,
+                "parents": lineage.parents,
+            }
+        return cls(**fields, base=artifact.base, deleted=deleted)
+
+
+def model_id(canonical: str, commit: str) -> str:
+    """The id of a hosted model: of its key and its commit."""
+    return hashlib.sha256(f"{canonical}@{commit}".encode()).hexdigest()[:16]
+
+
+def told(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a checkpoint's configuration the lake tells."""
+    return {name: config[name] for name in _TOLD if isinstance(config.get(name), int | str | list)}
+
+
+T = TypeVar("T", bound=BaseModel)
+
+
+class Shelf(Generic[T]):
+    """Records of one kind, by id. An id is made of letters, digits, dots and slashes, and no client chooses one."""
+
+    def __init__(self, redis: Redis, keys: Keys, files: Files, name: str, kind: type[T]) -> None:
+        self._redis = redis
+        self._version = keys.lake_version
+        self._files = files
+        self._hash = keys.lake(name)
+        self._folder = f"{_FOLDER}/{name}"
+        self._kind = kind
+
+    async def put(self, record_id: str, record: T) -> None:
+        """Keep a record, in place of one that has its id."""
+        data = record.model_dump_json()
+        await self._files.put(f"{self._folder}/{record_id}.json", data.encode())
+        await self._index({record_id: data})
+
+    async def get(self, record_id: str) -> T | None:
+        data = await self._redis.hget(self._hash, record_id)
+        return None if data is None else self._kind.model_validate_json(data)
+
+    async def remove(self, record_id: str) -> None:
+        await self._files.delete(f"{self._folder}/{record_id}.json")
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.hdel(self._hash, record_id)
+            pipe.incr(self._version)
+            await pipe.execute()
+
+    async def all(self) -> dict[str, T]:
+        """Every record, by id."""
+        found = await self._redis.hgetall(self._hash)
+        return {key.decode(): self._kind.model_validate_json(data) for key, data in sorted(found.items())}
+
+    async def rebuild(self) -> int:
+        """Make the index from the files, and from nothing else; returns how many there are."""
+        found = {}
+        for name in await self._files.names(self._folder):
+            if not name.endswith(".json"):
+                continue
+            try:
+                record = self._kind.model_validate_json(await self._files.get(f"{self._folder}/{name}"))
+            except (ValidationError, FileNotFoundError):
+                continue
+            found[name.removesuffix(".json")] = record.model_dump_json()
+        await self._redis.delete(self._hash)
+        await self._index(found)
+        return len(found)
+
+    async def _index(self, records: dict[str, str]) -> None:
+        async with self._redis.pipeline(transaction=True) as pipe:
+            for record_id, data in records.items():
+                pipe.hset(self._hash, record_id, data)
+            pipe.incr(self._version)
+            await pipe.execute()

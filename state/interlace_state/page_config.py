@@ -1,0 +1,16 @@
+"""Of the configuration: the pages that the gateway shows in a browser."""
+
+from pydantic import Field
+
+from interlace_state.section import DAY, Section
+
+
+class PageConfig(Section):
+    """The pages, at the gateway's own address; see docs/page.md."""
+
+    enabled: bool = True
+    """Whether there are any."""
+    session_seconds: int = Field(default=12 * 3600, ge=60, le=30 * DAY)
+    """How long somebody who has signed in with a key stays so; ending the key ends it at once."""
+    picture_bytes: int = Field(default=8 << 20, ge=0, le=32 << 20)
+    """Bytes of a result up to which its tables and its picture are shown; a larger one is only offered for download."""
