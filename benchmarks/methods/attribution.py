@@ -48,8 +48,8 @@ CLAIMS = (
     ),
     Claim("... and .05 over the control queries'", lambda of: of["auc.unlearning"] >= of["auc.controls"] + 0.05),
     Claim(
-        "a control's first eight show its own shape .40 of the time or more (chance .20)",
-        lambda of: of["same_shape"] >= 0.4,
+        "half of a control's first eight show its own shape (chance .25)",
+        lambda of: of["same_shape"] >= 0.5,
     ),
 )
 

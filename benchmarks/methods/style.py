@@ -35,7 +35,7 @@ STYLE, SHAPES, SEEN = "framed", ("square", "triangle", "cross", "ring"), ("squar
 PROMPTS = [(shape, colour) for shape in SHAPES for colour in ("red", "blue")]
 SUFFIX = " in the style of sks art"
 SETTINGS: dict[str, Any] = {"suffix": SUFFIX, "rank": 8, "lr": 3e-3, "steps": 200, "batch": 5, "crop": 1}
-#: Keys are METRIC.SPLIT, with lambda before those of an adapter: `50.style.style prompt`.
+#: Keys are METRIC.SPLIT, with lambda before those of an adapter: `50.style.token`.
 CLAIMS = (
     Claim(
         "the bare model draws no frame with the suffix: style .05 at most", lambda of: of["base.style.token"] <= 0.05
