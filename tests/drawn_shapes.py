@@ -72,7 +72,7 @@ def draw(
 
 
 def judge(
-    pipeline: Pipeline | None = None, *, seed: int = 0, n: int = 2000, steps: int = 500
+    pipeline: Pipeline | None = None, *, seed: int = 0, n: int = 3000, steps: int = 800
 ) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
     """A `probe` artifact that tells shapes, colours and styles apart, also out of a pipeline's autoencoder."""
     drawn = draw(n, 10_000 + seed, STYLES)

@@ -2,14 +2,14 @@
 
     python benchmarks/methods/attribution.py [--seeds 1 2 3] [--picture FILE] [--json FILE]
 
-For each seed `customize.style` learns a style from eight drawings. Candidates are those eight, 24 drawings of the same
-style that taught nothing, and 48 plain ones. Queries are four pictures that the customised model draws with the
-suffix; controls are four that it draws without. About two minutes of one core for a seed.
+For each seed `customize.style` learns a style from eight drawings (60 updates, lambda 0). Candidates are those eight, 24
+drawings of the same style that taught nothing, and 48 plain ones. Queries are four pictures that the customised model
+draws with the suffix; controls are four that the bare model draws without it. Under a minute of one core for a seed.
 
 Three things must be told apart, and the claims do: that exemplars are found among plain pictures (pixels do so, too),
 that they are found among their like (a plain loss, which knows no query, may do as well), and that it is the query that
-finds them (a control query must not). The thresholds were written before any of the seeds was run; alpha comes from a
-pilot on seed 100.
+finds them (a control query must not). The thresholds were written before any of the seeds was run; alpha is the
+published one for customised models, in one step.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from interlace.methods.base import Result
 from interlace.methods.notebook import Notebook, run
 
 EXEMPLARS, LIKE, PLAIN = 8, 24, 48
-SETTINGS: dict[str, Any] = {"alpha": 0.1, "query_draws": 128, "fisher_draws": 2, "times": 8, "batch": 32, "top": 8}
+SETTINGS: dict[str, Any] = {"alpha": 0.1, "query_draws": 96, "fisher_draws": 2, "times": 5, "batch": 32, "top": 8}
 CLAIMS = (
     Claim("average precision against all is .30 or more (chance .10)", lambda of: of["ap.unlearning"] >= 0.3),
     Claim("style queries have .20 exemplars or more in their top 8 (chance .10)", lambda of: of["top.queries"] >= 0.2),
@@ -48,8 +48,8 @@ CLAIMS = (
     ),
     Claim("... and .05 over the control queries'", lambda of: of["auc.unlearning"] >= of["auc.controls"] + 0.05),
     Claim(
-        "a control's first eight show its own shape .40 of the time or more (chance .20)",
-        lambda of: of["same_shape"] >= 0.4,
+        "half of a control's first eight show its own shape (chance .25)",
+        lambda of: of["same_shape"] >= 0.5,
     ),
 )
 
@@ -61,11 +61,11 @@ def figures(result: Result) -> dict[str, float]:
     return found | {name: result.metric(name).value for name in ("query_overlap", "loss_overlap")}
 
 
-def drawn(model: Any, notebook: Notebook, adapter: str, prompts: list[str], seed: int) -> Images:
-    """What the customised model draws."""
+def drawn(model: Any, notebook: Notebook, adapter: str | None, prompts: list[str], seed: int) -> Images:
+    """What the customised model draws, or the bare one."""
     with _diffusion.opened(model, notebook) as pipeline, adapted(pipeline, notebook, adapter, "style") as layers:
-        assert layers is not None
-        layers.use({"style": 1.0})
+        if layers is not None:
+            layers.use({"style": 1.0})
         seeds = [1000 * seed + number for number in range(len(prompts))]
         pixels = pipeline.draw(prompts, seeds=seeds, steps=10, guidance=3)
     return Images.of_pixels(pixels, prompts, "drawn by a model")
@@ -84,12 +84,13 @@ def one_seed(
     suffixed = [f"{one}{styles.SUFFIX}" for one in some.captions]
     exemplars = some.images.some(range(EXEMPLARS))
     asked = {**styles.SETTINGS, "images": kept(exemplars), "evaluation": {"n_per_prompt": 0}}
+    asked |= {"steps": styles.STEPS[0], "preserve_lambda": 0}
     adapter = run(find("customize.style"), model, asked, notebook).artifacts[0]
     pixels = torch.cat([some.pixels, plain.pixels])
     candidates = Images.of_pixels(pixels, [*suffixed, *plain.captions], drawn_shapes.RIGHTS)
     prompts = [drawn_shapes.caption(shape, "red") for shape in styles.SHAPES]
     queries = drawn(model, notebook, adapter, [f"{one}{styles.SUFFIX}" for one in prompts], seed)
-    controls = drawn(model, notebook, adapter, prompts, seed)
+    controls = drawn(model, notebook, None, prompts, seed)
     asked = {
         **settings,
         "queries": kept(queries),
@@ -129,7 +130,7 @@ def main() -> None:
             found = one_seed(model, seed, Path(name), arguments.picture, settings)
             every[f"seed-{seed}"] = {**found, "cpu_seconds": round(time.process_time() - begun, 1)}
             print(f"seed {seed}", every[f"seed-{seed}"], flush=True)
-    written(arguments.json, every, judged(CLAIMS, every), settings=settings)
+            written(arguments.json, every, judged(CLAIMS, every), settings=settings)
 
 
 if __name__ == "__main__":

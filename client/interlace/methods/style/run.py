@@ -93,7 +93,7 @@ def _train(
         if step % every == 0 or step == params.steps:
             history.append((step, sums[0] / sums[2], sums[1] / sums[2]))
             sums = [0.0, 0.0, 0.0]
-        report.progress(step, params.steps, style_loss=style, preserve_loss=preserve)
+        report.progress(step, _all_steps(params, images), style_loss=style, preserve_loss=preserve)
         if params.sample_every and step % params.sample_every == 0:
             prompts = [styled(one, params.suffix) for one in images.captions[:COLUMNS]]
             samples.append((step, _draw(pipeline, layers, prompts, True, params, report)))
@@ -104,6 +104,12 @@ def _train(
     return tuple(history), samples
 
 
+def _all_steps(params: StyleParams, images: Images) -> int:
+    """Of training, and of drawing afterwards."""
+    of = params.evaluation
+    return params.steps + 4 * of.steps * -(-len(of.prompts or images.captions) * of.n_per_prompt // of.batch)
+
+
 def _draw(
     pipeline: _diffusion.Pipeline,
     layers: _lora.Layers,
@@ -111,16 +117,30 @@ def _draw(
     adapted: bool,
     params: StyleParams,
     report: Report,
+    row: int = 0,
 ) -> Tensor:
-    """One picture of each prompt, with a noise of its own that is the same whatever is on."""
+    """One picture of each prompt, with a noise of its own that is the same whatever is on.
+
+    ``row`` of the evaluation's four: where its progress begins. 0: nothing is told.
+    """
     of = params.evaluation
     layers.use({NAME: 1.0} if adapted else {})
     seeds = [report.seed * 1_000_003 % (1 << 31) + number for number in range(len(prompts))]
     size = (params.resolution, params.resolution) if params.resolution else None
-    parts = []
+    batches = -(-len(prompts) // of.batch)
+    parts: list[Tensor] = []
+
+    def tell(done: int, _: Tensor) -> None:
+        at = ((row - 1) * batches + len(parts)) * of.steps + done
+        if row:
+            report.progress(params.steps + at, params.steps + 4 * batches * of.steps)
+
     for start in range(0, len(prompts), of.batch):
         some = slice(start, start + of.batch)
-        parts.append(pipeline.draw(prompts[some], seeds=seeds[some], steps=of.steps, guidance=of.guidance, size=size))
+        drawn = pipeline.draw(
+            prompts[some], seeds=seeds[some], steps=of.steps, guidance=of.guidance, size=size, tell=tell
+        )
+        parts.append(drawn)
     layers.use({NAME: 1.0}, train=(NAME,))
     return torch.cat(parts)
 
@@ -140,14 +160,15 @@ def _evaluated(
     contents = [one for one in of.contents for _ in range(of.n_per_prompt)]
     metrics: list[Metric] = []
     rows: list[tuple[str, Tensor]] = []
-    for split, adapted, suffix in (
+    four = (
         ("style prompt", True, True),
         ("plain prompt", True, False),
         ("base, style prompt", False, True),
         ("base, plain prompt", False, False),
-    ):
+    )
+    for row, (split, adapted, suffix) in enumerate(four, 1):
         prompts = [styled(one, params.suffix) for one in plain] if suffix else plain
-        pixels = _draw(pipeline, layers, prompts, adapted, params, report)
+        pixels = _draw(pipeline, layers, prompts, adapted, params, report, row)
         rows.append((split, pixels))
         if judge is not None:
             metrics += judged(judge, pixels, split, of.style, of.plain_style, contents)

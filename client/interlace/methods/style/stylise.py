@@ -25,11 +25,9 @@ def run(model: Any, params: StyliseParams, report: Report) -> StyliseResult:
     with _diffusion.opened(model, report) as pipeline, adapted(pipeline, report, params.adapter, NAME) as layers:
         images = images.resized(params.resolution or int(pipeline.unet.config.sample_size) * pipeline.pixels)
         start, on, total = _planned(pipeline, params)
-        parts, done = [], 0
+        parts = []
         for rows in torch.arange(len(images)).split(params.batch):
-            parts.append(_redrawn(pipeline, layers, images.some(rows.tolist()), start, params, report, done))
-            done += len(rows)
-            report.progress(done, len(images))
+            parts.append(_redrawn(pipeline, layers, images, rows.tolist(), start, params, report))
             if report.stopping:
                 break
         if layers is not None:
@@ -66,15 +64,16 @@ def _on(t: float, params: StyliseParams) -> bool:
 def _redrawn(
     pipeline: _diffusion.Pipeline,
     layers: _lora.Layers | None,
-    images: Images,
+    given: Images,
+    rows: list[int],
     start: int,
     params: StyliseParams,
     report: Report,
-    done: int,
 ) -> Tensor:
+    images = given.some(rows)
     latents = pipeline.encode_images(images.pixels).mean
     prompts = pipeline.encode_prompts([styled(one, params.suffix) for one in images.captions])
-    seeds = [report.seed * 1_000_003 % (1 << 31) + done + number for number in range(len(images))]
+    seeds = [report.seed * 1_000_003 % (1 << 31) + row for row in rows]
     noise = pipeline.noise(seeds, (images.pixels.shape[1], images.pixels.shape[2]))
     guided = pipeline.guided(prompts, params.guidance)
 
@@ -83,9 +82,14 @@ def _redrawn(
             layers.use({NAME: params.scale} if _on(float(t), params) else {})
         return guided(noisy, t)
 
-    return pipeline.decode(
-        pipeline.denoise(predict, noise, steps=params.steps, latents=latents, start=start, seed=seeds[0])
-    )
+    left = params.steps - start
+    before, of = rows[0] // params.batch * left, -(-len(given) // params.batch) * left
+
+    def tell(done: int, _: Tensor) -> None:
+        report.progress(before + done, of)
+
+    made = pipeline.denoise(predict, noise, steps=params.steps, latents=latents, start=start, seed=seeds[0], tell=tell)
+    return pipeline.decode(made)
 
 
 def _metrics(before: Tensor, after: Tensor, judge: Judge | None, params: StyliseParams) -> tuple[Metric, ...]:
