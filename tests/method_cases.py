@@ -218,6 +218,7 @@ CASES: dict[str, list[Case]] = {
                 "neutral": PROMPTS,
                 "scales": [1.0],
                 "controls": 1,
+                "write": 2,
             }
         )
     ],
