@@ -82,14 +82,14 @@ def test_the_second_loss_keeps_plain_prompts_plain(pipeline_model: Any, tmp_path
     style: dict[float, tuple[float, float]] = {}
     for lambda_ in (0.0, 50.0):
         notebook = Notebook(tmp_path / str(lambda_), bar=False)
-        params = StyleParams(images="-", crop=1, batch=4, lr=1e-2, preserve_lambda=lambda_)
+        params = StyleParams(images="-", crop=1, batch=8, lr=1e-2, preserve_lambda=lambda_)
         with (
             _diffusion.opened(pipeline_model, notebook) as pipeline,
             _lora.attached(pipeline.unet, {NAME: _lora.Wish(1, None, TARGETS["all_up"])}) as layers,
         ):
             trainer = Trainer(pipeline, layers, examples(pipeline, framed(), params), params, 0)
             first = trainer.held(notebook)
-            for _ in range(12):
+            for _ in range(8):
                 trainer.step()
             last = trainer.held(notebook)
         assert first[1] == 0
