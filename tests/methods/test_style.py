@@ -1,5 +1,6 @@
 """Promise: a style is learned from a few examples, the second loss keeps plain prompts plain, and the gate is kept."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -171,8 +172,6 @@ def test_what_is_wrong_is_named(changes: dict[str, Any], sentence: str) -> None:
 @pytest.mark.gpu
 def test_on_a_stable_diffusion(tmp_path: Path) -> None:
     """The published settings on a pipeline of full size, whose folder or repo id is in STABLE_DIFFUSION."""
-    import os
-
     source = os.environ.get("STABLE_DIFFUSION")
     if not source or not torch.cuda.is_available():
         pytest.skip("STABLE_DIFFUSION names no pipeline (its repo id or folder), or there is no GPU")
