@@ -2,9 +2,9 @@
 
     python benchmarks/methods/attribution.py [--seeds 1 2 3] [--picture FILE] [--json FILE]
 
-For each seed `customize.style` learns a style from eight drawings (60 updates, lambda 0). Candidates are those eight, 24
-drawings of the same style that taught nothing, and 48 plain ones. Queries are four pictures that the customised model
-draws with the suffix; controls are four that the bare model draws without it. Under a minute of one core for a seed.
+For each seed `customize.style` learns a style from eight drawings (60 updates, lambda 0). Candidates are those eight,
+24 drawings of the same style that taught nothing, and 48 plain ones. Queries are four pictures that the customised
+model draws with the suffix; controls are four that the bare model draws without it. Under a minute of one core a seed.
 
 Three things must be told apart, and the claims do: that exemplars are found among plain pictures (pixels do so, too),
 that they are found among their like (a plain loss, which knows no query, may do as well), and that it is the query that

@@ -30,7 +30,8 @@ from claims import Claim, judged, written
 from nnsight.modeling.diffusion import DiffusionModel
 
 from interlace.methods import _diffusion, find
-from interlace.methods.base import Result
+from interlace.methods._judge import Judge
+from interlace.methods.base import Opened, Result
 from interlace.methods.notebook import Notebook, run
 
 STYLE, SHAPES, SEEN = "framed", ("square", "triangle", "cross", "ring"), ("square", "ring", "triangle")
@@ -113,9 +114,6 @@ def one_seed(model: Any, judge: tuple[Any, ...], seed: int, folder: Path, pictur
 
 def made_judge(model: Any, folder: Path) -> tuple[tuple[Any, ...], dict[str, float]]:
     """The classifier, and how often it is right on drawings of its own seed, through the autoencoder too."""
-    from interlace.methods._judge import Judge
-    from interlace.methods.base import Opened
-
     with _diffusion.opened(model, Notebook(folder, bar=False)) as pipeline:
         made = drawn_shapes.judge(pipeline, n=1500, steps=600)
         held = drawn_shapes.draw(200, 77, drawn_shapes.STYLES)

@@ -89,7 +89,7 @@ def test_a_report_of_captions(pipeline_model: Any, tmp_path: Path) -> None:
 
 def test_a_classifier_as_an_artifact(pipeline_model: Any, tmp_path: Path) -> None:
     notebook = Notebook(tmp_path, bar=False)
-    probe = notebook.artifact(*drawn_shapes.judge(n=400, steps=120))
+    probe = notebook.artifact(*drawn_shapes.judge(n=300, steps=100))
     drawn = drawn_shapes.draw(24, 9, ("plain", "framed"))
     by = {"scorer": "probe", "probe": probe}
     image = {"by": by, "concepts": [{"name": "framed", "threshold": 0.5}, {"name": "content/ring", "threshold": 2.0}]}

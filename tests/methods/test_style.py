@@ -1,5 +1,6 @@
 """Promise: a style is learned from a few examples, the second loss keeps plain prompts plain, and the gate is kept."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -82,14 +83,14 @@ def test_the_second_loss_keeps_plain_prompts_plain(pipeline_model: Any, tmp_path
     style: dict[float, tuple[float, float]] = {}
     for lambda_ in (0.0, 50.0):
         notebook = Notebook(tmp_path / str(lambda_), bar=False)
-        params = StyleParams(images="-", crop=1, batch=4, lr=1e-2, preserve_lambda=lambda_)
+        params = StyleParams(images="-", crop=1, batch=8, lr=1e-2, preserve_lambda=lambda_)
         with (
             _diffusion.opened(pipeline_model, notebook) as pipeline,
             _lora.attached(pipeline.unet, {NAME: _lora.Wish(1, None, TARGETS["all_up"])}) as layers,
         ):
             trainer = Trainer(pipeline, layers, examples(pipeline, framed(), params), params, 0)
             first = trainer.held(notebook)
-            for _ in range(12):
+            for _ in range(8):
                 trainer.step()
             last = trainer.held(notebook)
         assert first[1] == 0
@@ -171,8 +172,6 @@ def test_what_is_wrong_is_named(changes: dict[str, Any], sentence: str) -> None:
 @pytest.mark.gpu
 def test_on_a_stable_diffusion(tmp_path: Path) -> None:
     """The published settings on a pipeline of full size, whose folder or repo id is in STABLE_DIFFUSION."""
-    import os
-
     source = os.environ.get("STABLE_DIFFUSION")
     if not source or not torch.cuda.is_available():
         pytest.skip("STABLE_DIFFUSION names no pipeline (its repo id or folder), or there is no GPU")
