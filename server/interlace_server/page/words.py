@@ -1,8 +1,6 @@
 """How the pages write numbers and moments."""
 
-import json
 import time
-from typing import Any
 
 _UNITS = ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
 NOTHING = "–"
@@ -50,8 +48,3 @@ def number(value: float | int | str | bool | None) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-
-
-def pretty(value: Any) -> str:
-    """JSON for people."""
-    return json.dumps(value, indent=2, ensure_ascii=False)
