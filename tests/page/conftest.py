@@ -10,6 +10,8 @@ import pytest
 from browsing import Keyed, Looking, Shown, keyed_gateway
 from playwright.sync_api import Browser
 
+_TALLEST = 1000  # of what a picture shows of a page, in its own dots
+
 
 @pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
@@ -44,6 +46,8 @@ def shown() -> Shown:
 
     def shown(name: str, looking: Looking) -> None:
         if folder:
-            looking.page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
+            wide, tall = looking.page.evaluate("[innerWidth, document.documentElement.scrollHeight]")
+            clip: Any = {"x": 0, "y": 0, "width": wide, "height": min(tall, _TALLEST)}
+            looking.page.screenshot(path=Path(folder) / f"{name}.png", full_page=True, clip=clip)
 
     return shown
