@@ -19,7 +19,8 @@ from interlace_state.store import State, open_state
 
 _T = TypeVar("_T")
 Look = Callable[..., "Looking"]
-Shown = Callable[[str, "Looking"], None]
+#: A name, a window and, if it is not the usual one, how much of the page's height is shown.
+Shown = Callable[..., None]
 PATIENCE = 60_000  # milliseconds: the machine may be busy
 PHONE = {"width": 360, "height": 740}
 DESK = {"width": 1200, "height": 800}

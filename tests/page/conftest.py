@@ -44,10 +44,10 @@ def shown() -> Shown:
     """Writes a picture of a page for the documentation, where that is asked for."""
     folder = os.environ.get("SCREENSHOTS")
 
-    def shown(name: str, looking: Looking) -> None:
+    def shown(name: str, looking: Looking, tallest: int = _TALLEST) -> None:
         if folder:
             wide, tall = looking.page.evaluate("[innerWidth, document.documentElement.scrollHeight]")
-            clip: Any = {"x": 0, "y": 0, "width": wide, "height": min(tall, _TALLEST)}
+            clip: Any = {"x": 0, "y": 0, "width": wide, "height": min(tall, tallest)}
             looking.page.screenshot(path=Path(folder) / f"{name}.png", full_page=True, clip=clip)
 
     return shown

@@ -115,7 +115,7 @@ def test_a_card_its_lineage_and_its_citation(keyed: Keyed, lake: dict[str, Artif
     }
     assert boxes[lake["first"].id]["x"] < boxes[lake["second"].id]["x"] < boxes[both.id]["x"]  # type: ignore[index]
     looking.check()
-    shown("lake-card", looking)
+    shown("lake-card", looking, 2400)
     page.get_by_role("button", name="Copy the artifact").click()
     page.get_by_role("button", name="Copied").wait_for()
     assert page.evaluate("navigator.clipboard.readText()") == f"artifact:{both.id}"

@@ -151,7 +151,7 @@ def test_the_logit_lens(
     assert float(corner.split()[2]) == pytest.approx(exp(best[5, 8][5]), rel=5e-3)
     assert next(row[:3] for row in cells(page))[1:3] == ["F", "1"]
     looking.check()
-    shown("playground-lens", looking)
+    shown("playground-lens", looking, 2400)
     assert copied(page, "#client-code")["result"] == result
     assert (tmp_path / "lens.png").stat().st_size > 5000
     # As somebody would who copies it: the clipboard's text, in a Python of its own.
@@ -188,7 +188,7 @@ def test_a_causal_trace(
     clean, drowned = result.table("prompts").rows[0][3:5]
     assert f"{clean:.2f}, and {drowned:.2f}" in page.locator("#played [role=status]").inner_text()
     looking.check()
-    shown("playground-trace", looking)
+    shown("playground-trace", looking, 2400)
     own = copied(page, "#nnsight-code")
     torch.testing.assert_close(own["back"].T, effects, atol=1e-3, rtol=1e-3)
 
@@ -209,7 +209,7 @@ def test_a_patch_between_two_prompts(
     assert "A is answered with “Europe”, B with “Asia”" in page.locator("#played [role=status]").inner_text()
     assert "has nothing beside it" in page.locator("#played").inner_text()
     looking.check()
-    shown("playground-patch", looking)
+    shown("playground-patch", looking, 2400)
     own = copied(page, "#nnsight-code")
     expected = torch.tensor([row[4] for row in result.table("effects").rows]).view(2, 6, 9)
     torch.testing.assert_close(own["effects"], expected, atol=1e-4, rtol=1e-4)
@@ -236,7 +236,7 @@ def test_steering(
     assert wrote[0.0].startswith(" Europe")
     assert wrote[2.0].startswith(" Asia")
     looking.check()
-    shown("playground-steer", looking)
+    shown("playground-steer", looking, 2400)
     own = copied(page, "#nnsight-code")
     for scale in (1.0, 2.0):
         assert own["margins"][scale] - own["margins"][0.0] == pytest.approx(effects[scale], abs=1e-3)
@@ -271,7 +271,7 @@ def test_a_denoising_strip_and_a_style(
     assert slider.get_attribute("aria-valuetext") == "style at 0.5"
     assert page.locator(".slides li:visible img").get_attribute("alt") == "How strong the style is: style at 0.5"
     looking.check()
-    shown("playground-denoise", looking)
+    shown("playground-denoise", looking, 2400)
     assert [one.weight for one in copied(page, "#client-code")["result"].pictures if one.step == 3] == [0.0, 0.5, 1.0]
 
 
@@ -297,7 +297,7 @@ def test_on_a_phone_by_keyboard_and_what_is_wrong_is_said(
     assert page.locator("#played b").count() == 0
     looking.fits()
     looking.check()
-    shown("playground-phone", looking)
+    shown("playground-phone", looking, 2400)
 
 
 def test_a_job_that_fails_one_that_is_cancelled_and_one_of_another_tenant(
