@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import drawn_shapes
 import tiny
 import tiny_diffusion
 import torch
@@ -46,6 +47,23 @@ def _labelled() -> Artifact:
 _SHORT = {"layer": 1, "steps": 12, "batch": 8, "buffer": 40, "model_batch": 3, "d_sae": 24, "lr": 1e-3, "lr_warmup": 2}
 _TRAINED = {**_SHORT, "sparsity_warmup": 3, "normalize": True}
 _ANNEALED = {"type": "p_anneal", "weight": 0.1, "anneal_start": 2}
+
+
+def _edit() -> Artifact:
+    """Of one projection of gpt2-tiny."""
+    dice = torch.Generator().manual_seed(1)
+    tensors = {"0.u": torch.randn(256, generator=dice) * 0.3, "0.lambda": torch.randn(64, generator=dice) * 0.3}
+    entry = {"layer": 1, "site": "mlp_out", "form": "rank_one"}
+    return "edit", tensors, {"format": 1, "model_type": "gpt2", "edits": [entry]}
+
+
+def _checkpoint() -> Artifact:
+    """A checkpoint of gpt2-tiny's architecture that shares nothing with it."""
+    dice = torch.Generator().manual_seed(2)
+    module = tiny._gpt2()
+    tensors = {name: torch.randn(one.shape, generator=dice) * 0.02 for name, one in module.named_parameters()}
+    return "weights", tensors, {"model_type": "gpt2"}
+
 
 PROMPTS = ["The Eiffel Tower is located in the city of", "The Colosseum is in"]
 
@@ -113,6 +131,19 @@ _ROME: dict[str, Any] = {
     "steps": 3,
     "filter_known": False,
 }
+
+
+def _drawn(n: int, seed: int, style: str = "plain") -> Callable[[], Artifact]:
+    """Images of shapes, for methods on a pipeline that draws them."""
+    return lambda: ("images", *drawn_shapes.draw(n, seed, (style,)).images.pack())
+
+
+def _lora() -> Artifact:
+    """On one layer of the bundled pipeline."""
+    path, dice = "unet.up_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k", torch.Generator().manual_seed(0)
+    factors = {"A": torch.randn(2, 64, generator=dice), "B": torch.randn(96, 2, generator=dice)}
+    return "diffusers-lora", {f"{path}.lora_{name}.weight": one for name, one in factors.items()}, {}
+
 
 CASES: dict[str, list[Case]] = {
     "lens.logit@1": [
@@ -250,6 +281,7 @@ CASES: dict[str, list[Case]] = {
                 "neutral": PROMPTS,
                 "scales": [1.0],
                 "controls": 1,
+                "write": 2,
             }
         )
     ],
@@ -282,5 +314,78 @@ CASES: dict[str, list[Case]] = {
     ],
     "denoise.strip@1": [
         Case({"prompt": "a large red circle", "steps": 3, "show": [0, 2, 3]}, seed=4, model=tiny_diffusion.SHAPES)
+    ],
+    "lake.sketch@1": [Case({"title": "as it is"})],
+    "lake.recover@1": [Case({}, {"models": _edit})],
+    "lake.compare@1": [
+        Case({"probes": PROMPTS}, {"other": _edit, "sae": _mirror}),
+        Case({"probes": PROMPTS}, {"other": _checkpoint}),
+    ],
+    "lake.attribute@1": [Case({"outputs": [{"prompt": PROMPTS[0], "text": " Paris is"}] * 3}, {"candidates": _edit})],
+    "images.filter@1": [
+        Case(
+            {
+                "text": {"phrases": ["ring", "cross"]},
+                "image": {
+                    "by": {"scorer": "denoiser", "levels": [0.5], "draws": 1},
+                    "concepts": [{"name": "a large red square", "threshold": 1.0}],
+                },
+            },
+            {"images": _drawn(6, 1)},
+            model=tiny_diffusion.SHAPES,
+        )
+    ],
+    "customize.pair@1": [
+        Case(
+            {
+                "subject": "a large red sks square",
+                "suffix": "in vex style",
+                "content_rank": 2,
+                "style_rank": 3,
+                "content_steps": 1,
+                "joint_steps": 2,
+                "grad_accum": 2,
+                "samples": {"prompts": ["a large blue ring"], "every": 2, "steps": 2},
+            },
+            {"images": _drawn(2, 0)},
+            seed=3,
+            model=tiny_diffusion.SHAPES,
+        )
+    ],
+    "customize.generate@1": [
+        Case(
+            {"prompts": ["a large blue ring"], "per_prompt": 2, "steps": 3, "guidance": 3, "batch": 2},
+            seed=3,
+            model=tiny_diffusion.SHAPES,
+        )
+    ],
+    "customize.style@1": [
+        Case(
+            {
+                "steps": 2,
+                "batch": 2,
+                "sample_every": 2,
+                "evaluation": {"prompts": ["a large red cross"], "n_per_prompt": 1, "steps": 2, "guidance": 3},
+            },
+            {"images": _drawn(3, 2, "framed")},
+            seed=5,
+            model=tiny_diffusion.SHAPES,
+        )
+    ],
+    "images.stylise@1": [
+        Case(
+            {"steps": 5, "gate_t": 500, "batch": 1},
+            {"images": _drawn(2, 3), "adapter": _lora},
+            seed=2,
+            model=tiny_diffusion.SHAPES,
+        )
+    ],
+    "attribute.images@1": [
+        Case(
+            {"query_draws": 4, "fisher_draws": 1, "times": 2, "batch": 4, "top": 2, "known": [1], "members": [0]},
+            {"queries": _drawn(2, 4), "candidates": _drawn(4, 5), "controls": _drawn(1, 6), "adapter": _lora},
+            seed=1,
+            model=tiny_diffusion.SHAPES,
+        )
     ],
 }

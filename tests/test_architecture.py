@@ -23,6 +23,7 @@ LONGEST_README = 25  # lines
 READS_ENVIRONMENT = {
     "interlace/_client.py",  # a notebook's: NDIF_HOST and NDIF_API_KEY, as nnsight reads them
     "interlace_server/__main__.py",
+    "interlace_server/page/drawing.py",  # sets a name for numpy, in a process of its own
     "interlace_workers/placer.py",
     "interlace_workers/runtimes/replica_process.py",
     "interlace_workers/zygote.py",

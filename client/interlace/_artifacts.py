@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from interlace import _env
 from interlace._http import Http, path, read
 from interlace.methods.base import Opened
 from interlace.protocol.artifact import CONFIG, FILES, AdapterRef, Artifact, ArtifactKind, ArtifactList
@@ -117,9 +118,14 @@ class Artifacts:
             raise InterlaceError(f"Artifact {found.id} has the hash {found.hash}, not {hash_}.")
         return found
 
-    def download(self, artifact: Artifact | str, folder: Path | str) -> Path:
-        """Fetch an artifact's files into a folder, which PEFT or diffusers can load; a file that broke off goes on."""
+    def download(self, artifact: Artifact | str, folder: Path | str, *, layout: ArtifactKind | None = None) -> Path:
+        """Fetch an artifact's files into a folder, which PEFT or diffusers can load; a file that broke off goes on.
+
+        ``layout``: `peft` or `diffusers-lora`, for a LoRA that shall lie in the other's files: the same numbers.
+        """
         found, folder = self.get(artifact), Path(folder)
+        if layout not in (None, found.kind):
+            return self._relaid(self.open(found), folder, str(layout))
         folder.mkdir(parents=True, exist_ok=True)
         for file in found.files:
             target = folder / file.name
@@ -130,16 +136,36 @@ class Artifacts:
                 raise InterlaceError(f"{file.name} of artifact {found.id} came damaged; fetch it again.")
         return folder
 
+    def _relaid(self, opened: Opened, folder: Path, layout: str) -> Path:
+        """Raises InvalidRequest for what has no other layout."""
+        ways = {("diffusers-lora", "peft"): "as_peft", ("peft", "diffusers-lora"): "as_diffusers"}
+        way = ways.get((opened.kind, layout))
+        if way is None:
+            raise InvalidRequest(f"A {opened.kind} artifact has no layout {layout!r}; LoRAs have peft, diffusers-lora.")
+        tensors, config = getattr(import_module("interlace.methods._lora"), way)(opened.tensors, opened.config)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, data in import_module("interlace.methods._files").laid_out(layout, tensors, config).items():
+            (folder / name).write_bytes(data)
+        return folder
+
     def delete(self, artifact: Artifact | str) -> None:
         """Remove an artifact for good."""
         self._http.ask("DELETE", path(_ROOT, _id(artifact)))
 
-    def apply(self, model: Any, artifact: Artifact | str) -> Artifact:
+    def apply(
+        self, model: Any, artifact: Artifact | str, *, weight: float = 1.0, t_max: float | None = None
+    ) -> Artifact:
         """Have remote requests of a nnsight model run with an adapter: as `peft=` does, and its modules have paths.
 
-        `model.load_adapter(None)` takes it off. With local weights the adapter is on here, too.
+        `model.load_adapter(None)` takes it off. With local weights the adapter is on here, too. A diffusion pipeline
+        takes several, each with a weight, and from timestep ``t_max`` down if that is given; `take_off` takes them off,
+        and here nothing is loaded.
         """
         found = self.get(artifact)
+        if hasattr(model, "pipeline") and not hasattr(model, "load_adapter"):
+            bound = {} if t_max is None else {"t_max": t_max}
+            _env.add(model, "lora", _env.of_lora(found.ref, {"weight": weight, **bound}))
+            return found
         if found.kind != "peft":
             raise InvalidRequest(f"Artifact {found.id} is a {found.kind}; `apply` takes a peft artifact.")
         with tempfile.TemporaryDirectory() as folder:
@@ -151,6 +177,10 @@ class Artifacts:
             model.load_adapter(folder)
         model.peft = found.ref
         return found
+
+    def take_off(self, model: Any) -> None:
+        """Have remote requests of a diffusion pipeline run without what `apply` has put on."""
+        _env.clear(model, "lora")
 
 
 def _id(artifact: Artifact | str) -> str:

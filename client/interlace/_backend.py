@@ -11,6 +11,7 @@ from nnsight.modeling.mixins.remotable import Remotable
 from nnsight.schema.request import RequestModel
 from nnsight.schema.response import ResponseModel, Status
 
+from interlace._env import of_lora
 from interlace._errors import JobFailed
 from interlace._jobs import RunningJob, Value
 from interlace._payload import serialize
@@ -50,12 +51,12 @@ class Backend(RemoteBackend):  # type: ignore[misc]
         on_value: Callable[[Value], object] | None,
         stream: bool | None,
         verbose: bool,
-        lora: Mapping[str, float] | None = None,
+        lora: Mapping[str, float | Mapping[str, float]] | None = None,
         edits: Sequence[str] = (),
     ) -> None:
         env = dict(model._remoteable_get_env())
         if lora:
-            env["lora"] = [{"adapter": name, "weight": weight} for name, weight in lora.items()]
+            env["lora"] = [*env.get("lora", ()), *(of_lora(name, said) for name, said in lora.items())]
         if edits:
             env["edits"] = [*env.get("edits", ()), *edits]
         super().__init__(model.to_model_key(), host=client.url, env=env, blocking=blocking, verbose=verbose)

@@ -75,7 +75,7 @@ class Client:
         on_value: Callable[[Value], object] | None = None,
         stream: bool | None = None,
         verbose: bool = False,
-        lora: Mapping[str, float] | None = None,
+        lora: Mapping[str, float | Mapping[str, float]] | None = None,
         edits: Sequence[Artifact | str] = (),
     ) -> "Backend":
         """A backend for `model.trace(..., backend=client.on(model))`, `model.session(...)` and `model.generate(...)`.
@@ -83,9 +83,12 @@ class Client:
         Blocking, it waits as `remote=True` does, and calls ``on_value`` with each value that comes meanwhile. Otherwise
         its `job` is the `RunningJob`, once the block is over. ``stream``: whether what inner traces and steps save
         shall come as soon as they are over; by default if it is not blocking or there is a callback. What
-        `interlace.stream` hands over always comes. Errors are nnsight's `RemoteError`. ``lora``: what a diffusion
-        pipeline shall have loaded, as weights by adapter (`Artifact.ref`, a hub id, a path of the server). ``edits``:
-        artifacts of the kinds `edit` and `peft` that are on for this request, as additions that touch no weight.
+        `interlace.stream` hands over always comes. Errors are nnsight's `RemoteError`.
+
+        ``lora``: what a diffusion pipeline shall have loaded, as weights by adapter (`Artifact.ref`, a hub id, a path
+        of the server); in place of a weight also `{"weight": 1.0, "t_max": 800}`: on at those timesteps only.
+        ``edits``: artifacts of the kinds `edit` and `peft` that are on for this request, as additions that touch no
+        weight.
         """
         # nnsight, and with it torch, is for those who trace.
         backend: Backend = import_module("interlace._backend").Backend(

@@ -124,9 +124,13 @@ class Lake:
         )
 
     def recover(self, entries: Sequence[_Named], *, model: str, follow: bool = True, **params: Any) -> Result:
-        """Find which of some weights came of which, beside a hosted model: a job of `lake.recover`."""
-        nodes = [{"artifact": self._artifacts.get(self._id(one)).ref} for one in entries]
-        return self._client.run("lake.recover", model=model, params={"nodes": nodes, **params}, follow=follow)
+        """Find which of some weights came of which, beside a hosted model: a job of `lake.recover`.
+
+        When each was made is not told by itself, for an upload is no birth: say `times=[...]` where it is known.
+        """
+        found = [self._artifacts.get(self._id(one)) for one in entries]
+        said = {"models": [one.ref for one in found], **params}
+        return self._client.run("lake.recover", model=model, params=said, follow=follow)
 
     def attribute(
         self, outputs: Sequence[Mapping[str, str]], entries: Sequence[_Named], *, model: str, follow: bool = True

@@ -93,6 +93,8 @@ def for_clients(config: Config, url: str, *, keyed: bool) -> list[str]:
         f'  in a notebook: import os; os.environ.update(NDIF_HOST="{base}", HF_ENDPOINT="{base}/hf")',
         f"  in a shell:    export NDIF_HOST={base} HF_ENDPOINT={base}/hf",
     ]
+    if config.page.enabled:
+        lines.append(f"  in a browser:  {base}/")
     if config.gateway.public_url is None and host in ("0.0.0.0", "::"):
         lines.append(f"  on other machines, with this one's name in place of {urlsplit(base).hostname}")
     if keyed:

@@ -8,7 +8,7 @@ from interlace.protocol.errors import AdapterRefused
 from interlace_state.adapters_config import AdaptersConfig
 from interlace_state.models import ModelCard
 
-#: The kinds that a wrapper's models take.
+#: The kinds that a wrapper's models take; a pipeline's LoRA may also lie in PEFT's files.
 TAKES: dict[str, ArtifactKind] = {"TransformersModel": "peft", "DiffusionModel": "diffusers-lora"}
 
 
@@ -40,7 +40,7 @@ def check_policy(ref: AdapterRef, config: AdaptersConfig) -> None:
 
 def check_base(artifact: Artifact, wanted: Wanted, card: ModelCard) -> None:
     """Raises AdapterRefused for an artifact of another kind, or that was made for another model."""
-    if artifact.kind != wanted.kind:
+    if artifact.kind != wanted.kind and (wanted.kind, artifact.kind) != ("diffusers-lora", "peft"):
         raise AdapterRefused(f"Artifact {artifact.id} is a {artifact.kind}; expected a {wanted.kind} here.")
     _check_made_for(artifact, wanted.ref, card)
 

@@ -55,6 +55,13 @@ def test_a_difference_of_means_turns_answers_and_random_directions_do_not(tmp_pa
         said = model._module(input_ids=ids).logits[0, -1].argmax()
     assert model.tokenizer.decode([said]) == "object0"
 
+    assert [table.name for table in result.tables] == ["scales"]
+    written = run(STEER, model, _params(pairs, scales=[2], write=1), report).table("texts").rows
+    prompts = [one["prompt"] for one in _params(pairs)["prompts"]]
+    assert [row[:2] for row in written] == [(scale, prompt) for scale in (0, 2) for prompt in prompts]
+    assert {row[2] for row in written if row[0] == 0} == {"object1"}
+    assert [row[2] for row in written if row[1] == prompt] == ["object1", "object0"]
+
     again = run(STEER, model, _params(pairs, positive=None, negative=None, direction=result.artifacts[0]), report)
     assert again.table("scales") == result.table("scales")
     assert model._module.transformer.h[1]._forward_hooks.keys() == model._module.transformer.h[0]._forward_hooks.keys()

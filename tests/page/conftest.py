@@ -10,8 +10,10 @@ import pytest
 from browsing import Keyed, Looking, Shown, keyed_gateway
 from playwright.sync_api import Browser
 
+_TALLEST = 1000  # of what a picture shows of a page, in its own dots
 
-@pytest.fixture(scope="module")
+
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     with browsing.launched() as browser:
         yield browser
@@ -42,8 +44,10 @@ def shown() -> Shown:
     """Writes a picture of a page for the documentation, where that is asked for."""
     folder = os.environ.get("SCREENSHOTS")
 
-    def shown(name: str, looking: Looking) -> None:
+    def shown(name: str, looking: Looking, tallest: int = _TALLEST) -> None:
         if folder:
-            looking.page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
+            wide, tall = looking.page.evaluate("[innerWidth, document.documentElement.scrollHeight]")
+            clip: Any = {"x": 0, "y": 0, "width": wide, "height": min(tall, tallest)}
+            looking.page.screenshot(path=Path(folder) / f"{name}.png", full_page=True, clip=clip)
 
     return shown

@@ -115,7 +115,7 @@ def test_a_card_its_lineage_and_its_citation(keyed: Keyed, lake: dict[str, Artif
     }
     assert boxes[lake["first"].id]["x"] < boxes[lake["second"].id]["x"] < boxes[both.id]["x"]  # type: ignore[index]
     looking.check()
-    shown("lake-card", looking)
+    shown("lake-card", looking, 2400)
     page.get_by_role("button", name="Copy the artifact").click()
     page.get_by_role("button", name="Copied").wait_for()
     assert page.evaluate("navigator.clipboard.readText()") == f"artifact:{both.id}"
@@ -140,6 +140,11 @@ def test_two_side_by_side(keyed: Keyed, lake: dict[str, Artifact], look: Look, s
     assert page.get_by_role("link", name=found.ancestors[0].label).count() >= 1
     looking.check()
     shown("lake-compare", looking)
+    page.get_by_role("button", name="Measure it by a job").click()
+    page.wait_for_url("**/page/jobs/*")
+    with interlace.connect(keyed.gateway.url, keyed.ours) as client:
+        job = client.cancel(page.url.rpartition("/")[2])
+    assert (job.method or "").startswith("lake.compare@")
 
 
 def test_an_owner_changes_tags_and_deletes(keyed: Keyed, lake: dict[str, Artifact], look: Look) -> None:

@@ -2,8 +2,12 @@
 
 import contextlib
 import io
+import os
 import re
 import runpy
+import subprocess
+import sys
+from ast import literal_eval
 from collections.abc import Callable, Iterator
 from math import exp
 from pathlib import Path
@@ -101,7 +105,7 @@ def copied(
         file = tmp_path / "copied.py"
         # Nothing here reaches the hub, or the gateway's, by another process's settings: the skeleton is the asset's.
         for name, folder in SOURCES.items():
-            text = re.sub(rf"Model\('{name}'", f"Model({str(folder)!r}", text)
+            text = re.sub(rf"Model\(\"{name}\"", f"Model({str(folder)!r}", text)
         file.write_text(text)
         said = io.StringIO()
         with contextlib.redirect_stdout(said):
@@ -147,13 +151,23 @@ def test_the_logit_lens(
     assert float(corner.split()[2]) == pytest.approx(exp(best[5, 8][5]), rel=5e-3)
     assert next(row[:3] for row in cells(page))[1:3] == ["F", "1"]
     looking.check()
-    shown("playground-lens", looking)
+    shown("playground-lens", looking, 2400)
     assert copied(page, "#client-code")["result"] == result
     assert (tmp_path / "lens.png").stat().st_size > 5000
-    own = copied(page, "#nnsight-code")
-    for layer, says in enumerate(own["says"]):
-        found = [best[layer, at][5] for at in range(9)]
-        assert says.values.tolist() == pytest.approx(found, abs=1e-4)
+    # As somebody would who copies it: the clipboard's text, in a Python of its own.
+    page.get_by_role("button", name="Copy").last.click()
+    page.get_by_role("button", name="Copied").wait_for()
+    text = page.evaluate("navigator.clipboard.readText()")
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "NDIF_"))}
+    environ |= {"NDIF_API_KEY": key, "HF_HOME": str(tmp_path)}
+    file = tmp_path / "theirs.py"
+    file.write_text(text)
+    done = subprocess.run([sys.executable, str(file)], capture_output=True, text=True, timeout=240, env=environ)
+    assert done.returncode == 0, done.stderr
+    for layer, line in enumerate(done.stdout.splitlines()[-6:]):
+        words, chances = literal_eval(line.partition(" ")[2].replace("] [", "], ["))
+        assert words == [best[layer, at][4] for at in range(9)]
+        assert chances == pytest.approx([exp(best[layer, at][5]) for at in range(9)], abs=1e-4)
 
 
 def test_a_causal_trace(
@@ -174,7 +188,7 @@ def test_a_causal_trace(
     clean, drowned = result.table("prompts").rows[0][3:5]
     assert f"{clean:.2f}, and {drowned:.2f}" in page.locator("#played [role=status]").inner_text()
     looking.check()
-    shown("playground-trace", looking)
+    shown("playground-trace", looking, 2400)
     own = copied(page, "#nnsight-code")
     torch.testing.assert_close(own["back"].T, effects, atol=1e-3, rtol=1e-3)
 
@@ -195,7 +209,7 @@ def test_a_patch_between_two_prompts(
     assert "A is answered with “Europe”, B with “Asia”" in page.locator("#played [role=status]").inner_text()
     assert "has nothing beside it" in page.locator("#played").inner_text()
     looking.check()
-    shown("playground-patch", looking)
+    shown("playground-patch", looking, 2400)
     own = copied(page, "#nnsight-code")
     expected = torch.tensor([row[4] for row in result.table("effects").rows]).view(2, 6, 9)
     torch.testing.assert_close(own["effects"], expected, atol=1e-4, rtol=1e-4)
@@ -222,7 +236,7 @@ def test_steering(
     assert wrote[0.0].startswith(" Europe")
     assert wrote[2.0].startswith(" Asia")
     looking.check()
-    shown("playground-steer", looking)
+    shown("playground-steer", looking, 2400)
     own = copied(page, "#nnsight-code")
     for scale in (1.0, 2.0):
         assert own["margins"][scale] - own["margins"][0.0] == pytest.approx(effects[scale], abs=1e-3)
@@ -257,7 +271,7 @@ def test_a_denoising_strip_and_a_style(
     assert slider.get_attribute("aria-valuetext") == "style at 0.5"
     assert page.locator(".slides li:visible img").get_attribute("alt") == "How strong the style is: style at 0.5"
     looking.check()
-    shown("playground-denoise", looking)
+    shown("playground-denoise", looking, 2400)
     assert [one.weight for one in copied(page, "#client-code")["result"].pictures if one.step == 3] == [0.0, 0.5, 1.0]
 
 
@@ -283,10 +297,12 @@ def test_on_a_phone_by_keyboard_and_what_is_wrong_is_said(
     assert page.locator("#played b").count() == 0
     looking.fits()
     looking.check()
-    shown("playground-phone", looking)
+    shown("playground-phone", looking, 2400)
 
 
-def test_a_job_that_fails_and_one_of_another_tenant(server: running.Running, key: str, look: Look) -> None:
+def test_a_job_that_fails_one_that_is_cancelled_and_one_of_another_tenant(
+    server: running.Running, key: str, look: Look
+) -> None:
     looking = look(server.url)
     page = looking.sign_in(key, "/page/playground/patch")
     for name in "ab":
@@ -296,6 +312,14 @@ def test_a_job_that_fails_and_one_of_another_tenant(server: running.Running, key
     assert "the same tokens" in page.locator("#played .problem").inner_text()
     looking.check()
     address = page.url
+    page.goto("/page/playground/denoise")
+    page.locator("#field-steps").fill("200")
+    page.get_by_role("button", name="Run").click()
+    page.get_by_role("status").filter(has_text=re.compile(r"Step \d+ of 200")).wait_for()
+    looking.check()
+    page.get_by_role("button", name="Cancel").click()
+    page.get_by_text(re.compile(r"Cancelled after \d+ of 200 steps")).wait_for()
+    assert page.locator(".strip img").count() >= 1
     other = look(server.url)
     other.sign_in(key_for(server, "lab-b"), "/page/playground")
     answer = other.page.goto(address)

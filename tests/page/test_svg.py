@@ -10,7 +10,7 @@ import torch
 
 from interlace.protocol.errors import InvalidArtifact
 from interlace_server.page.grids import grids_of
-from interlace_server.page.svg import MOST_CELLS, Cell, heat_map, line_chart, shortened
+from interlace_server.page.svg import MOST_CELLS, MOST_ROWS, Cell, Table, heat_map, line_chart, shortened
 
 
 def test_a_heat_map() -> None:
@@ -50,6 +50,13 @@ def test_a_line_chart() -> None:
     assert places[0][1] > places[1][1]
     with pytest.raises(ValueError, match="nothing to draw"):
         line_chart({"one": [(nan, 1)]}, says="", x="", y="")
+
+
+def test_a_long_table_says_what_it_leaves_out() -> None:
+    short = Table("rows", ("n",), [(1,)])
+    assert short.bounded() is short
+    long = Table("rows", ("n",), [(number,) for number in range(MOST_ROWS + 1)]).bounded()
+    assert (long.caption, len(long.rows)) == ("rows: the first 2,000 of 2,001 rows", MOST_ROWS)
 
 
 def test_labels_show_blanks() -> None:

@@ -1,5 +1,6 @@
 """LoRAs of a diffusion pipeline: loaded from bytes in memory, as diffusers loads them from a folder."""
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,18 +11,20 @@ import safetensors.torch
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from nnsight.modeling.diffusion import DiffusionModel
-from peft import LoraConfig, get_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from interlace.protocol.artifact import wanted
-from interlace.protocol.errors import AdapterRefused
+from interlace.methods import _lora
+from interlace.methods._files import laid_out, opened
+from interlace.protocol.artifact import AdapterRef, Wanted, wanted
+from interlace.protocol.errors import AdapterRefused, InvalidRequest
 from interlace_workers.adapters import seal
-from interlace_workers.child import environment
+from interlace_workers.child import environment, lora
 from interlace_workers.child.model import HostedModel
 from interlace_workers.order import Order
 
 WORDS = ["<|startoftext|>", "<|endoftext|>", "a</w>", "b</w>", "a", "b"]
-FILE = "pytorch_lora_weights.safetensors"
+FILE, PEFT_FILE = "pytorch_lora_weights.safetensors", "adapter_model.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +89,9 @@ def draw(model: Any) -> torch.Tensor:
 
 
 def hosted(model: Any) -> HostedModel:
-    return HostedModel(model, model._remoteable_persistent_objects(), threads=1, n_params=0, size_bytes=0)
+    return HostedModel(
+        model, model._remoteable_persistent_objects(), threads=1, n_params=0, size_bytes=0, is_pipeline=True
+    )
 
 
 def prepare(model: Any, loras: Mapping[str, tuple[bytes, float]]) -> HostedModel:
@@ -156,3 +161,116 @@ def test_metadata_that_is_no_json(folder: Path, model: Any, tmp_path: Path) -> N
     data = safetensors.torch.save(tensors, {"lora_adapter_metadata": "[" * 100_000})
     with pytest.raises(AdapterRefused, match="is no JSON object"):
         prepare(model, {"lab/1": (data, 1.0)})
+
+
+def test_peft_files_draw_as_diffusers_files(folder: Path, model: Any, tmp_path: Path) -> None:
+    """One LoRA in both layouts: the same numbers there and back, the same pictures."""
+    pipeline = local(folder).pipeline
+    torch.manual_seed(1)
+    config = LoraConfig(r=4, lora_alpha=12, target_modules=["to_q", "to_v"], init_lora_weights=False)
+    pipeline.unet.add_adapter(config)
+    layers = get_peft_model_state_dict(pipeline.unet)
+    pipeline.save_lora_weights(tmp_path, unet_lora_layers=layers, unet_lora_adapter_metadata=config.to_dict())
+    data = (tmp_path / FILE).read_bytes()
+    known = opened("diffusers-lora", {FILE: data}, "")
+    tensors, said = _lora.as_peft(known.tensors, known.config)
+    back, metadata = _lora.as_diffusers(tensors, said)
+    assert back.keys() == known.tensors.keys()
+    assert all(torch.equal(back[key], one) for key, one in known.tensors.items())
+    assert metadata[_lora.METADATA] == known.config[_lora.METADATA] | {"unet.inference_mode": True}
+    again, _ = _lora.as_peft(back, metadata)
+    assert all(torch.equal(again[key], one) for key, one in tensors.items())
+    bare = draw(model)
+    prepare(model, {"lab/1": (data, 0.5)})
+    expected = draw(model)
+    lora.unload(model)
+    torch.testing.assert_close(draw(model), bare, rtol=0, atol=0)
+    files = laid_out("peft", tensors, said)
+    config_bytes, weights = files["adapter_config.json"], files["adapter_model.safetensors"]
+    sealed = seal(Wanted(AdapterRef("lab/1", "hub"), "peft", 0.5), config_bytes, weights)
+    order = Order(compress=False, adapters=(sealed.adapter,))
+    environment.prepare(hosted(model), order, [os.dup(sealed.file.fileno())])
+    torch.testing.assert_close(draw(model), expected, rtol=0, atol=0)
+    assert not torch.equal(expected, bare)
+    assert peft_loads(tmp_path / "peft", files, local(folder).pipeline.unet)
+
+
+def peft_loads(target: Path, files: Mapping[str, bytes], module: Any) -> bool:
+    """Whether PEFT itself takes the files, key for key."""
+    target.mkdir()
+    for name, data in files.items():
+        (target / name).write_bytes(data)
+    model = PeftModel.from_pretrained(module, str(target))
+    there = get_peft_model_state_dict(model)
+    return all(torch.equal(there[key], one) for key, one in safetensors.torch.load_file(target / PEFT_FILE).items())
+
+
+def seen(model: Any, loras: Mapping[str, tuple[bytes, Any]]) -> list[tuple[float, torch.Tensor]]:
+    """(t, what the denoiser gave) of each step of a run with these LoRAs."""
+    env = {"lora": [{"adapter": name, **said} for name, (_, said) in loras.items()]}
+    sealed = [seal(one, b"", loras[one.ref.text][0]) for one in wanted(env)]
+    order = Order(compress=False, env=env, adapters=tuple(one.adapter for one in sealed))
+    environment.prepare(hosted(model), order, [os.dup(one.file.fileno()) for one in sealed])
+    how = {"seed": 3, "num_inference_steps": 4, "height": 16, "width": 16, "output_type": "latent"}
+    found = []
+    with model.generate("a b", **how) as tracer:
+        steps = [].save()
+        for _ in tracer.iter[:4]:
+            steps.append((model.unet.inputs[0][1], model.unet.output[0].detach()))
+    for t, noise in steps:
+        found.append((float(t), noise))
+    lora.unload(model)
+    return found
+
+
+def test_a_schedule_in_t(folder: Path, model: Any, tmp_path: Path) -> None:
+    """Until its time has come a LoRA leaves no trace, to the bit; from then on it is the whole of it."""
+    data = made(local(folder).pipeline, tmp_path, 1)
+    tensors = {key: one for key, one in safetensors.torch.load(data).items() if key.startswith("unet.")}
+    data = safetensors.torch.save(tensors)
+    bare = seen(model, {})
+    late = seen(model, {"lab/1": (data, {"weight": 2.0, "t_max": 500})})
+    for (t, noise), (_, plain) in zip(late, bare, strict=True):
+        if t > 500:
+            assert torch.equal(noise, plain), t
+        else:
+            assert not torch.allclose(noise, plain, atol=1e-3), t
+    assert {t > 500 for t, _ in late} == {True, False}
+    never = seen(model, {"lab/1": (data, {"weight": 2.0, "t_min": 5000})})
+    always = seen(model, {"lab/1": (data, {"weight": 2.0, "t_min": 0})})
+    for (_, plain), (_, off), (_, on) in zip(bare, never, always, strict=True):
+        assert torch.equal(plain, off)
+        assert not torch.allclose(plain, on, atol=1e-3)
+    assert all(torch.equal(one, other) for (_, one), (_, other) in zip(bare, seen(model, {}), strict=True))
+
+
+def test_one_that_was_made_for_other_weights_is_refused(folder: Path, model: Any, tmp_path: Path) -> None:
+    tensors = safetensors.torch.load(made(local(folder).pipeline, tmp_path, 1))
+    here = _lora.digest(model.pipeline.unet)
+    for base in (here, "0" * 64):
+        said = {_lora.OURS: json.dumps({"base_sha256": base})}
+        data = safetensors.torch.save(tensors, said)
+        if base == here:
+            prepare(model, {"lab/1": (data, 1.0)})
+            assert _lora.digest(model.pipeline.unet) == here  # its layers are no part of it
+            lora.unload(model)
+        else:
+            with pytest.raises(AdapterRefused, match=r"made for a denoiser whose weights .* 0000000000000000\.\.\."):
+                prepare(model, {"lab/1": (data, 1.0)})
+    with torch.no_grad():
+        model.pipeline.unet.conv_in.bias[0] += 1e-3
+    assert _lora.digest(model.pipeline.unet) != here
+
+
+@pytest.mark.parametrize(
+    ("entry", "sentence"),
+    [
+        ({"adapter": "lab/1", "t_max": "late"}, r"`env.lora\[0\].t_max` is late"),
+        ({"adapter": "lab/1", "t_min": -1}, r"`env.lora\[0\].t_min` is -1"),
+        ({"adapter": "lab/1", "t": 3}, "of which all but the first may be left out"),
+        ({"adapter": "lab/1", "weight": True}, r"`env.lora\[0\].weight` is True"),
+    ],
+)
+def test_what_an_entry_may_say(entry: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InvalidRequest, match=sentence):
+        wanted({"lora": [entry]})

@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import LocalEntryNotFoundError
@@ -95,6 +96,7 @@ class Adapters:
         if asked.ref.place == "artifact":
             artifact = await self._state.artifacts.named(asked.ref, tenant)
             check_base(artifact, asked, card)
+            asked = replace(asked, kind=artifact.kind)  # of a pipeline's LoRA there are two
             identity: _Identity = ("artifact", artifact.id)
             if (found := self._cached(identity, asked)) is not None:
                 return found
@@ -115,7 +117,7 @@ class Adapters:
         if (found := self._cache.get(identity)) is None:
             return None
         self._cache.move_to_end(identity)
-        return replace(found, adapter=replace(found.adapter, name=asked.ref.text, weight=asked.weight))
+        return replace(found, adapter=replace(found.adapter, **_wished(asked)))
 
     def _keep(self, sealed: Sealed) -> Sealed:
         self._cache[sealed.identity] = sealed
@@ -205,7 +207,13 @@ class Adapters:
 
 def seal(asked: Wanted, config: bytes, weights: bytes, identity: _Identity = ()) -> Sealed:
     """An adapter as bytes that can be read by whoever has a descriptor, and changed by nobody."""
-    return seal_bytes(Adapter(asked.kind, asked.ref.text, len(config), asked.weight), [config, weights], identity)
+    adapter = Adapter(asked.kind, config_bytes=len(config), **_wished(asked))
+    return seal_bytes(adapter, [config, weights], identity)
+
+
+def _wished(asked: Wanted) -> dict[str, Any]:
+    """What a request says of an adapter, whatever it is."""
+    return {"name": asked.ref.text, "weight": asked.weight, "t_min": asked.t_min, "t_max": asked.t_max}
 
 
 def seal_bytes(adapter: Adapter, parts: Sequence[bytes], identity: _Identity) -> Sealed:

@@ -55,6 +55,9 @@ class Adapter:
     #: Bytes of the configuration; a safetensors file follows at once.
     config_bytes: int
     weight: float = 1.0
+    #: Of a pipeline's LoRA: the timesteps at which it is on.
+    t_min: float | None = None
+    t_max: float | None = None
     #: What it is there for: to be attached, to be on as an addition, to be opened by a method, to go on from.
     use: Use = "adapter"
 

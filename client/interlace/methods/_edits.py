@@ -123,6 +123,20 @@ def read(model: Any, opened: Sequence[Opened]) -> list[Edit]:
     return edits
 
 
+def deltas(model: Any, edits: Sequence[Edit]) -> dict[str, Tensor]:
+    """What edits would add to the weights of a model, by the parameters' names. Raises InvalidArtifact."""
+    found: dict[str, Tensor] = {}
+    for one in _placed(unwrapped(model), edits):
+        where, weight = one.projection, one.projection.module.weight
+        delta = torch.zeros(weight.shape, dtype=torch.float32)
+        # GPT-2's own modules hold the transpose.
+        rows = delta.mT if type(where.module).__name__ == "Conv1D" else delta
+        rows[slice(None) if where.part is None else where.part] += (one.up.float() @ one.down.float()).detach().cpu()
+        path = f"{where.path}.weight"
+        found[path] = found[path] + delta if path in found else delta
+    return found
+
+
 def pack(edits: Sequence[Edit], model: Any, **more: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and configuration of an ``edit`` artifact for a model; ``more`` goes into the configuration."""
     tensors: dict[str, Tensor] = {}

@@ -221,6 +221,9 @@ class Wanted:
     ref: AdapterRef
     kind: ArtifactKind
     weight: float = 1.0
+    #: Of a pipeline's LoRA: the timesteps at which it is on, both in; None: no bound.
+    t_min: float | None = None
+    t_max: float | None = None
 
 
 def wanted(env: dict[str, Any]) -> tuple[Wanted, ...]:
@@ -230,13 +233,24 @@ def wanted(env: dict[str, Any]) -> tuple[Wanted, ...]:
         found.append(Wanted(AdapterRef.parse(env["peft"], "env.peft"), "peft"))
     for number, one in enumerate(_listed(env.get("lora"))):
         field = f"env.lora[{number}]"
-        if not isinstance(one, dict) or not {"adapter"} <= one.keys() <= {"adapter", "weight"}:
-            raise InvalidRequest(f'`{field}` is {str(one)[:64]}; expected {{"adapter": NAME, "weight": 1.0}}.')
-        weight = one.get("weight", 1.0)
-        if type(weight) not in (int, float) or not -_MOST_WEIGHT <= weight <= _MOST_WEIGHT:
-            raise InvalidRequest(f"`{field}.weight` is {str(weight)[:32]}; expected a number up to {_MOST_WEIGHT:g}.")
-        found.append(Wanted(AdapterRef.parse(one["adapter"], f"{field}.adapter"), "diffusers-lora", float(weight)))
+        if not isinstance(one, dict) or not {"adapter"} <= one.keys() <= {"adapter", "weight", "t_min", "t_max"}:
+            raise InvalidRequest(
+                f'`{field}` is {str(one)[:64]}; expected {{"adapter": NAME, "weight": 1.0, "t_min": 0, "t_max": 800}}, '
+                "of which all but the first may be left out."
+            )
+        weight = _number(one.get("weight", 1.0), f"{field}.weight", -_MOST_WEIGHT, _MOST_WEIGHT)
+        bounds = [
+            None if one.get(name) is None else _number(one[name], f"{field}.{name}", 0.0, _MOST_T)
+            for name in ("t_min", "t_max")
+        ]
+        found.append(Wanted(AdapterRef.parse(one["adapter"], f"{field}.adapter"), "diffusers-lora", weight, *bounds))
     return tuple(found)
+
+
+def _number(value: object, field: str, least: float, most: float) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= most:
+        raise InvalidRequest(f"`{field}` is {str(value)[:32]}; expected a number from {least:g} to {most:g}.")
+    return float(value)
 
 
 def read_of(env: dict[str, Any]) -> tuple[AdapterRef, ...]:
@@ -272,6 +286,8 @@ def edit_ref(text: object, field: str) -> AdapterRef:
 
 
 _MOST_WEIGHT = 1000.0
+#: A timestep; schedulers count to 1,000.
+_MOST_T = 100_000.0
 _MOST_LORAS = 8
 
 

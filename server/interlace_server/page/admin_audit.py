@@ -31,4 +31,4 @@ async def audit(
         )
         for line in lines
     ]
-    return page(request, "admin_audit.html", rows=rows, text=text, tab="audit", path=gateway.state.audit.path)
+    return page(request, "admin_audit.html", rows=rows, text=text, tab="audit")

@@ -5,6 +5,7 @@ where memory and time are bounded, and the gateway waits for no more than bytes.
 """
 
 import io
+import os
 import resource
 import sys
 
@@ -18,6 +19,7 @@ _DOTS = 110  # an inch
 
 def main() -> int:
     """0 with a PNG on stdout; else a sentence on stderr."""
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # each thread would take some of it
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     resource.setrlimit(resource.RLIMIT_CPU, (_SECONDS, _SECONDS))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -22,7 +22,10 @@ _SECONDS = 60.0  # of wall time, for a picture
 _AT_A_TIME = 2
 _KEPT = 64  # pictures
 _MOST_BYTES = 4 << 20  # of one
-_MOST_ROWS = 200  # of a table, that a page shows
+#: What a page shows of a result: more would keep others waiting while it is written out.
+_MOST_TABLES, _MOST_METRICS, _MOST_ROWS, _MOST_CELLS = 20, 200, 200, 20_000
+_LONGEST = 300  # characters of a cell
+_LONGEST_PARAMS = 20_000  # characters
 
 
 class NoPicture(InterlaceError):
@@ -38,10 +41,12 @@ class Given:
 
     envelope: Envelope
     metrics: list[Metric]
-    #: Cut at 200 rows.
+    #: Cut to what a page shows.
     tables: list[Table]
     #: How many rows each table has.
     rows: list[int]
+    #: As JSON, cut.
+    params: str
     draws: bool
 
 
@@ -60,8 +65,18 @@ def _read(data: bytes) -> Given | None:
         tables = [Table.model_validate(one) for one in envelope.result.get("tables", ())]
     except (ValidationError, TypeError):
         return None
-    shown = [table.model_copy(update={"rows": table.rows[:_MOST_ROWS]}) for table in tables]
-    return Given(envelope, metrics, shown, [len(table.rows) for table in tables], _draws(envelope.provenance.method))
+    shown = [_cut(table, _MOST_CELLS // len(tables[:_MOST_TABLES])) for table in tables[:_MOST_TABLES]]
+    params = json.dumps(envelope.provenance.params, indent=2, ensure_ascii=False)[:_LONGEST_PARAMS]
+    rows = [len(table.rows) for table in tables]
+    return Given(envelope, metrics[:_MOST_METRICS], shown, rows, params, _draws(envelope.provenance.method))
+
+
+def _cut(table: Table, cells: int) -> Table:
+    """The first rows and columns, as many as fit into so many cells, with texts that are not too long."""
+    columns = table.columns[:_MOST_ROWS]
+    rows = table.rows[: min(_MOST_ROWS, max(1, cells // max(1, len(columns))))]
+    short = [[one[:_LONGEST] if isinstance(one, str) else one for one in row[: len(columns)]] for row in rows]
+    return table.model_copy(update={"columns": columns, "rows": short})
 
 
 def _draws(method: str) -> bool:

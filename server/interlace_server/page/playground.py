@@ -5,7 +5,7 @@ import base64
 import binascii
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
@@ -36,6 +36,8 @@ _ToolName = Annotated[str, Path(max_length=32)]
 _JobId = Annotated[str, Path(pattern=r"^[0-9a-f]{32}$")]
 _LONGEST_PICTURE = 3 << 20  # bytes
 _MOST_CHOICES = 100
+_MOST_TEXTS, _LONGEST_TEXT = 64, 4000  # characters
+_MOST_PICTURES = 128
 _PNG = b"\x89PNG\r\n\x1a\n"
 #: What a tool may trip over in numbers that are not what its method gives.
 _STRANGE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
@@ -270,7 +272,11 @@ async def _extra(gateway: Gateway, caller: Caller, tool: Tool, envelope: Envelop
 
 def _drawn(tool: Tool, envelope: Envelope, asked: Asked, extra: Extra) -> Drawn:
     """Raises whatever comes of numbers that are not what the method gives."""
-    return tool.drawn(result_of(envelope, find(tool.method).result), asked, extra)
+    found = tool.drawn(result_of(envelope, find(tool.method).result), asked, extra)
+    if len(found.texts) > _MOST_TEXTS or sum(len(strip.pictures) for strip in found.strips) > _MOST_PICTURES:
+        raise ValueError("more than a page holds")
+    figures = [replace(one, table=one.table.bounded()) for one in found.figures]
+    return replace(found, figures=figures, texts=[(label, text[:_LONGEST_TEXT]) for label, text in found.texts])
 
 
 def _filled(tool: Tool, asked: Asked) -> dict[str, str]:
@@ -290,15 +296,16 @@ async def _codes(request: Request, gateway: Gateway, caller: Caller, tool: Tool,
         return []
     url = gateway.public_url(request)
     alone = [one.key.repo_id for one in cards].count(card.key.repo_id) == 1
-    codes = [
-        Code("client-code", "The job that ran", _call(tool, played, card.key.repo_id if alone else card.key.slug, url))
-    ]
+    codes = []
     try:
+        call = _call(tool, played, card.key.repo_id if alone else card.key.slug, url)
+        codes.append(Code("client-code", "The job that ran", call))
         own = tool.trace(card, played.asked, played.seed)
-    except _STRANGE:
-        own = None
-    if own is not None:
-        codes.append(Code("nnsight-code", "The same in stock nnsight", own.replace("= URL", f"= {json.dumps(url)}")))
+        if own is not None:
+            own = own.replace("= URL", f"= {json.dumps(url)}")
+            codes.append(Code("nnsight-code", "The same in stock nnsight", own))
+    except _STRANGE:  # another version's parameters
+        return codes
     return codes
 
 

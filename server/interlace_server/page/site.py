@@ -56,8 +56,7 @@ def install(app: FastAPI) -> None:
     )
     templates.globals |= {"static": static_files.address, "version": __version__}
     templates.filters |= {
-        name: getattr(words, name)
-        for name in ("moment", "machine_moment", "duration", "size", "number", "pretty", "plain")
+        name: getattr(words, name) for name in ("moment", "machine_moment", "duration", "size", "number", "plain")
     }
     entries = [module.NAV for module in PAGES if hasattr(module, "NAV")]
     app.state.site = Site(templates, tuple(sorted(entries, key=lambda one: one.order)))

@@ -11,6 +11,8 @@ from math import isfinite
 from markupsafe import Markup, escape
 
 MOST_CELLS = 6000
+MOST_ROWS = 2000
+_MOST_POINTS = 2000
 _CHARACTER = 7.3  # pixels of one, at the size that is used
 _LONGEST = 18  # characters of a label
 _ROW = 26
@@ -34,6 +36,14 @@ class Table:
     caption: str
     columns: Sequence[str]
     rows: Sequence[Sequence[float | int | str | bool | None]]
+
+    def bounded(self) -> "Table":
+        """With no more rows than a page holds; the caption says so."""
+        if len(self.rows) <= MOST_ROWS:
+            return self
+        return Table(
+            f"{self.caption}: the first {MOST_ROWS:,} of {len(self.rows):,} rows", self.columns, self.rows[:MOST_ROWS]
+        )
 
 
 @dataclass(frozen=True)
@@ -94,6 +104,8 @@ def line_chart(
     points = [point for line in series.values() for point in line if all(map(isfinite, point))]
     if not points:
         raise ValueError("there is nothing to draw")
+    if len(points) > _MOST_POINTS:
+        raise ValueError(f"{len(points)} points; at most {_MOST_POINTS} are drawn")
     across, up = _span([one for one, _ in points]), _span([*(one for _, one in points), 0.0])
     left, top, wide, high = 70.0, 12.0, 420.0, 220.0
     parts = [_opened((left + wide + 120, top + high + 46), says)]

@@ -55,8 +55,3 @@ def number(value: float | int | str | bool | None) -> str:
 def plain(value: Any) -> str:
     """A recorded value: a text as it is, anything else as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def pretty(value: Any) -> str:
-    """JSON for people."""
-    return json.dumps(value, indent=2, ensure_ascii=False)

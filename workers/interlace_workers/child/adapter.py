@@ -19,7 +19,7 @@ from peft.functional import cast_adapter_dtype
 from interlace.protocol.adapter import parse_config
 from interlace.protocol.errors import AdapterRefused
 from interlace_workers.child import lora
-from interlace_workers.child.lora import Lora, out_of_memory
+from interlace_workers.child.lora import out_of_memory
 from interlace_workers.child.model import HostedModel, persistent_of
 from interlace_workers.child.opened import read
 from interlace_workers.order import Adapter
@@ -38,10 +38,10 @@ def apply(model: HostedModel, adapters: Sequence[Adapter], fds: Sequence[int]) -
     loras = []
     for adapter, fd in attached:
         config, header, tensors = read(adapter, fd)
-        if adapter.kind == "peft":
+        if not model.is_pipeline and adapter.kind == "peft":
             attach(tree, adapter.name, config, tensors)
         else:
-            loras.append(Lora(adapter, tensors, header.metadata))
+            loras.append(lora.of(adapter, config, header.metadata, tensors))
     lora.load(tree, loras)
     return replace(model, persistent=persistent_of(tree))
 

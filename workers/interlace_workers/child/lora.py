@@ -1,6 +1,8 @@
 """Load LoRAs into this process's own copy of a diffusers pipeline, from tensors that are in memory.
 
-As `pipeline.load_lora_weights(FOLDER)` does, each under a name of its own, then `set_adapters` with their weights.
+As `pipeline.load_lora_weights(FOLDER)` does, each under a name of its own, then `set_adapters` with their weights. One
+that has a schedule is on at some timesteps only: before each pass of the denoiser its weight is set, or 0, with which
+the layers give the base model's values to the bit.
 """
 
 import json
@@ -12,8 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft.tuners.lora import LoraLayer
 
-from interlace.protocol.errors import AdapterRefused
+from interlace.methods._files import said_of
+from interlace.methods._lora import OURS, as_diffusers, digest
+from interlace.protocol.adapter import parse_config
+from interlace.protocol.errors import AdapterRefused, InvalidRequest
 from interlace_workers.order import Adapter
 
 #: Under this name in a file's metadata, `save_lora_weights` keeps what it must know of ranks and scales.
@@ -32,11 +38,20 @@ class Lora:
     metadata: Mapping[str, str]
 
 
+def of(adapter: Adapter, config: bytes, metadata: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> Lora:
+    """A LoRA out of its files, in diffusers' layout or PEFT's."""
+    if adapter.kind != "peft":
+        return Lora(adapter, tensors, metadata)
+    renamed, said = as_diffusers(tensors, parse_config(config))
+    return Lora(adapter, renamed, {name: json.dumps(one) for name, one in said.items()})
+
+
 def load(model: Any, loras: Sequence[Lora]) -> None:
     """Load LoRAs into a nnsight DiffusionModel. Raises AdapterRefused unless every tensor has its place."""
     if not loras:
         return
     pipeline = model.pipeline
+    _check_base(pipeline, loras)
     known = set(model._module.modules())
     names = [f"lora_{number}" for number in range(len(loras))]
     for name, lora in zip(names, loras, strict=True):
@@ -52,6 +67,7 @@ def load(model: Any, loras: Sequence[Lora]) -> None:
             ) from None
         _check(pipeline, name, lora)
     pipeline.set_adapters(names, [lora.adapter.weight for lora in loras])
+    _gate(pipeline, dict(zip(names, (lora.adapter for lora in loras), strict=True)))
     for one in model._module.modules():
         if one not in known:
             one.train(model._module.training)
@@ -61,9 +77,62 @@ def load(model: Any, loras: Sequence[Lora]) -> None:
 def unload(model: Any) -> None:
     """Take every LoRA out of a nnsight DiffusionModel; nothing else has any."""
     pipeline: Any = getattr(model, "pipeline", None)
+    if (gate := _gates.pop(id(pipeline), None)) is not None:
+        gate.remove()
     if hasattr(pipeline, "unload_lora_weights") and pipeline.get_list_adapters():
         pipeline.unload_lora_weights()
         model._update(model._module)
+
+
+def _check_base(pipeline: Any, loras: Sequence[Lora]) -> None:
+    """Raises AdapterRefused where a LoRA names the weights that it was made for, and the denoiser has others."""
+    named = [(lora, said_of(lora.metadata).get(OURS)) for lora in loras]
+    stated = [(lora, said["base_sha256"]) for lora, said in named if isinstance(said, dict) and "base_sha256" in said]
+    if not stated:
+        return
+    here = digest(_denoiser(pipeline))
+    for lora, base in stated:
+        if base != here:
+            raise AdapterRefused(
+                f"Adapter {lora.adapter.name} was made for a denoiser whose weights have the SHA-256 "
+                f"{str(base)[:16]}..., and this one's have {here[:16]}...: it would draw something, and not what it "
+                "learned. It may be another model, or the same in another `dtype`."
+            )
+
+
+def _denoiser(pipeline: Any) -> Any:
+    return getattr(pipeline, "unet", None) or pipeline.transformer
+
+
+#: By the id of a pipeline: what sets weights before each pass of its denoiser.
+_gates: dict[int, Any] = {}
+
+
+def _gate(pipeline: Any, adapters: Mapping[str, Adapter]) -> None:
+    """Have each adapter that has bounds on at the timesteps within them only. Raises InvalidRequest."""
+    bounded = {name: one for name, one in adapters.items() if (one.t_min, one.t_max) != (None, None)}
+    if not bounded:
+        return
+    if not hasattr(pipeline.scheduler, "alphas_cumprod"):
+        raise InvalidRequest(
+            f"`t_min` and `t_max` of `env.lora` are for denoisers that are told a timestep; a "
+            f"{type(pipeline.scheduler).__name__} goes by noise levels."
+        )
+    denoiser = _denoiser(pipeline)
+    layers = [layer for layer in denoiser.modules() if isinstance(layer, LoraLayer)]
+    now: dict[str, float] = {}
+
+    def before(_: Any, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+        t = float(torch.as_tensor(args[1] if len(args) > 1 else options["timestep"]).max())
+        for name, one in bounded.items():
+            on = (one.t_min is None or t >= one.t_min) and (one.t_max is None or t <= one.t_max)
+            weight = one.weight if on else 0.0
+            if now.get(name) != weight:
+                now[name] = weight
+                for layer in layers:
+                    layer.set_scale(name, weight)
+
+    _gates[id(pipeline)] = denoiser.register_forward_pre_hook(before, with_kwargs=True)
 
 
 def out_of_memory(error: Exception) -> bool:

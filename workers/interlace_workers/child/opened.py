@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from interlace.methods._files import said_of
 from interlace.methods.base import Opened
 from interlace.protocol.adapter import parse_object
 from interlace.protocol.kinds import longest_config
@@ -55,8 +56,9 @@ def read(adapter: Adapter, fd: int) -> tuple[bytes, Header, dict[str, torch.Tens
 
 def opened(adapter: Adapter, fd: int) -> Opened:
     """An artifact, read. Its descriptor is closed."""
-    config, _, tensors = read(adapter, fd)
-    said = parse_object(config, adapter.name, longest_config(adapter.kind)) if config else {}
+    config, header, tensors = read(adapter, fd)
+    longest = longest_config(adapter.kind)
+    said = parse_object(config, adapter.name, longest) if config else said_of(header.metadata)
     return Opened(adapter.kind, tensors, said, adapter.name)
 
 

@@ -14,6 +14,7 @@ from interlace_state.models import ModelCard
 Form = Mapping[str, str]
 #: Parameters of a method, as JSON has them.
 Asked = dict[str, Any]
+_WIDTH = 88  # characters of a line of code
 
 
 @dataclass(frozen=True)
@@ -125,15 +126,19 @@ def result_of(envelope: Envelope, type_: type[Result]) -> Result:
 
 def written(value: Any) -> str:
     """A value as Python writes it, over several lines where it is long."""
-    short = repr(value)
-    if len(short) < 88 or not isinstance(value, dict | list | tuple) or not value:
-        return short
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)  # with the quotes that people use
+    if not isinstance(value, dict | list | tuple) or not value:
+        return repr(value)
     if isinstance(value, dict):
-        inner = [f"{key!r}: {written(one)}" for key, one in value.items()]
+        inner = [f"{written(key)}: {written(one)}" for key, one in value.items()]
     else:
         inner = [written(one) for one in value]
-    body = ",\n".join(inner).replace("\n", "\n    ")
     opening, closing = "{}" if isinstance(value, dict) else "[]"
+    short = opening + ", ".join(inner) + closing
+    if len(short) < _WIDTH and "\n" not in short:
+        return short
+    body = ",\n".join(inner).replace("\n", "\n    ")
     return f"{opening}\n    {body},\n{closing}"
 
 

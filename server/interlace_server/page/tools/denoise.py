@@ -2,7 +2,19 @@
 
 from interlace.methods.denoise.spec import StripResult
 from interlace.protocol.errors import InvalidRequest
-from interlace_server.page.tools.base import Asked, Drawn, Extra, Field, Form, Strip, Tool, numbers, text, whole
+from interlace_server.page.tools.base import (
+    Asked,
+    Drawn,
+    Extra,
+    Field,
+    Form,
+    Strip,
+    Tool,
+    numbers,
+    text,
+    whole,
+    written,
+)
 from interlace_state.models import ModelCard
 
 _CODE = """import os
@@ -80,7 +92,7 @@ def _trace(card: ModelCard, asked: Asked, seed: int) -> str | None:
     if asked.get("adapter"):
         return None  # several runs, each with an adapter's weight: the client's call is the shorter one
     how = {"num_inference_steps": asked["steps"], "guidance_scale": asked["guidance"], "seed": seed}
-    return _CODE.format(model=repr(card.key.repo_id), how=how, prompt=repr(asked["prompt"]))
+    return _CODE.format(model=written(card.key.repo_id), how=written(how), prompt=written(asked["prompt"]))
 
 
 _WEIGHTS = "0, 0.25, 0.5, 0.75, 1"

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from interlace_server.page.tools.base import written
 from interlace_state.models import ModelCard
 
 
@@ -39,7 +40,7 @@ def opened(card: ModelCard, *imports: str) -> str:
         'import os\n\nos.environ["NDIF_HOST"] = URL  # and your key: os.environ["NDIF_API_KEY"]\n'
         'os.environ["HF_ENDPOINT"] = URL + "/hf"  # tokenizers and configurations of what is hosted there\n\n'
         f"{more}from nnsight import TransformersModel\n\n"
-        f'model = TransformersModel({card.key.repo_id!r}, task="text-generation"'
-        + (f", revision={card.key.revision!r}" if card.key.revision != "main" else "")
+        f'model = TransformersModel({written(card.key.repo_id)}, task="text-generation"'
+        + (f", revision={written(card.key.revision)}" if card.key.revision != "main" else "")
         + ")\n"
     )

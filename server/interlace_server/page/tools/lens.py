@@ -5,7 +5,7 @@ from typing import Any
 
 from interlace.methods.lens.spec import LensResult
 from interlace_server.page.svg import Cell, Figure, Table, heat_map, shortened
-from interlace_server.page.tools.base import Asked, Drawn, Extra, Field, Form, Tool, text
+from interlace_server.page.tools.base import Asked, Drawn, Extra, Field, Form, Tool, text, written
 from interlace_server.page.tools.families import names_of, opened
 from interlace_state.models import ModelCard
 
@@ -76,7 +76,7 @@ def _trace(card: ModelCard, asked: Asked, seed: int) -> str | None:
     names = names_of(card)
     if names is None:
         return None
-    code = _CODE.format(prompt=repr(asked["prompts"][0]), blocks=names.blocks, head=names.head, norm=names.norm)
+    code = _CODE.format(prompt=written(asked["prompts"][0]), blocks=names.blocks, head=names.head, norm=names.norm)
     return opened(card) + code
 
 

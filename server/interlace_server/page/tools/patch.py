@@ -4,7 +4,7 @@ from typing import Any
 
 from interlace.methods.patch.spec import PatchResult
 from interlace_server.page.svg import Cell, Figure, Table, heat_map, shortened
-from interlace_server.page.tools.base import Asked, Drawn, Extra, Field, Form, Tool, text
+from interlace_server.page.tools.base import Asked, Drawn, Extra, Field, Form, Tool, text, written
 from interlace_server.page.tools.families import names_of, opened
 from interlace_state.models import ModelCard
 
@@ -99,12 +99,12 @@ def _trace(card: ModelCard, asked: Asked, seed: int) -> str | None:
         return None
     said = [asked.get("answer_a"), asked.get("answer_b")]
     tokens = [
-        f'model.tokenizer(" " + {word!r}).input_ids[0]' if word else f"int({last}.argmax())"
+        f"model.tokenizer({written(f' {word}')}).input_ids[0]" if word else f"int({last}.argmax())"
         for word, last in zip(said, ("last_a", "last_b"), strict=True)
     ]
     code = _CODE.format(
-        a=repr(asked["a"]),
-        b=repr(asked["b"]),
+        a=written(asked["a"]),
+        b=written(asked["b"]),
         first=tokens[0],
         second=tokens[1],
         blocks=names.blocks,

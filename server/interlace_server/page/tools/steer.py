@@ -4,7 +4,19 @@ from typing import Any
 
 from interlace.methods.steering.spec import SteerResult
 from interlace_server.page.svg import Figure, Table, line_chart
-from interlace_server.page.tools.base import Asked, Drawn, Extra, Field, Form, Tool, lines, numbers, text, whole
+from interlace_server.page.tools.base import (
+    Asked,
+    Drawn,
+    Extra,
+    Field,
+    Form,
+    Tool,
+    lines,
+    numbers,
+    text,
+    whole,
+    written,
+)
 from interlace_server.page.tools.families import names_of, opened
 from interlace_state.models import ModelCard
 
@@ -33,10 +45,12 @@ for scale in scales:
     print(scale, "effect", round(margins[scale] - margins[0.0], 4), "nats")
 for scale in [0.0, *scales]:
     with model.generate(prompt, max_new_tokens={write}, do_sample=False, remote=True) as tracer:
-        with tracer.all():
+        best = [].save()
+        for step in tracer.iter[:]:
             {blocks}[layer].output += scale * direction.to({blocks}[layer].output.dtype)
-        ids = model.generator.output.save()
-    print(scale, repr(model.tokenizer.decode(ids[0][len(model.tokenizer(prompt).input_ids) :])))
+            best.append({head}.output[0, -1].argmax())
+    said = [int(one) for one in best if int(one) != model.tokenizer.eos_token_id]
+    print(scale, repr(model.tokenizer.decode(said)))
 """
 
 
@@ -80,10 +94,11 @@ def _drawn(result: SteerResult, asked: Asked, extra: Extra) -> Drawn:
     harm = {name: [(float(row[0]), float(row[6])) for row in rows if row[1] == name] for name in names}
     random = [name for name in names if name != "direction"]
     strongest = max(effect["direction"])
+    harmed = max(harm["direction"])[1]
     prompt = asked["prompts"][0]
     says = (
         f"At strength {strongest[0]:g}, “{prompt['wanted']}” gains {strongest[1]:.2f} nats over “{prompt['other']}”, "
-        f"and the other texts lose {max(harm['direction'])[1]:.2f} nats a token."
+        f"and the other texts become {abs(harmed):.2f} nats a token {'less' if harmed >= 0 else 'more'} likely."
     )
     columns = ("strength", "direction", "effect", "harm")
     table = Table("What the direction does", columns, [(row[0], row[1], row[2], row[6]) for row in rows])
@@ -126,11 +141,11 @@ def _trace(card: ModelCard, asked: Asked, seed: int) -> str | None:
         return None
     prompt = asked["prompts"][0]
     code = _CODE.format(
-        more=repr(list(asked["positive"])),
-        less=repr(list(asked["negative"])),
-        prompt=repr(prompt["prompt"]),
-        wanted=repr(f" {prompt['wanted']}"),
-        other=repr(f" {prompt['other']}"),
+        more=written(list(asked["positive"])),
+        less=written(list(asked["negative"])),
+        prompt=written(prompt["prompt"]),
+        wanted=written(f" {prompt['wanted']}"),
+        other=written(f" {prompt['other']}"),
         layer=asked["layer"],
         scales=[float(one) for one in asked["scales"]],
         write=max(1, asked.get("write", 0)),

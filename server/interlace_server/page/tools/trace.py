@@ -6,7 +6,7 @@ from typing import Any
 from interlace.methods.tracing.spec import TracingResult
 from interlace.protocol.errors import InvalidRequest
 from interlace_server.page.svg import Cell, Figure, Table, heat_map, shortened
-from interlace_server.page.tools.base import Asked, Drawn, Extra, Field, Form, Tool, text, whole
+from interlace_server.page.tools.base import Asked, Drawn, Extra, Field, Form, Tool, text, whole, written
 from interlace_server.page.tools.families import names_of, opened
 from interlace_state.models import ModelCard
 
@@ -125,10 +125,10 @@ def _trace(card: ModelCard, asked: Asked, seed: int) -> str | None:
         return None
     one = asked["prompts"][0]
     said = one.get("answer")
-    answer = "int(logits.argmax())" if not said else f'model.tokenizer(" " + {said!r}).input_ids[0]'
+    answer = "int(logits.argmax())" if not said else f"model.tokenizer({written(f' {said}')}).input_ids[0]"
     code = _CODE.format(
-        prompt=repr(one["text"]),
-        subject=repr(one["subject"]),
+        prompt=written(one["text"]),
+        subject=written(one["subject"]),
         samples=asked["samples"],
         answer=answer,
         seed=seed,

@@ -1,0 +1,1 @@
+"""Which images taught a model to draw one (`attribute.images`)."""

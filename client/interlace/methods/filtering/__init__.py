@@ -1,0 +1,1 @@
+"""Images taken out of a data set by what captions and pictures say (`images.filter`)."""

@@ -1,0 +1,1 @@
+"""Where a model's weights come from, how two models differ, which of some has written a text."""

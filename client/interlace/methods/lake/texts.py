@@ -1,0 +1,40 @@
+"""A candidate as something that reads texts: the hosted model, with an edit or an adapter, or with other weights."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from interlace.methods import _edits, _weights
+from interlace.methods.base import Opened
+from interlace.protocol.errors import InvalidArtifact
+
+#: Token ids [1, tokens] -> log-probabilities [tokens, vocabulary] of the token after each.
+Reader = Callable[[Tensor], Tensor]
+
+
+@contextmanager
+def reading(model: Any, module: nn.Module, opened: Opened | None) -> Iterator[Reader]:
+    """The model as an artifact would have it. Raises InvalidArtifact for one that is no model nor change of one."""
+    if opened is None:
+        yield lambda ids: _log_probs(module(ids, use_cache=False))
+    elif opened.kind == "weights":
+        tensors = _weights.checkpoint(model, opened)
+        parts: dict[str, Tensor] = {
+            name: tensors[name].to(one.device, one.dtype) if name in tensors else one
+            for name, one in module.named_parameters()
+        }
+        call: Any = torch.func.functional_call
+        yield lambda ids: _log_probs(call(module, parts, (ids,), {"use_cache": False}))
+    elif opened.kind in ("edit", "peft"):
+        with _edits.attached(model, [opened]):
+            yield lambda ids: _log_probs(module(ids, use_cache=False))
+    else:
+        raise InvalidArtifact(f"{opened.ref} is a {opened.kind}, which reads no texts.")
+
+
+def _log_probs(output: Any) -> Tensor:
+    logits: Tensor = output.logits[0]
+    return logits.float().log_softmax(-1)

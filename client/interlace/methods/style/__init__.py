@@ -1,0 +1,1 @@
+"""A style learned from a few examples (`customize.style`), and put onto pictures (`images.stylise`)."""
