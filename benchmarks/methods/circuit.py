@@ -6,6 +6,8 @@
 blocks, trained by `sae.train` on the sentences that the models know, anew for each seed; the task is a country's
 continent, Europe or Asia, with another country's prompt as the patch. Countries of the circuit and of its evaluation
 are different ones.
+**same**: added, with its claims, after the first run had failed C3: the same on gpt, but countries are those of the
+circuit and only what they are patched with is new; nodes by IG, and by AtP.
 **smollm2**: time and memory of each method on SmolLM2-135M, dictionaries at three places that were hardly trained.
 
 C1 to C3 of our notes on 2403.19647, section 6.6: gradient identities, estimates against exact patching, faithfulness.
@@ -19,6 +21,7 @@ import resource
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +40,7 @@ from interlace.methods._sites import evaluating
 from interlace.methods._splice import Splice
 
 _ASSETS = Path(__file__).parents[2] / "tests" / "assets"
-_NODES, _EDGES, _EVALUATE = find("circuit.nodes"), find("circuit.edges"), find("circuit.evaluate")
+NODES, EDGES, EVALUATE = find("circuit.nodes"), find("circuit.edges"), find("circuit.evaluate")
 _TRAIN = find("sae.train")
 _SIZES = [0, 10, 20, 40, 80, 160, 320, 640]
 #: Of a trained dictionary, by model: where it is, and of how many features of how many are on.
@@ -68,6 +71,17 @@ CLAIMS = (
 )
 
 
+#: Of the part that was added. Written before its run, and after that of the others.
+SAME = (
+    Claim(
+        "C3, same countries: faithfulness at least .8 with at most 15 % of the active nodes", lambda f: f["best"] >= 0.8
+    ),
+    Claim("C3, same countries, nodes by AtP: the same", lambda f: f["atp_best"] >= 0.8),
+    Claim("C3, same countries: as many random nodes at most .2", lambda f: f["best_random"] <= 0.2),
+    Claim("C3, same countries: the model without them at most .2", lambda f: f["best_complement"] <= 0.2),
+)
+
+
 def facts(name: str) -> Any:
     model = TransformersModel(str(_ASSETS / f"facts-{name}-mini"), task="text-generation", dispatch=True)
     model._module.eval()
@@ -79,8 +93,9 @@ def sentences() -> list[str]:
     return [f"{template} {one['object']}." for one in every for template in one["train"]]
 
 
-def examples(model: Any, seed: int) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """Pairs for the circuit and for its evaluation, of one number of tokens; of different countries."""
+def examples(model: Any, seed: int, *, same: bool = False) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """Pairs for the circuit and for its evaluation, of one number of tokens; of different countries, or with ``same``
+    of the same ones with other patches."""
     every = json.loads((_ASSETS / "facts-gpt-mini" / "facts.json").read_text())
     template = "{} is located on the continent of"
     by_length: dict[int, dict[str, list[str]]] = {}
@@ -94,18 +109,19 @@ def examples(model: Any, seed: int) -> tuple[list[dict[str, str]], list[dict[str
     mixed = {name: [own[number] for number in torch.randperm(len(own), generator=dice)] for name, own in sides.items()}
     for half in range(2):
         for (name, own), (other, its) in itertools.permutations(mixed.items(), 2):
-            for one, another in itertools.product(own[half::2], its[half::2]):
+            mine = own[:4] if same else own[half::2]
+            for one, another in itertools.product(mine, its[half::2]):
                 pair = {"clean": template.format(one), "patch": template.format(another)}
                 halves[half].append({**pair, "answer": name, "patch_answer": other})
     return halves[0][:16], halves[1][:16]
 
 
-def trained(model: Any, name: str, seed: int, folder: Path) -> list[dict[str, str]]:
+def trained(model: Any, name: str, seed: int, folder: Path, steps: int = 250) -> list[dict[str, str]]:
     report = notebook.Notebook(folder, seed=seed, bar=False)
     found = []
     for site, layer in _PLACES[name]:
         asked = {"site": site, "layer": layer, "arch": "topk", "sparsity": {"type": "k", "k": 16}, "d_sae": 512}
-        asked |= {"steps": 250, "batch": 256, "buffer": 8192, "model_batch": 64, "lr": 2e-3, "lr_warmup": 20}
+        asked |= {"steps": steps, "batch": 256, "buffer": 8192, "model_batch": 64, "lr": 2e-3, "lr_warmup": 20}
         result = notebook.run(_TRAIN, model, {**asked, "data": sentences(), "sparsity_warmup": 0}, report)
         found.append({"sae": result.sae})
     return found
@@ -190,7 +206,7 @@ def approximations(model: Any, asked: dict[str, Any], report: Any) -> dict[str, 
     few = {**asked, "data": alone[:2] + alone[-2:], "topk": 20_000, "check": 0, "batch": 64}
 
     def effects(**more: Any) -> dict[Any, float]:
-        rows = notebook.run(_NODES, model, {**few, **more}, report).table("nodes").rows
+        rows = notebook.run(NODES, model, {**few, **more}, report).table("nodes").rows
         return {row[:4]: row[4] for row in rows if row[3] >= 0}
 
     exact = effects(method="exact")
@@ -217,14 +233,14 @@ def approximations(model: Any, asked: dict[str, Any], report: Any) -> dict[str, 
 
 
 def faithfulness(
-    model: Any, asked: dict[str, Any], held: list[dict[str, str]], report: Any
+    model: Any, asked: dict[str, Any], held: list[dict[str, str]], report: Any, method: str = "ig"
 ) -> tuple[dict[str, float], list[Any]]:
     """C3: circuits of growing size, on other countries; as the best, the smallest that is faithful."""
-    nodes = notebook.run(_NODES, model, {**asked, "topk": 5000}, report)
+    nodes = notebook.run(NODES, model, {**asked, "topk": 5000, "method": method}, report)
     rows = []
     for errors in ("default", "remove"):
         params = {"saes": asked["saes"], "data": held, "nodes": nodes.circuit, "sizes": _SIZES, "errors": errors}
-        result = notebook.run(_EVALUATE, model, {**params, "batch": 64}, report)
+        result = notebook.run(EVALUATE, model, {**params, "batch": 64}, report)
         table = result.table("faithfulness")
         rows += [{"with_errors": errors, **dict(zip(table.columns, row, strict=True))} for row in table.rows]
     small = [one for one in rows if one["with_errors"] == "default" and one["share"] <= 0.15]
@@ -254,6 +270,17 @@ def one_seed(name: str, seed: int, folder: Path) -> tuple[dict[str, float], list
     return figures, rows
 
 
+def same_countries(seed: int, folder: Path) -> tuple[dict[str, float], list[Any]]:
+    model = facts("gpt")
+    report = notebook.Notebook(folder, seed=seed, bar=False)
+    saes = trained(model, "gpt", seed, folder)
+    found, held = examples(model, seed, same=True)
+    figures, rows = faithfulness(model, {"saes": saes, "data": found}, held, report)
+    by_atp, more = faithfulness(model, {"saes": saes, "data": found}, held, report, "atp")
+    figures |= {f"atp_{name}": value for name, value in by_atp.items()}
+    return figures, [{"by": "ig", **one} for one in rows] + [{"by": "atp", **one} for one in more]
+
+
 def costs(folder: Path) -> dict[str, float]:
     """CPU-seconds and peak memory (over what the process had with the model and the dictionaries) of each method."""
     model = smollm2()
@@ -276,14 +303,14 @@ def costs(folder: Path) -> dict[str, float]:
             _cost(figures, "sae.train", _TRAIN, model, {**asked, "data": texts, "sparsity_warmup": 0}, report).sae
         )
     few: dict[str, Any] = {"saes": saes, "data": data, "aggregate": "sum_pos", "check": 0, "batch": 8}
-    _cost(figures, "circuit.nodes atp", _NODES, model, {**few, "method": "atp"}, report)
-    nodes = _cost(figures, "circuit.nodes ig, N=10", _NODES, model, few, report)
+    _cost(figures, "circuit.nodes atp", NODES, model, {**few, "method": "atp"}, report)
+    nodes = _cost(figures, "circuit.nodes ig, N=10", NODES, model, few, report)
     exact = {**few, "data": data[:1], "method": "exact"}
-    figures["exact rows"] = _cost(figures, "circuit.nodes exact, 1 example", _NODES, model, exact, report).rows
+    figures["exact rows"] = _cost(figures, "circuit.nodes exact, 1 example", NODES, model, exact, report).rows
     asked = {"saes": saes, "data": data, "nodes": nodes.circuit, "batch": 8}
-    _cost(figures, "circuit.edges, 30 nodes", _EDGES, model, {**asked, "max_nodes": 30}, report)
+    _cost(figures, "circuit.edges, 30 nodes", EDGES, model, {**asked, "max_nodes": 30}, report)
     sizes = {"sizes": [50, 200, 800], "controls": 1}
-    result = _cost(figures, "circuit.evaluate, 3 sizes", _EVALUATE, model, {**asked, **sizes}, report)
+    result = _cost(figures, "circuit.evaluate, 3 sizes", EVALUATE, model, {**asked, **sizes}, report)
     for row in result.table("faithfulness").rows:
         figures[f"faithfulness of {row[1]} nodes"] = row[7]
         figures[f"faithfulness of {row[1]} random nodes"] = row[11]
@@ -321,10 +348,13 @@ def main() -> None:
                 continue
             for seed in asked.seeds:
                 key = f"{part}-{seed}"
-                figures[key], tables[key] = one_seed(part, seed, Path(folder) / str(seed))
+                of_seed = same_countries if part == "same" else partial(one_seed, part)
+                figures[key], tables[key] = of_seed(seed, Path(folder) / str(seed))
                 print(key, {name: round(value, 4) for name, value in figures[key].items()}, flush=True)
-                written(asked.json, figures, judged(CLAIMS, figures), faithfulness=tables, **more)
-    written(asked.json, figures, judged(CLAIMS, figures), faithfulness=tables, **more)
+    first = {name: one for name, one in figures.items() if not name.startswith("same")}
+    added = {name: one for name, one in figures.items() if name.startswith("same")}
+    verdicts = (judged(CLAIMS, first) if first else []) + (judged(SAME, added) if added else [])
+    written(asked.json, figures, verdicts, faithfulness=tables, **more)
 
 
 if __name__ == "__main__":
