@@ -8,7 +8,7 @@ continent, Europe or Asia, with another country's prompt as the patch. Countries
 are different ones.
 **same**: added, with its claims, after the first run had failed C3: the same on gpt, but countries are those of the
 circuit and only what they are patched with is new; nodes by IG, and by AtP.
-**smollm2**: time and memory of each method on SmolLM2-135M, dictionaries at three places that were hardly trained.
+**smollm2**: time and memory of each method on SmolLM2-135M with random dictionaries at three places.
 
 C1 to C3 of our notes on 2403.19647, section 6.6: gradient identities, estimates against exact patching, faithfulness.
 The thresholds below were written before the run that the results are of; a pilot on seed 100 told what it costs.
@@ -34,6 +34,7 @@ from torch import Tensor
 from interlace.methods import find, notebook
 from interlace.methods._attribution import Attributor, Batch, Endpoints, batches, patched_whole
 from interlace.methods._capture import altered, last_logits
+from interlace.methods._dictionary import Dictionary
 from interlace.methods._examples import Example
 from interlace.methods._metrics import ProbeMetric, measure
 from interlace.methods._sites import evaluating
@@ -233,12 +234,17 @@ def approximations(model: Any, asked: dict[str, Any], report: Any) -> dict[str, 
 
 
 def faithfulness(
-    model: Any, asked: dict[str, Any], held: list[dict[str, str]], report: Any, method: str = "ig"
+    model: Any,
+    asked: dict[str, Any],
+    held: list[dict[str, str]],
+    report: Any,
+    method: str = "ig",
+    kinds: tuple[str, ...] = ("default", "remove"),
 ) -> tuple[dict[str, float], list[Any]]:
-    """C3: circuits of growing size, on other countries; as the best, the smallest that is faithful."""
+    """C3: circuits of growing size, on other examples; as the best, the smallest that is faithful."""
     nodes = notebook.run(NODES, model, {**asked, "topk": 5000, "method": method}, report)
     rows = []
-    for errors in ("default", "remove"):
+    for errors in kinds:
         params = {"saes": asked["saes"], "data": held, "nodes": nodes.circuit, "sizes": _SIZES, "errors": errors}
         result = notebook.run(EVALUATE, model, {**params, "batch": 64}, report)
         table = result.table("faithfulness")
@@ -273,49 +279,41 @@ def one_seed(name: str, seed: int, folder: Path) -> tuple[dict[str, float], list
 def same_countries(seed: int, folder: Path) -> tuple[dict[str, float], list[Any]]:
     model = facts("gpt")
     report = notebook.Notebook(folder, seed=seed, bar=False)
-    saes = trained(model, "gpt", seed, folder)
+    saes = trained(model, "gpt", seed, folder, steps=150)
     found, held = examples(model, seed, same=True)
-    figures, rows = faithfulness(model, {"saes": saes, "data": found}, held, report)
-    by_atp, more = faithfulness(model, {"saes": saes, "data": found}, held, report, "atp")
+    figures, rows = faithfulness(model, {"saes": saes, "data": found}, held, report, kinds=("default",))
+    by_atp, more = faithfulness(model, {"saes": saes, "data": found}, held, report, "atp", ("default",))
     figures |= {f"atp_{name}": value for name, value in by_atp.items()}
     return figures, [{"by": "ig", **one} for one in rows] + [{"by": "atp", **one} for one in more]
 
 
 def costs(folder: Path) -> dict[str, float]:
-    """CPU-seconds and peak memory (over what the process had with the model and the dictionaries) of each method."""
+    """CPU-seconds and how much the peak of the process's memory grew over each method, two examples of 9 tokens.
+
+    The dictionaries are random ones, top 32 of 4,608: what that costs is what trained ones cost.
+    """
     model = smollm2()
     report = notebook.Notebook(folder, bar=False)
     data = [
-        {"clean": f"The capital of {one} is the city of", "answer": city, "patch_answer": wrong}
-        for (one, city), (_, wrong) in itertools.pairwise(known_facts.capitals())
-    ][:2]
-    data = [{**one, "answer": f" {one['answer']}", "patch_answer": f" {one['patch_answer']}"} for one in data]
-    figures: dict[str, float] = {}
-    saes = []
-    texts = [
-        f"The capital of {one} is the city of {city}. It is a large city in {one}."
-        for one, city in known_facts.capitals()
+        {"clean": f"The capital of {one} is the city of", "answer": city, "patch_answer": "London"}
+        for one, city in known_facts.capitals()[:2]
     ]
-    for site, layer in (("embed", 0), ("resid_post", 9), ("resid_post", 19)):
-        asked = {"site": site, "layer": layer, "arch": "topk", "sparsity": {"type": "k", "k": 32}, "d_sae": 4608}
-        asked |= {"steps": 30, "batch": 256, "buffer": 1024, "model_batch": 8, "lr": 2e-3, "lr_warmup": 5}
-        saes.append(
-            _cost(figures, "sae.train", _TRAIN, model, {**asked, "data": texts, "sparsity_warmup": 0}, report).sae
-        )
-    few: dict[str, Any] = {"saes": saes, "data": data, "aggregate": "sum_pos", "check": 0, "batch": 8}
-    _cost(figures, "circuit.nodes atp", NODES, model, {**few, "method": "atp"}, report)
-    nodes = _cost(figures, "circuit.nodes ig, N=10", NODES, model, few, report)
-    exact = {**few, "data": data[:1], "method": "exact"}
-    figures["exact rows"] = _cost(figures, "circuit.nodes exact, 1 example", NODES, model, exact, report).rows
-    asked = {"saes": saes, "data": data, "nodes": nodes.circuit, "batch": 8}
+    saes = []
+    for number, layer in enumerate((None, 9, 19)):
+        rows = torch.randn(4608, 576, generator=torch.Generator().manual_seed(number))
+        rows /= rows.norm(dim=-1, keepdim=True)
+        weights = {"W_dec": rows, "W_enc": rows.T, "b_dec": torch.zeros(576), "b_enc": torch.zeros(4608)}
+        told = {"site": "embed" if layer is None else "resid_post", "layer": layer}
+        made = Dictionary("topk", weights, 32, metadata=told)
+        saes.append({"sae": report.artifact("sae", weights, made.config())})
+    figures: dict[str, float] = {}
+    few: dict[str, Any] = {"saes": saes, "data": data, "aggregate": "sum_pos", "check": 0, "batch": 2}
+    _cost(figures, "circuit.nodes, atp", NODES, model, {**few, "method": "atp"}, report)
+    nodes = _cost(figures, "circuit.nodes, ig, N=10", NODES, model, few, report)
+    figures["rows that exact would take"] = nodes.metric("active_nodes").value
+    asked = {"saes": saes, "data": data, "nodes": nodes.circuit, "batch": 2}
     _cost(figures, "circuit.edges, 30 nodes", EDGES, model, {**asked, "max_nodes": 30}, report)
-    sizes = {"sizes": [50, 200, 800], "controls": 1}
-    result = _cost(figures, "circuit.evaluate, 3 sizes", EVALUATE, model, {**asked, **sizes}, report)
-    for row in result.table("faithfulness").rows:
-        figures[f"faithfulness of {row[1]} nodes"] = row[7]
-        figures[f"faithfulness of {row[1]} random nodes"] = row[11]
-    for row in nodes.table("sites").rows:
-        figures[f"explained at {row[0]} {row[1]}"] = row[4]
+    _cost(figures, "circuit.evaluate, 2 sizes", EVALUATE, model, {**asked, "sizes": [50, 200], "controls": 1}, report)
     return figures
 
 
