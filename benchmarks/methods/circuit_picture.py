@@ -25,12 +25,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         report = notebook.Notebook(scratch, seed=_SEED, bar=False)
         saes = circuit.trained(model, "gpt", _SEED, Path(scratch), steps=120)
-        found, held = circuit.examples(model, _SEED)
-        one_way = [one for one in found if one["answer"] == "Europe"]  # both ways together cancel
-        asked = {"saes": saes, "data": one_way}
+        found, held = circuit.examples(model, _SEED, same=True)
+        asked = {"saes": saes, "data": found}
         nodes = notebook.run(circuit.NODES, model, {**asked, "check": 0}, report)
         edges = notebook.run(circuit.EDGES, model, {**asked, "nodes": nodes.circuit, "max_nodes": 24}, report)
-        sizes = {"data": held, "nodes": nodes.circuit, "sizes": [0, 5, 10, 20, 40, 80, 160], "batch": 64}
+        sizes = {"data": held, "nodes": nodes.circuit, "sizes": [0, 10, 20, 40, 80, 160, 320], "batch": 64}
         measured = notebook.run(circuit.EVALUATE, model, {**asked, **sizes}, report)
         beside([graph(edges, edges=60), curves(measured)], folder / "circuit.png")
 
