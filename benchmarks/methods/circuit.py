@@ -1,6 +1,6 @@
 """Do circuits of features say what they are said to? An experiment that can fail, reported as it is.
 
-    python benchmarks/methods/circuit.py [--parts gpt mamba smollm2] [--seeds 31 32 33] [--json FILE]
+    python benchmarks/methods/circuit.py [--parts gpt mamba same smollm2] [--seeds 31 32 33] [--json FILE]
 
 **gpt**, **mamba**: the small models that know facts (tests/assets). Dictionaries at the embeddings and after two
 blocks, trained by `sae.train` on the sentences that the models know, anew for each seed; the task is a country's
@@ -49,7 +49,7 @@ _PLACES: dict[str, list[tuple[str, int]]] = {
     "mamba": [("embed", 0), ("resid_post", 0), ("resid_post", 2)],
 }
 
-#: Written before the run. Each is held for every seed of both models.
+#: Written before the run. Each is held for every seed of each model.
 CLAIMS = (
     Claim("C1: a splice moves logits by at most 1e-5 of the largest", lambda f: f["splice"] <= 1e-5),
     Claim("C1: feature gradients are dm/dx . v_i to 1e-5 of the largest", lambda f: f["projection"] <= 1e-5),
@@ -337,7 +337,7 @@ def _megabytes(name: str) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", default=["gpt", "mamba", "smollm2"])
+    parser.add_argument("--parts", nargs="+", default=["gpt", "mamba", "same", "smollm2"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[31, 32, 33])
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
