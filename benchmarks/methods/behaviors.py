@@ -44,20 +44,20 @@ CLAIMS = (
 )
 TRAINING: dict[str, Any] = {
     "site": "resid_post",
-    "d_sae": 256,
+    "d_sae": 128,
     "arch": "topk",
     "sparsity": {"type": "k", "k": 8, "dead_after": 100_000},
-    "steps": 600,
-    "batch": 512,
-    "buffer": 16_384,
+    "steps": 300,
+    "batch": 256,
+    "buffer": 8192,
     "model_batch": 64,
     "context": planted_behaviors.LENGTH,
-    "lr": 2e-3,
+    "lr": 3e-3,
     "lr_warmup": 20,
     "sparsity_warmup": 20,
     "normalize": True,
 }
-SAMPLES = 400
+SAMPLES = 250
 
 
 def found_again(seed: int, folder: str) -> tuple[dict[str, float], Any]:
@@ -68,13 +68,20 @@ def found_again(seed: int, folder: str) -> tuple[dict[str, float], Any]:
     def run(method: str, params: dict[str, Any]) -> Any:
         return notebook.run(find(method), model, params, report)
 
-    read = planted_behaviors.streams(3000, seed * 7 + 1).texts
+    read = planted_behaviors.streams(1500, seed * 7 + 1).texts
     saes = [run("sae.train", {"data": read, "layer": layer, **TRAINING}).sae for layer in (0, 1)]
-    streams = planted_behaviors.streams(400, seed * 7 + 2)
+    streams = planted_behaviors.streams(250, seed * 7 + 2)
     figures: dict[str, float] = {}
     first, gaps = None, []
     for vectors, clustering in WAYS:
-        how = {"data": streams.texts, "saes": saes, "vectors": vectors, "clustering": clustering, "model_batch": 32}
+        how = {
+            "data": streams.texts,
+            "saes": saes,
+            "vectors": vectors,
+            "clustering": clustering,
+            "model_batch": 32,
+            "dims": 8192,
+        }
         how |= {"samples": SAMPLES, "clusters": planted_behaviors.BEHAVIORS, "nodes": 6, "circuit_samples": 8}
         if first is not None:  # circuits of the first way are enough
             how |= {"circuit_samples": 1, "nodes": 1, "method": "atp"}
