@@ -119,7 +119,7 @@ def main() -> None:
         if args.picture:
             first.plot().savefig(args.picture / "behaviors.png", dpi=90)
             (args.picture / "behaviors.html").write_text(first.page())
-    written(args.json, found, judged(CLAIMS, found), training=TRAINING, samples=SAMPLES)
+        written(args.json, found, judged(CLAIMS, found), training=TRAINING, samples=SAMPLES)
 
 
 if __name__ == "__main__":
