@@ -3,8 +3,8 @@
     python benchmarks/methods/behaviors.py [--seeds 41 42 43] [--json FILE]
 
 A language model of three blocks has learned five behaviours in streams of chance words (`planted_behaviors`). Samples
-are whatever it foresees to .3 nats; the behaviour that each is of is known, and is told to nobody. Vectors of effects of
-features are clustered in five; the control deals each dimension's values anew to the samples. A seed is one of the
+are whatever it foresees to .3 nats; the behaviour that each is of is known, and is told to nobody. Vectors of effects
+of features are clustered in five; the control deals each dimension's values anew to the samples. A seed is one of the
 model, the dictionaries (after blocks 0 and 1) and the streams.
 
 The first two claims are those of our notes (C5), the others our own; all were in this file before the run that the
