@@ -1,4 +1,4 @@
-"""Promise: a notebook without weights trains dictionaries, finds what a classifier looks at, and takes a cue out of it."""
+"""Promise: a notebook without weights finds what a classifier looks at, and takes a cue out of it."""
 
 from collections.abc import Iterator
 from pathlib import Path
