@@ -179,7 +179,7 @@ def test_a_probe_is_a_metric_and_what_leaves_is_bounded(report: Notebook) -> Non
         run(NODES, model, {**asked, "data": [{"clean": "Paris", "answer": "c"}]}, report)
 
 
-def test_estimates_are_held_against_exact_patching(report: Notebook) -> None:
+def test_estimates_are_held_against_exact_patching_and_cost_what_was_said(report: Notebook, tmp_path: Path) -> None:
     """The same nodes as the exact method's."""
     model = small_models.of_family("gpt2")
     asked = {"saes": kept(report), "data": circuits.PAIRS[:2]}
@@ -192,9 +192,15 @@ def test_estimates_are_held_against_exact_patching(report: Notebook) -> None:
         assert value == pytest.approx(known.get(tuple(node), 0.0), abs=1e-6)
     assert result.metric("slope").n == 10
     assert result.rows <= 20
-    cost = NODES.estimate(NodesParams(**asked, check=10), FACTS)
-    assert cost.backwards == 40  # 10 points of 4 places, one batch
-    assert 46 <= report.cost["forwards"] <= 46 + 3 * cost.forwards
+    spent = Notebook(tmp_path / "other", bar=False)
+    saes = kept(spent)
+    for method in ("atp", "ig"):
+        spent.cost["forwards"] = spent.cost["backwards"] = spent.cost["tokens"] = 0
+        few = {"saes": saes, "data": circuits.PAIRS[:2], "method": method, "check": 0}
+        run(NODES, model, few, spent)
+        cost = NODES.estimate(NodesParams.model_validate(few), FACTS)
+        assert (cost.forwards, cost.backwards) == (spent.cost["forwards"], spent.cost["backwards"])
+        assert cost.tokens >= spent.cost["tokens"]
 
 
 def test_pictures(report: Notebook) -> None:

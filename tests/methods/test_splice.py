@@ -16,6 +16,7 @@ from interlace.methods._metrics import LogitMetric, Measure, ProbeMetric, measur
 from interlace.methods._sites import Sites, evaluating
 from interlace.methods._splice import Splice, Values, ablated
 from interlace.methods.notebook import Notebook
+from interlace.methods.sae import formats
 from interlace.protocol.errors import InvalidRequest
 
 #: Of each family, in the order of a forward.
@@ -253,6 +254,21 @@ def test_what_cannot_be_spliced_is_refused() -> None:
         Splice.of(small_models.of_family("mamba"), [(made, "ssm_out", 1, "")])
     with pytest.raises(KeyError), Splice.of(model, [(made, None, 1, "")]).watched(["resid_post.2"]):
         pass
+
+
+def test_a_public_dictionary_says_its_place_as_its_library_does(tmp_path: Path) -> None:
+    model = small_models.of_family("gpt2")
+    names = {"blocks.2.hook_mlp_out": "mlp_out.2", "blocks.2.hook_resid_pre": "resid_post.1", "hook_embed": "embed"}
+    coders = [(circuits.dictionary(64, 8, 0, hook_name=name), None, None, "") for name in names]
+    assert set(Splice.of(model, coders).names) == set(names.values())
+    with pytest.raises(InvalidRequest, match="does not say what layer"):
+        Splice.of(model, [(circuits.dictionary(64, 8, 0, hook_name="blocks.2.attn.hook_z"), None, None, "")])
+    # One of `dictionary_learning`, which does not say its site in our words.
+    formats.to_dictionary_learning(circuits.dictionary(64, 8, 3), tmp_path / "theirs")
+    read = formats.from_dictionary_learning(tmp_path / "theirs", layer=1, site="attn_out")
+    (one,) = Splice.of(model, [(read, None, None, "")]).coders
+    assert one.name == "attn_out.1"
+    torch.testing.assert_close(one.dictionary.weights["W_dec"], circuits.dictionary(64, 8, 3).weights["W_dec"])
 
 
 def test_examples_that_do_not_fit_are_refused(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ blocks below does with them:
 ``intervened``   they are set, and the forward runs on with what they make
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from interlace.methods._sites import Place, Sites
 from interlace.methods.base import Opened
 from interlace.protocol.errors import InvalidArtifact, InvalidRequest
 
+_HOOK = re.compile(r"blocks\.(\d+)\.hook_(resid_pre|resid_post|attn_out|mlp_out)")
 _PROBE = 3  # tokens of the forward that tells the places' order
 
 
@@ -241,11 +243,23 @@ def _missing(name: str) -> Spliced:
     raise KeyError(name)
 
 
+def _of_hook(name: str) -> tuple[str, int | None]:
+    """The place that SAELens' `hook_name` is, `blocks.5.hook_resid_post`; of one that is not known nothing is said."""
+    if name == "hook_embed":
+        return "embed", None
+    match = _HOOK.fullmatch(name)
+    if match is None:
+        return "resid_post", None
+    layer, site = int(match[1]), match[2]
+    return ("resid_post", layer - 1) if site == "resid_pre" else (site, layer)
+
+
 def _placed(sites: Sites, dictionary: Dictionary, site: str | None, layer: int | None, ref: str) -> Spliced:
     told, what = dictionary.metadata, ref or "the dictionary"
-    site = site or str(told.get("site") or "resid_post")
-    if layer is None and type(told.get("layer")) is int:
-        layer = told["layer"]
+    hooked = _of_hook(str(told.get("hook_name") or ""))
+    site = site or str(told.get("site") or hooked[0])
+    if layer is None:
+        layer = told["layer"] if type(told.get("layer")) is int else hooked[1]
     if site == "embed":
         layer = None
     elif layer is None:

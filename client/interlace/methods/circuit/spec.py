@@ -138,28 +138,33 @@ class EvaluateResult(Result):
 def nodes_cost(params: NodesParams, facts: ModelFacts) -> Estimate:
     places, n, tokens = len(saes_of(params.saes)), len(params.data), tokens_of(params.data)
     groups = -(-n // params.batch)
-    per_batch, backwards = 2 + places, 0  # both runs; every place patched whole
+    per_batch, backwards = _runs(params) + places, 0  # every place is patched whole, too
     if params.method != "exact":
         backwards = 1 if params.method == "atp" else params.ig_steps * places
         checked = params.check if n else 0
         rows = checked * n
     else:  # as if a twentieth of the features were on
         rows = min(params.budget, n * places * tokens * (1 + _EXPANSION * facts.hidden_size // 20))
-    forwards = groups * (per_batch + backwards) + -(-rows // params.batch) + (2 * groups if rows else 0)
+    forwards = groups * (per_batch + backwards) + -(-rows // params.batch) + (_runs(params) * groups if rows else 0)
     return _estimate(params.batch, places, tokens, facts, forwards, groups * backwards)
 
 
 def edges_cost(params: EdgesParams, facts: ModelFacts) -> Estimate:
     groups, tokens = -(-len(params.data) // params.batch), tokens_of(params.data)
-    backwards = groups * (2 + params.max_nodes)
-    return _estimate(params.batch, len(saes_of(params.saes)), tokens, facts, 4 * groups, backwards)
+    backwards = groups * (2 + params.max_nodes)  # at most: nodes at the first place have none
+    return _estimate(params.batch, len(saes_of(params.saes)), tokens, facts, (_runs(params) + 2) * groups, backwards)
 
 
 def evaluate_cost(params: EvaluateParams, facts: ModelFacts) -> Estimate:
     groups, tokens = -(-len(params.data) // params.batch), tokens_of(params.data)
     circuits = len(params.thresholds or params.sizes or [0])
-    forwards = groups * (3 + circuits * (1 + params.complement + params.controls))
+    forwards = groups * (_runs(params) + 1 + circuits * (1 + params.complement + params.controls))
     return _estimate(params.batch, len(saes_of(params.saes)), tokens, facts, forwards, 0)
+
+
+def _runs(params: Asking) -> int:
+    """Forwards of a batch as it is."""
+    return 1 if params.data[0].patch is None else 2
 
 
 def _estimate(batch: int, places: int, tokens: int, facts: ModelFacts, forwards: int, backwards: int) -> Estimate:
