@@ -55,7 +55,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="<end>", eos_token="<end>", model_max_length=64)
 
 
-def reader(seed: int, *, steps: int = 1000, batch: int = 32) -> TransformersModel:
+def reader(seed: int, *, steps: int = 700, batch: int = 32) -> TransformersModel:
     """A GPT-2 of three blocks, trained on streams."""
     torch.manual_seed(seed)
     words = tokenizer()

@@ -122,8 +122,7 @@ def main() -> None:
         if args.picture:
             first.plot().savefig(args.picture / "shift-candidates.png", dpi=80)
             second.plot().savefig(args.picture / "shift.png", dpi=90)
-    verdicts = judged(CLAIMS, found)
-    written(args.json, found, verdicts, training=TRAINING, epochs=args.epochs)
+        written(args.json, found, judged(CLAIMS, found), training=TRAINING, epochs=args.epochs)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """`behaviors.cluster`: what it takes, gives and costs. Nothing here needs torch."""
 
+from importlib import import_module
 from math import ceil
 from typing import Literal
 
@@ -118,9 +119,8 @@ class ClusterResult(Result):
 
     def page(self) -> str:
         """A report to browse: one HTML page that needs nothing else, no network and no script."""
-        from interlace.methods.behaviors.page import page
-
-        return page(self)
+        written: str = import_module("interlace.methods.behaviors.page").page(self)
+        return written
 
 
 def cost(params: ClusterParams, model: ModelFacts) -> Estimate:

@@ -1,0 +1,186 @@
+"""Planted behaviours are found again by clustering what a model foresees, and what carries each is named."""
+
+import re
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import planted
+import pytest
+import torch
+from nnsight.modeling.transformers import TransformersModel
+from pydantic import ValidationError
+
+from interlace.methods import find
+from interlace.methods._metrics import LogitMetric
+from interlace.methods._sites import Sites, evaluating
+from interlace.methods.behaviors import grouping, samples, vectors
+from interlace.methods.behaviors.spec import ClusterResult
+from interlace.methods.notebook import Notebook, run
+from interlace.protocol.errors import InvalidRequest
+
+CLUSTER = find("behaviors.cluster")
+#: Three behaviours: after the second word of a row its third is sure.
+RULES = [["hot", "is", "cold"], ["two", "then", "three"], ["France", "has", "Paris"]]
+FILLERS = ["the", "<b>", "day", "house"]
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    """A blank model whose head has learned which word follows which."""
+    tokenizer = planted.words(*RULES, FILLERS)
+    module = planted.blank(tokenizer, n_layer=2, n_embd=32)
+    with torch.no_grad():
+        # The direction that all share keeps the last norm from making up for what is taken out.
+        module.transformer.wte.weight.copy_(torch.eye(32)[: len(tokenizer)] + 4 * torch.eye(32)[-1])
+        for rule in RULES:
+            one, other = tokenizer.convert_tokens_to_ids(rule[1:])
+            module.lm_head.weight[other, one] = 6.0
+    return TransformersModel(module, tokenizer=tokenizer)
+
+
+TEXTS = [" ".join([FILLERS[n % 4], *RULES[n % 3], FILLERS[(n + 1) % 4], *RULES[(n + 1) % 3]]) for n in range(24)]
+
+
+def dictionary() -> tuple[str, dict[str, torch.Tensor], dict[str, Any]]:
+    """A feature for each word."""
+    weights = {"W_enc": torch.eye(32), "W_dec": torch.eye(32), "b_enc": torch.zeros(32), "b_dec": 4 * torch.eye(32)[-1]}
+    return "sae", weights, {"architecture": "standard", "metadata": {"layer": 0, "site": "resid_post"}}
+
+
+def cluster(model: Any, folder: Path, **more: Any) -> ClusterResult:
+    notebook = Notebook(folder, bar=False)
+    how = {"data": TEXTS, "saes": notebook.artifact(*dictionary()), "samples": 48, "clusters": 3, "last": 1}
+    found = run(CLUSTER, model, {**how, "vectors": "sae_effect", "nodes": 2, "ig_steps": 3, **more}, notebook)
+    assert isinstance(found, ClusterResult)
+    return found
+
+
+def of_rules(found: ClusterResult) -> list[set[str]]:
+    """By cluster the words that are foreseen in it."""
+    return [{token.strip() for token, _ in one.tokens} for one in found.clusters]
+
+
+@pytest.mark.parametrize(("vectors", "clustering"), [("sae_effect", "kmeans"), ("sae_act", "spectral")])
+def test_each_behaviour_is_a_cluster_and_has_its_feature(
+    model: Any, tmp_path: Path, vectors: str, clustering: str
+) -> None:
+    found = cluster(model, tmp_path, vectors=vectors, clustering=clustering)
+    assert sorted(map(sorted, of_rules(found))) == [["Paris"], ["cold"], ["three"]]
+    for one in found.clusters:
+        answer = one.tokens[0][0].strip()
+        asks = next(rule[1] for rule in RULES if rule[2] == answer)
+        assert one.nodes[0].feature == model.tokenizer.convert_tokens_to_ids(asks)
+        assert one.nodes[0].effect > 1, "zeroing it costs the answer"
+        assert all(sample.before[-1].strip() == asks for sample in one.exemplars)
+        assert one.loss < 0.3
+    assert found.metric("silhouette", "vectors").value > found.metric("silhouette", "shuffled").value
+    assert {one.feature for one in found.features} >= {one.nodes[0].feature for one in found.clusters}
+
+
+def test_gradients_are_projected_and_leave_the_model_alone(model: Any) -> None:
+    module, sites = model._module, Sites.of(model)
+    answers = torch.tensor([3, 5])
+    some = [samples.Chosen(0, 2, 0.1, (1, 2), 3), samples.Chosen(1, 2, 0.1, (1, 4), 5)]
+    report = Notebook(bar=False)
+    measure = LogitMetric("neg_logprob", sites, report, answers, torch.full_like(answers, -1))
+    wanting = [one.requires_grad for one in module.parameters()]
+    with evaluating(module), torch.no_grad():
+        for block in module.transformer.h:  # else no weight of a block has a gradient
+            block.mlp.c_fc.weight.normal_(generator=torch.Generator().manual_seed(0))
+            block.mlp.c_proj.weight.normal_(generator=torch.Generator().manual_seed(1))
+    try:
+        with evaluating(module):
+            wide = vectors.gradients(measure, some, 20_000, 1, report)
+            again = vectors.gradients(measure, some, 20_000, 1, report)
+            exact = torch.stack([whole(measure, number) for number in range(2)])
+    finally:
+        with torch.no_grad():
+            for block in module.transformer.h:
+                block.mlp.c_fc.weight.zero_()
+                block.mlp.c_proj.weight.zero_()
+    assert wide.shape == (2, 20_000)
+    assert torch.equal(wide, again)
+    # A random projection keeps lengths and angles.
+    torch.testing.assert_close(wide @ wide.T, exact @ exact.T, rtol=0.1, atol=0.02 * float((exact @ exact.T).max()))
+    assert [one.requires_grad for one in module.parameters()] == wanting
+    assert all(one.grad is None for one in module.parameters())
+
+
+def whole(measure: LogitMetric, number: int) -> torch.Tensor:
+    """The gradient as it is."""
+    weights = vectors.learned(measure.sites.module)
+    for one in weights:
+        one.requires_grad_(True)
+    before = torch.tensor([[1, 2 + 2 * number]])
+    slopes = torch.autograd.grad(measure(before, [number]).sum(), weights)
+    for one in weights:
+        one.requires_grad_(False)
+    return torch.cat([one.flatten() for one in slopes])
+
+
+def test_weights_of_blocks_are_learned_and_no_others(model: Any) -> None:
+    own = {id(one) for one in vectors.learned(model._module)}
+    names = {name for name, one in model._module.named_parameters() if id(one) in own}
+    assert all(name.startswith("transformer.h.") and ".ln_" not in name for name in names)
+    assert len(names) == 2 * 8
+
+
+def test_copied_tokens_are_no_samples(model: Any, tmp_path: Path) -> None:
+    twice = [" ".join(["hot is cold the", "hot is cold"])] * 3 + TEXTS
+    plain = cluster(model, tmp_path / "a", data=twice, samples=1000, skip_induction=False)
+    without = cluster(model, tmp_path / "b", data=twice, samples=1000)
+    assert plain.metric("samples").value - without.metric("samples").value == 3
+    assert any("were asked for" in one for one in without.warnings)
+
+
+def test_clusters_of_directions_by_size() -> None:
+    dice = torch.Generator().manual_seed(0)
+    middles = torch.eye(8)[[0] * 9 + [1] * 6 + [2] * 3]
+    rows = (middles + 0.05 * torch.randn(18, 8, generator=dice)) * torch.arange(1, 19)[:, None]
+    for clustering in ("kmeans", "spectral"):
+        assert grouping.grouped(rows, 3, clustering, 0).tolist() == [0] * 9 + [1] * 6 + [2] * 3
+    dealt = grouping.shuffled(rows, 0)
+    assert torch.equal(dealt.sort(0).values, rows.sort(0).values)
+    assert not torch.equal(dealt, rows)
+
+
+class _Reader(HTMLParser):
+    """What a page is made of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.words: list[str] = []
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: Sequence[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.links += [value or "" for name, value in attrs if name in ("href", "src")]
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def test_the_report_is_one_page_that_needs_nothing(model: Any, tmp_path: Path) -> None:
+    found = cluster(model, tmp_path)
+    reader = _Reader()
+    reader.feed(found.page())
+    assert {"script", "link", "img", "b"}.isdisjoint(reader.tags), "words of texts are no markup"
+    assert all(re.fullmatch(r"#c\d", link) for link in reader.links)
+    said = "".join(reader.words)
+    assert "<b>" in said
+    assert all(word in said for word in ("cold", "three", "Paris", "What carries it"))
+    assert len(found.plot().axes) == 3
+
+
+def test_what_is_refused(model: Any, tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="tokens of the texts are foreseen"):
+        cluster(model, tmp_path, ce_max=1e-6)
+    with pytest.raises(ValidationError, match="needs saes"):
+        cluster(model, tmp_path, saes=None)
+    with pytest.raises(ValidationError, match="less than samples"):
+        cluster(model, tmp_path, clusters=48)
+    with pytest.raises(ValidationError, match="takes up to 8,192"):
+        cluster(model, tmp_path, clustering="spectral", samples=9000)
