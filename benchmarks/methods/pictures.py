@@ -43,7 +43,7 @@ def pairs(tokenizer: Any) -> list[dict[str, str]]:
     return [
         {"base": text.format(one), "source": text.format(other), "answer": "Asia", "source_answer": "Europe"}
         for one, other in zip(of["Asia"], of["Europe"], strict=False)
-    ][:_PEOPLE]
+    ][: _PEOPLE // 2]
 
 
 def prompts() -> list[dict[str, str]]:

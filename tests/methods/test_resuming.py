@@ -33,7 +33,7 @@ _ELM = {
     "concept": {"expert_prefixes": ["One who knows: "], "novice_prefixes": ["One who does not: "]},
     "lora": {"layers": [1, 2], "rank": 2},
     "fluency": {"redirects": ["Well,"], "prompt_chars": [10, 20], "new_tokens": [3, 5], "samples": 2},
-    "steps": 40,
+    "steps": 16,
     "batch": 2,
     "evaluation": {"relearn_steps": 0, "generations": 0},
 }
@@ -69,7 +69,7 @@ def _killed(job: Any, server: running.Running, step: int) -> list[int]:
 
 @pytest.mark.parametrize(
     ("method", "params", "step"),
-    [("sae.train", _SAE, 60), ("elm.erase", _ELM, 4), ("probe.train", _PROBES, 40)],
+    [("sae.train", _SAE, 60), ("elm.erase", _ELM, 3), ("probe.train", _PROBES, 40)],
     ids=["sae", "elm", "probes"],
 )
 def test_a_killed_worker_costs_nothing_but_time(
