@@ -16,7 +16,7 @@ from method_cases import PROMPTS
 import interlace
 from interlace.protocol.event import Progress
 
-DEADLINE = 120.0  # seconds
+DEADLINE = 300.0  # seconds
 _SAE: dict[str, Any] = {
     "data": PROMPTS * 4,
     "layer": 1,
