@@ -29,7 +29,7 @@ CLAIMS = (
         "planted",
     ),
     Claim("cutting the first name costs .1 at most", lambda of: of["subject_first"] >= -0.1, "planted-gpt"),
-    Claim("20 of 24 capitals are known", lambda of: of["n"] >= 20, "SmolLM2"),
+    Claim("five of six capitals are known", lambda of: of["known"] >= 5 / 6, "SmolLM2"),
     Claim("cutting the subject costs .5 or more in some window", lambda of: of["subject"] <= -0.5, "SmolLM2"),
     Claim("cutting the filler costs less than half of that", lambda of: of["prefix"] >= of["subject"] / 2, "SmolLM2"),
     Claim(

@@ -33,7 +33,7 @@ from interlace.methods.mediate.gradients import spearman
 
 ASSETS = Path(__file__).parents[2] / "tests" / "assets"
 TEMPLATE = "{} is located on the continent of"
-LANGUAGE = "The official language of {} is"
+LANGUAGE = "Schools in {} teach in"  # of as many tokens
 CLAIMS = (
     Claim("attribution patching ranks with at least .8", lambda of: of["atp"]["ranking_quality"] >= 0.8),
     Claim(

@@ -1,4 +1,4 @@
-"""The pictures of docs/methods on tracing and knockouts: the facts models of tests/assets, half a minute of one core.
+"""The pictures of docs/methods on tracing, knockouts and paths: the facts models of tests/assets, a minute of one core.
 
 python benchmarks/methods/pictures.py [FOLDER]
 """
@@ -22,6 +22,28 @@ from interlace.methods.tracing.plot import plot as tracing_plot
 _ROOT = Path(__file__).parent.parent.parent
 _ASSETS = _ROOT / "tests" / "assets"
 _PEOPLE = 12
+_TOKENS = 3  # of a country, for paths
+_PATHS = {
+    "senders": {"family": "parts", "sites": ["attn_out", "mlp_out"]},
+    "receivers": [
+        {"site": "logits"},
+        *[{"site": site, "layer": layer} for site in ("attn_out", "mlp_out") for layer in range(1, 6)],
+    ],
+}
+
+
+def pairs(tokenizer: Any) -> list[dict[str, str]]:
+    """Countries of Asia and of Europe whose prompts have the commonest number of tokens."""
+    known = json.loads((_ASSETS / "facts-gpt-mini" / "facts.json").read_text())
+    of: dict[str, list[str]] = {"Asia": [], "Europe": []}
+    for fact in known:
+        if fact["relation"] == "continent" and len(tokenizer(fact["subject"]).input_ids) == _TOKENS:
+            of.setdefault(fact["object"], []).append(fact["subject"])
+    text = "{} is located on the continent of"
+    return [
+        {"base": text.format(one), "source": text.format(other), "answer": "Asia", "source_answer": "Europe"}
+        for one, other in zip(of["Asia"], of["Europe"], strict=False)
+    ][: _PEOPLE // 2]
 
 
 def prompts() -> list[dict[str, str]]:
@@ -68,6 +90,10 @@ def main() -> None:
             def run(method: str, params: dict[str, Any]) -> Any:
                 return notebook.run(find(method), model, params, report)  # noqa: B023 - called at once
 
+            if asset == "facts-gpt-mini":
+                figure = run("mediate.paths", {"pairs": pairs(model.tokenizer), **_PATHS}).plot()
+                figure.set_size_inches(6, 3.6)
+                beside([figure], folder / "paths.png")
             cut = run("flow.knockout", {"prompts": prompts(), "window": window, "block": ["subject", "prefix"]})
             flows.append(flow_plot(cut))
             how = {"samples": 2, "states": states, "window": 3, "batch": 128}

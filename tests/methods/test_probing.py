@@ -79,9 +79,9 @@ class Synthetic:
 def _recovered(forgets: bool) -> tuple[float, float]:
     train, test = Synthetic(320, 24, forgets, 1), Synthetic(30, 24, forgets, 2)
 
-    def stream(_: int) -> Iterator[Batch]:
-        for start in range(0, 320, 16):
-            yield train.batch(slice(start, start + 16))
+    def stream(_: int, start: int) -> Iterator[Batch]:
+        for at in range(16 * start, 320, 16):
+            yield train.batch(slice(at, at + 16))
 
     keys: list[Key] = [(layer, offset) for layer in (1, 9) for offset in OFFSETS]
     classes: dict[int | str, int] = dict.fromkeys(OFFSETS, _TOKENS)
@@ -225,7 +225,7 @@ def test_a_probe_learns_what_is_there() -> None:
     states = torch.eye(4).repeat(8, 1)
     batch = Batch({0: states}, {0: torch.arange(4).repeat(8)})
     told = {"epochs": 40, "updates": 1, "lr": 0.1, "weight_decay": 0.0, "rank": None, "seed": 0}
-    probes = fit([(0, 0)], 4, {0: 4}, lambda _: iter([batch]), **told)  # type: ignore[arg-type]
+    probes = fit([(0, 0)], 4, {0: 4}, lambda _, start: iter([batch]), **told)  # type: ignore[arg-type]
     assert right(probes[0, 0], batch, (0, 0)) == (32, 32)
 
 

@@ -55,6 +55,8 @@ def test_the_fact_changes_and_the_rest_stays(three: tuple[Result, Notebook]) -> 
     assert after["unrelated"] >= 0.9
     assert result.metric("other_relations", "before").value == 1
     assert all(row[-2] < 0.05 and row[-1] > 0.5 for row in result.table("requests").rows)
+    (axes,) = result.plot().axes
+    assert [one.get_text().replace("\n", "_") for one in axes.get_xticklabels()][:3] == ["ES", "PS", "NS"]
 
 
 def test_a_random_key_is_no_edit_of_one_fact(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from interlace.methods.base import Result
 
 _MOST = 30
+_FEWER = 14
 
 
 def plot(result: Result) -> Figure:
@@ -46,7 +47,7 @@ def paths(result: Result) -> Figure:
     """The largest paths, and the whole effect of each of their senders beside them."""
     senders: list[tuple[Any, ...]] = list(result.table("senders").rows)
     wholes = {row[:3]: row[3] for row in senders}
-    rows: list[tuple[Any, ...]] = list(result.table("paths").rows)[:_MOST]
+    rows: list[tuple[Any, ...]] = list(result.table("paths").rows)[:_FEWER]
     names = [f"{_place(row[:3])} to {_place(row[3:6])}" for row in rows]
     figure = _bars(names, [row[6] for row in rows], "effect on m, logits")
     axes = figure.axes[0]

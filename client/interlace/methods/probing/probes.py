@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from interlace.methods.base import Opened
+from interlace.methods.base import Checkpoint, Opened
 from interlace.protocol.errors import InvalidArtifact
 
 FORMAT = 1
@@ -43,11 +43,25 @@ class Probe(nn.Module):  # type: ignore[misc]
         return functional.linear(states if self.A is None else functional.linear(states, self.A), self.B)
 
 
+@dataclass(frozen=True)
+class Course:
+    """What is said and kept on the way, and where it begins."""
+
+    #: Hears each step's mean loss, and says whether to go on.
+    told: Callable[[int, float], bool] = lambda step, loss: True
+    #: Is given each step's tensors.
+    kept: Callable[[int, Mapping[str, Tensor]], None] = lambda step, tensors: None
+    begun: Checkpoint | None = None
+
+
+_ALONE = Course()
+
+
 def fit(
     keys: Sequence[Key],
     width: int,
     classes: Mapping[int | str, int],
-    stream: Callable[[int], Iterator[Batch]],
+    stream: Callable[[int, int], Iterator[Batch]],
     *,
     epochs: int,
     updates: int,
@@ -55,28 +69,53 @@ def fit(
     weight_decay: float,
     rank: int | None,
     seed: int,
-    told: Callable[[int, float], bool] = lambda step, loss: True,
+    course: Course = _ALONE,
 ) -> dict[Key, Probe]:
-    """A probe for each key; ``stream`` gives an epoch's batches, ``updates`` of them. ``told`` hears each mean loss and
-    says whether to go on. Cross-entropy, AdamW; each probe's gradient is its own, so that they do not meet."""
+    """A probe for each key; ``stream`` gives an epoch's batches, ``updates`` of them, from a number on. Cross-entropy,
+    AdamW; each probe's gradient is its own, so that they do not meet."""
     generator = torch.Generator().manual_seed(seed)
     probes = {key: Probe(width, classes[key[1]], rank, generator) for key in keys}
     weights = [weight for probe in probes.values() for weight in probe.parameters()]
     optimiser = torch.optim.AdamW(weights, lr=lr, weight_decay=weight_decay)
     total = epochs * updates
     warm = max(1, int(_WARM_UP * total))
-    step = 0
-    for epoch in range(epochs):
-        for batch in stream(epoch):
+    step = 0 if course.begun is None else course.begun.step
+    if course.begun is not None:
+        _restore(optimiser, weights, course.begun)
+    for epoch in range(step // updates, epochs):
+        for batch in stream(epoch, step - epoch * updates):
             for group in optimiser.param_groups:
                 group["lr"] = lr * min((step + 1) / warm, max(0.0, (total - step) / max(1, total - warm)))
             optimiser.zero_grad()
             losses = [_learn(probe, batch, key) for key, probe in probes.items()]
             optimiser.step()
             step += 1
-            if not told(step, sum(losses) / len(losses)):
+            if not course.told(step, sum(losses) / len(losses)):
                 return probes
+            course.kept(step, _state(optimiser, weights))
     return probes
+
+
+_AVERAGES = ("exp_avg", "exp_avg_sq")
+
+
+def _state(optimiser: torch.optim.Optimizer, weights: Sequence[nn.Parameter]) -> dict[str, Tensor]:
+    """Weights and the optimiser's averages, by their numbers; a weight that has had no gradient has none."""
+    found = {}
+    for number, weight in enumerate(weights):
+        found[f"weight.{number}"] = weight.detach()
+        own = optimiser.state.get(weight, {})
+        found |= {f"{name}.{number}": own[name] for name in ("step", *_AVERAGES) if name in own}
+    return found
+
+
+def _restore(optimiser: torch.optim.Optimizer, weights: Sequence[nn.Parameter], begun: Checkpoint) -> None:
+    for number, weight in enumerate(weights):
+        with torch.no_grad():
+            weight.copy_(begun.tensors[f"weight.{number}"])
+        own = {name: begun.tensors.get(f"{name}.{number}") for name in ("step", *_AVERAGES)}
+        if own["step"] is not None:
+            optimiser.state[weight] = {name: one.clone() for name, one in own.items() if one is not None}
 
 
 def _learn(probe: Probe, batch: Batch, key: Key) -> float:

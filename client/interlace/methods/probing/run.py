@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from interlace.methods import _capture, _intervals
 from interlace.methods._sites import Sites, evaluating
 from interlace.methods.base import Metric, Report, Table
-from interlace.methods.probing.probes import FORMAT, Batch, Key, Probe, fit, packed, right
+from interlace.methods.probing.probes import FORMAT, Batch, Course, Key, Probe, fit, packed, right
 from interlace.methods.probing.spec import Labels, ProbeParams, ProbeResult
 from interlace.protocol.errors import InvalidRequest
 
@@ -66,12 +66,16 @@ class _Trainer:
         updates = sum(1 for _ in _capture.by_length(rows, self._params.batch))
         total = updates * self._params.epochs
 
-        def stream(epoch: int) -> Iterator[Batch]:
+        def stream(epoch: int, start: int) -> Iterator[Batch]:
             dice = random.Random(self._report.seed * 1_000_003 + epoch)
             order = dice.sample(range(len(rows)), len(rows))
             batches = list(_capture.by_length([rows[number] for number in order], self._params.batch))
-            for some, ids in dice.sample(batches, len(batches)):
+            for some, ids in dice.sample(batches, len(batches))[start:]:
                 yield batch_of([order[one] for one in some], ids)
+
+        def kept(step: int, tensors: Mapping[str, Tensor]) -> None:
+            if step < total:
+                self._report.checkpoint(step, tensors, {})
 
         def told(step: int, loss: float) -> bool:
             self._report.progress(step, total, loss=loss)
@@ -91,7 +95,9 @@ class _Trainer:
             weight_decay=params.weight_decay,
             rank=params.low_rank,
             seed=self._report.seed,
-            told=told,
+            course=Course(
+                told, lambda step, tensors: self._report.checkpoint(step, tensors, {}), self._report.resumed()
+            ),
         )
 
     def _kept(self, probes: dict[Key, Probe], **more: Any) -> str:
