@@ -72,8 +72,9 @@ class AttributeResult(Result):
     with the places that the two baselines give them: `loss` (a candidate's own loss before anything, which knows no
     query) and `pixels` (distance to the query). Metrics: `query_overlap` (share of the top that two queries have in
     common), `weights_moved` (by how much of their norm, for a query), `loss_overlap` (of the top with the loss
-    baseline's); with `known` also `known_in_top` for the splits `queries` and `controls`, and `average_precision` and `auc` for `unlearning`, `loss`, `pixels`, `controls`. An
-    artifact of kind `data`: `scores` and `pixels` [queries and controls, candidates], `loss` [candidates]."""
+    baseline's); with `known` also `known_in_top` for the splits `queries` and `controls`, and `average_precision` and
+    `auc` for `unlearning`, `loss`, `pixels`, `controls`. An artifact of kind `data`: `scores` and `pixels` [queries and
+    controls, candidates], `loss` [candidates]."""
 
     caveat: str = CAVEAT
     pictures: tuple[Picture, ...] = ()
