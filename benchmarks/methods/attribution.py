@@ -9,7 +9,7 @@ model draws with the suffix; controls are four that the bare model draws without
 Three things must be told apart, and the claims do: that exemplars are found among plain pictures (pixels do so, too),
 that they are found among their like (a plain loss, which knows no query, may do as well), and that it is the query that
 finds them (a control query must not). The thresholds were written before any of the seeds was run; alpha comes
-from a pilot on two queries: the largest that moved the weights by no more than a tenth of their norm.
+from a pilot on two queries (N = 8): of .01 and .0001 the one that moved the weights by less than a tenth of their norm.
 """
 
 import argparse
