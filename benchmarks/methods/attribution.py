@@ -3,13 +3,13 @@
     python benchmarks/methods/attribution.py [--seeds 1 2 3] [--picture FILE] [--json FILE]
 
 For each seed `customize.style` learns a style from eight drawings (60 updates, lambda 0). Candidates are those eight,
-24 drawings of the same style that taught nothing, and 48 plain ones. Queries are four pictures that the customised
-model draws with the suffix; controls are four that the bare model draws without it. Under a minute of one core a seed.
+16 drawings of the same style that taught nothing, and 24 plain ones. Queries are four pictures that the customised
+model draws with the suffix; controls are four that the bare model draws without it. Half a minute of one core a seed.
 
 Three things must be told apart, and the claims do: that exemplars are found among plain pictures (pixels do so, too),
 that they are found among their like (a plain loss, which knows no query, may do as well), and that it is the query that
-finds them (a control query must not). The thresholds were written before any of the seeds was run; alpha is the
-published one for customised models, in one step.
+finds them (a control query must not). The thresholds were written before any of the seeds was run; alpha comes
+from a pilot on two queries (N = 8): of .01 and .0001 the one that moved the weights by less than a tenth of their norm.
 """
 
 import argparse
@@ -35,11 +35,11 @@ from interlace.methods._images import Images
 from interlace.methods.base import Result
 from interlace.methods.notebook import Notebook, run
 
-EXEMPLARS, LIKE, PLAIN = 8, 24, 48
-SETTINGS: dict[str, Any] = {"alpha": 0.1, "query_draws": 96, "fisher_draws": 2, "times": 5, "batch": 32, "top": 8}
+EXEMPLARS, LIKE, PLAIN = 8, 16, 24
+SETTINGS: dict[str, Any] = {"alpha": 6e-4, "query_draws": 48, "fisher_draws": 2, "times": 4, "batch": 32, "top": 8}
 CLAIMS = (
-    Claim("average precision against all is .30 or more (chance .10)", lambda of: of["ap.unlearning"] >= 0.3),
-    Claim("style queries have .20 exemplars or more in their top 8 (chance .10)", lambda of: of["top.queries"] >= 0.2),
+    Claim("average precision against all is .30 or more (chance .17)", lambda of: of["ap.unlearning"] >= 0.3),
+    Claim("style queries have .25 exemplars or more in their top 8 (chance .17)", lambda of: of["top.queries"] >= 0.25),
     Claim("... and control queries .05 at most", lambda of: of["top.controls"] <= 0.05),
     Claim("AUC of exemplars against their like is .60 or more", lambda of: of["auc.unlearning"] >= 0.6),
     Claim(

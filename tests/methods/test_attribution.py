@@ -80,7 +80,7 @@ def test_its_like_are_forgotten_with_a_query(pipeline_model: Any, tmp_path: Path
         "members": [4, 5],
         **SHORT,
         "query_draws": 32,
-        "alpha": 0.1,
+        "alpha": 1e-4,
         "batch": 16,
     }
     result = run(ATTRIBUTE, pipeline_model, asked, notebook)

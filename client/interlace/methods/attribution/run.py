@@ -17,6 +17,7 @@ from interlace.methods.base import Metric, Report, Table
 from interlace.protocol.errors import InvalidRequest
 
 _ADAPTER = "explained"
+_FAR = 0.1  # of the weights' norm
 _SHOWN = 4  # queries of the picture
 _SMALL = 64  # pixels of a drawn image's side, about
 
@@ -34,9 +35,9 @@ def run(model: Any, params: AttributeParams, report: Report) -> AttributeResult:
         queries, candidates = queries.resized(side), candidates.resized(side)
         asked = [queries, *([controls.resized(side)] if controls is not None else [])]
         with moved(pipeline, params) as weights:
-            scores, loss = _scored(pipeline, weights, asked, candidates, params, report)
+            scores, moves, loss = _scored(pipeline, weights, asked, candidates, params, report)
     pixels = torch.cat([_near(one, candidates) for one in asked])
-    return _result(queries, candidates, scores, loss, pixels, params, report)
+    return _result(queries, candidates, scores, moves, loss, pixels, params, report)
 
 
 def _scored(
@@ -46,8 +47,8 @@ def _scored(
     candidates: Images,
     params: AttributeParams,
     report: Report,
-) -> tuple[Tensor, Tensor]:
-    """Scores [queries and controls done, candidates], and the candidates' losses before anything [candidates]."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores [queries and controls done, candidates], how far the weights went for each, and the losses before."""
     held = _encoded(pipeline, candidates)
     of = sum(map(len, asked)) + 2
     before = weights.losses(held)
@@ -55,8 +56,9 @@ def _scored(
     fisher = weights.fisher(held)
     report.progress(2, of)
     rows: list[Tensor] = []
+    moves: list[Tensor] = []
     if (checkpoint := report.resumed()) is not None:
-        rows = list(checkpoint.tensors["rows"])
+        rows, moves = list(checkpoint.tensors["rows"]), list(checkpoint.tensors["moves"])
     done = 0
     for images in asked:
         queries = _encoded(pipeline, images)
@@ -68,12 +70,13 @@ def _scored(
             for _ in range(params.steps):
                 weights.step(queries, which, fisher, params.n or len(candidates), dice)
             rows.append(weights.losses(held) - before)
+            moves.append(torch.tensor(weights.change()))
             weights.restore()
-            report.progress(done + 2, of)
+            report.progress(done + 2, of, weights_moved=float(moves[-1]))
             if report.stopping:
-                return torch.stack(rows), before
-            report.checkpoint(done, {"rows": torch.stack(rows)}, {})
-    return torch.stack(rows), before
+                return torch.stack(rows), torch.stack(moves), before
+            report.checkpoint(done, {"rows": torch.stack(rows), "moves": torch.stack(moves)}, {})
+    return torch.stack(rows), torch.stack(moves), before
 
 
 def _encoded(pipeline: _diffusion.Pipeline, images: Images) -> Pictures:
@@ -91,6 +94,7 @@ def _result(
     queries: Images,
     candidates: Images,
     scores: Tensor,
+    moves: Tensor,
     loss: Tensor,
     pixels: Tensor,
     params: AttributeParams,
@@ -102,6 +106,7 @@ def _result(
     tops = [top(row, params.top) for row in own]
     easiest = top(-loss, params.top)
     metrics = [averaged("loss_overlap", [len(set(one) & set(easiest)) / len(one) for one in tops])]
+    metrics.append(averaged("weights_moved", moves.tolist(), unit="of their norm"))
     if (shared := overlap(tops)) is not None:
         metrics.append(Metric(name="query_overlap", value=shared, unit="fraction", n=n))
     tables = [_ranked(own, loss, near, candidates, params)]
@@ -117,7 +122,17 @@ def _result(
         tables=tuple(tables),
         artifacts=(kept,),
         pictures=(_picture(queries, candidates, tops, easiest),),
-        warnings=(CAVEAT, *cancelled),
+        warnings=(CAVEAT, *_over(moves, params), *cancelled),
+    )
+
+
+def _over(moves: Tensor, params: AttributeParams) -> tuple[str, ...]:
+    """A warning where the step is no small one, for which alone the formula holds."""
+    if float(moves.max()) <= _FAR:
+        return ()
+    return (
+        f"To forget a query the weights went up to {float(moves.max()):.2g} of their own norm (over {_FAR}): the model "
+        f"may be broken, and scores may say nothing. Take an alpha well under {params.alpha:g}, or a larger n.",
     )
 
 

@@ -40,7 +40,8 @@ class AttributeParams(Params):
     subset: Literal["cross_kv", "cross", "attention"] = "cross_kv"
     """Weights that are moved. Published: keys and values of cross-attention; all weights gave less."""
     alpha: Annotated[float, Field(gt=0, le=1e9)] = 0.01
-    """The step. Published: 0.01 in one step; for customised models 0.1 and 100 steps."""
+    """The step, over N. Published: 0.01 in one step, with N of 118,000; for customised models 0.1 and 100 steps. With
+    few candidates it must be far smaller: look at `weights_moved`."""
     steps: Annotated[int, Field(ge=1, le=1000)] = 1
     n: Annotated[int, Field(ge=1)] | None = None
     """N, images in training; None: how many candidates there are."""
@@ -70,9 +71,10 @@ class AttributeResult(Result):
     """Table `ranked` (query, rank, candidate, score, z, loss_rank, pixel_rank, sha256): the first `top` for each query,
     with the places that the two baselines give them: `loss` (a candidate's own loss before anything, which knows no
     query) and `pixels` (distance to the query). Metrics: `query_overlap` (share of the top that two queries have in
-    common), `loss_overlap` (of the top with the loss baseline's); with `known` also `known_in_top` for the splits
-    `queries` and `controls`, and `average_precision` and `auc` for `unlearning`, `loss`, `pixels`, `controls`. An
-    artifact of kind `data`: `scores` and `pixels` [queries and controls, candidates], `loss` [candidates]."""
+    common), `weights_moved` (by how much of their norm, for a query), `loss_overlap` (of the top with the loss
+    baseline's); with `known` also `known_in_top` for the splits `queries` and `controls`, and `average_precision` and
+    `auc` for `unlearning`, `loss`, `pixels`, `controls`. An artifact of kind `data`: `scores` and `pixels` [queries and
+    controls, candidates], `loss` [candidates]."""
 
     caveat: str = CAVEAT
     pictures: tuple[Picture, ...] = ()

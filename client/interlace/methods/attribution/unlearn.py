@@ -50,6 +50,11 @@ class Weights:
             for path, layer in self.layers.items():
                 layer.weight.copy_(self._former[path])
 
+    def change(self) -> float:
+        """How far they are from where they were, as a share of their norm."""
+        moved = sum(float((one.weight.detach() - self._former[p]).square().sum()) for p, one in self.layers.items())
+        return (moved / sum(float(one.square().sum()) for one in self._former.values())) ** 0.5
+
     def fisher(self, pictures: Pictures) -> dict[str, Tensor]:
         """The mean square of each weight's gradient on one image and one noise: diag F, in 32 bits."""
         found = {path: torch.zeros_like(one, dtype=torch.float32) for path, one in self._former.items()}
