@@ -283,7 +283,7 @@ def test_the_estimate(trained: PairResult, tmp_path: Path, model: Any) -> None:
     assert large.peak_bytes > 2 * cost.peak_bytes
     before = dict(report.cost)
     draw(model, report, {"adapter": trained.style})
-    params = GenerateParams(**DRAW, styles=[{"adapter": "x"}])
+    params = GenerateParams(**DRAW, styles=[{"adapter": "x", "start": 0.0}])
     drawn = estimate_generate(params, facts)
     assert drawn.forwards == report.cost["forwards"] - before["forwards"]
     assert drawn.tokens == report.cost["tokens"] - before["tokens"]
