@@ -30,7 +30,7 @@ def geometry(models: Sequence[Weights], names: Sequence[str], seed: int) -> Geom
         sketches = torch.stack([one.sketch for one in matrices])
         for i in range(n):
             squared[i] += (stacked - stacked[i]).double().square().sum((1, 2))
-            rank[i] += energy_rank(sketches - sketches[i])
+            rank[i, i:] += energy_rank(sketches[i:] - sketches[i])
             between[i] += (spectra - spectra[i]).square().sum(1)
             singular[i] += (spectra.square().sum(1) * spectra[i].square().sum()).sqrt()
         null += _permuted(stacked, generator)
@@ -38,7 +38,7 @@ def geometry(models: Sequence[Weights], names: Sequence[str], seed: int) -> Geom
     z = (null.mean(0) - squared) / spread
     return Geometry(
         squared=squared,
-        rank=rank,
+        rank=rank.triu() + rank.triu(1).T,
         spectral=(between / singular.clamp_min(1e-30)).sqrt(),
         z=torch.minimum(z, z.T),
         norms=norms,
