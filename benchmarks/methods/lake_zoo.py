@@ -1,4 +1,4 @@
-"""A zoo of small language models with a known tree: two roots, four children each, four grandchildren of each."""
+"""A zoo of small language models with a known tree: two roots, three children each, three grandchildren of each."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 VOCABULARY = 64
-_SHAPE = {"n_layer": 3, "n_embd": 64, "n_head": 4, "n_positions": 32, "vocab_size": VOCABULARY}
+_SHAPE = {"n_layer": 2, "n_embd": 64, "n_head": 4, "n_positions": 32, "vocab_size": VOCABULARY}
 _DROPS = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
-_ROOT_STEPS, _STEPS = 80, 24
-_BATCH, _LENGTH = 8, 16
+_ROOT_STEPS, _STEPS = 60, 18
+_BATCH, _LENGTH = 8, 12
 _LR = 3e-3
 #: Of a child's language, how much is its parent's.
 _KEPT = 0.5
@@ -105,13 +105,13 @@ def _children(
     is_fan, is_lora = "fan" in made.split, "lora" in made.split
     shared, state = language(dice, chain), dice.get_state()
     found, group = [], []
-    for number in range(4):
+    for number in range(3):
         own = shared if is_fan else language(dice, chain)
         if is_fan:
             dice.set_state(state)
-        steps = _STEPS if made.split in ("finetune", "lora") else (_STEPS // 2, _STEPS, _STEPS, _STEPS * 2)[number]
-        lr = _LR * ((0.5, 1, 2, 1)[number] if is_fan else 1)
-        rank = (4 if is_fan else (2, 4, 4, 8)[number]) if is_lora else None
+        steps = _STEPS if made.split in ("finetune", "lora") else (_STEPS // 2, _STEPS, _STEPS * 2)[number]
+        lr = _LR * ((0.5, 1, 2)[number] if is_fan else 1)
+        rank = (4 if is_fan else (2, 4, 8)[number]) if is_lora else None
         rate = lr * 3 if is_lora else lr
         tensors = trained(model, made.tensors[parent], own, dice, steps=steps, lr=rate, rank=rank)
         made.tensors.append(tensors)
