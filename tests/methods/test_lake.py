@@ -274,7 +274,7 @@ def test_what_jobs_make_is_in_the_lake(client: interlace.Client, method_server: 
         "prompts": [{"prompt": "The capital is", "wanted": "Paris", "other": "two"}],
         "neutral": ["two plus two is four"],
         "scales": [1.0],
-        "controls": 0,
+        "controls": 1,
     }
     made: list[str] = []
     planned: set[tuple[str, str]] = set()

@@ -1,7 +1,7 @@
 """What people would type finds what they mean: planted entries, written queries."""
 
 import pytest
-from test_lake import MINE, add, lineage
+from lakes import MINE, add, lineage
 
 from interlace.protocol.lake import EntryChange
 from interlace_state.store import State

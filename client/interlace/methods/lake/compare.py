@@ -109,7 +109,6 @@ class _Behaviour:
         values: dict[str, list[float]] = {name: [] for name, _ in _BEHAVIOUR}
         losses: tuple[list[float], list[float]] = ([], [])
         for ids, (p, _), (q, _) in zip(self._probes, *self._read, strict=True):
-            p, q = p.double(), q.double()
             middle = torch.logaddexp(p, q) - math.log(2)
             values["kl"].append(_kl(p, q))
             values["kl_back"].append(_kl(q, p))
