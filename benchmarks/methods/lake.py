@@ -174,13 +174,18 @@ def main() -> None:
                 each.setdefault("copies", []).append(of_copies(zoo, seed))
                 each.setdefault("strangers", []).append(of_strangers(zoo, arguments.strangers, seed))
             print(seed, name, json.dumps({one: round(value, 3) for one, value in figures.items()}), flush=True)
+        told(each, arguments.seeds[: 1 + arguments.seeds.index(seed)], arguments.json)
+
+
+def told(each: Mapping[str, list[dict[str, float]]], seeds: Sequence[int], file: Path | None) -> None:
+    """What the seeds until now have shown."""
     means = {
         name: {one: statistics.fmean(figures[one] for figures in found) for one in found[0]}
         for name, found in each.items()
     }
     print(json.dumps(means, indent=1))
     verdicts = judged(CLAIMS, means)
-    written(arguments.json, means, verdicts, seeds=arguments.seeds, each_seed=each)
+    written(file, means, verdicts, seeds=list(seeds), each_seed=each)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import running
 import small_models
 import torch
 from torch import Tensor
@@ -266,8 +265,11 @@ def test_a_text_is_attributed_to_who_wrote_it(notebook: Notebook) -> None:
         )
 
 
-def test_what_jobs_make_is_in_the_lake(client: interlace.Client, method_server: running.Running) -> None:
+def test_what_jobs_make_is_in_the_lake(
+    client: interlace.Client, keys: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Recorded edges are those of the jobs, exactly; and a citation's call makes the same bytes."""
+    monkeypatch.setenv("NDIF_API_KEY", keys["lab-a"])
     repo = client.models()[0].model
     steer = {
         "layer": 2,
