@@ -226,21 +226,30 @@ class Lake:
             async with self._reading:
                 version = await self._redis.get(self._keys.lake_version)
                 if self._known is None or self._known[0] != version:
-                    snapshot = await self._read()
-                    self._known = version, snapshot, await asyncio.to_thread(WordIndex, snapshot)
+                    self._known = version, *await self._read()
         return self._known[1], self._known[2]
 
-    async def _read(self) -> Snapshot:
+    async def _read(self) -> tuple[Snapshot, WordIndex]:
         hosted = await self._redis.hvals(self._keys.models)
-        cards = [ModelCard.model_validate_json(data) for data in hosted]
-        return Snapshot(
-            artifacts={one.id: one for one in await self._artifacts.all(None)},
-            models=await self._models.all(),
-            runs=await self._runs.all(),
-            tombstones=await self._tombstones.all(),
-            tags=await self._tags.all(),
-            hosted=frozenset(model_id(one.key.canonical, one.commit) for one in cards),
-        )
+        artifacts = await self._redis.hvals(self._keys.artifacts)
+        models, runs = await self._models.all(), await self._runs.all()
+        tombstones, tags = await self._tombstones.all(), await self._tags.all()
+
+        def build() -> tuple[Snapshot, WordIndex]:
+            cards = [ModelCard.model_validate_json(data) for data in hosted]
+            found = [Artifact.model_validate_json(data) for data in artifacts]
+            snapshot = Snapshot(
+                artifacts={one.id: one for one in sorted(found, key=lambda one: (-one.created, one.id))},
+                models=models,
+                runs=runs,
+                tombstones=tombstones,
+                tags=tags,
+                hosted=frozenset(model_id(one.key.canonical, one.commit) for one in cards),
+            )
+            snapshot.prepare()
+            return snapshot, WordIndex(snapshot)
+
+        return await asyncio.to_thread(build)  # of a large lake it takes a second
 
 
 def _seen(snapshot: Snapshot, viewer: Viewer, entry_id: str) -> Entry:

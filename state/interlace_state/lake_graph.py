@@ -50,6 +50,11 @@ class Snapshot:
     #: Ids of those models that are hosted now.
     hosted: frozenset[str] = frozenset()
 
+    def prepare(self) -> None:
+        """Work out all that is worked out once, in whatever thread this is."""
+        for name in ("entries", "above", "below"):
+            getattr(self, name)
+
     def visible(self, viewer: Viewer, entry_id: str) -> bool:
         artifact = self.artifacts.get(entry_id) or self.tombstones.get(entry_id)
         if artifact is not None:

@@ -3,6 +3,7 @@
 The truth is in the file store, ``lake/{shelf}/{id}.json``; a hash in Redis for each shelf is made from it.
 """
 
+import asyncio
 import hashlib
 from collections.abc import Mapping
 from typing import Any, Generic, TypeVar
@@ -148,6 +149,9 @@ class Shelf(Generic[T]):
     async def all(self) -> dict[str, T]:
         """Every record, by id."""
         found = await self._redis.hgetall(self._hash)
+        return await asyncio.to_thread(self._parsed, found)
+
+    def _parsed(self, found: Mapping[bytes, bytes]) -> dict[str, T]:
         return {key.decode(): self._kind.model_validate_json(data) for key, data in sorted(found.items())}
 
     async def rebuild(self) -> int:

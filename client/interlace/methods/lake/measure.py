@@ -12,8 +12,11 @@ from interlace.protocol.errors import InvalidArtifact
 PERMUTATIONS = 32
 
 
-def geometry(models: Sequence[Weights], names: Sequence[str], seed: int) -> Geometry:
-    """All distances. Raises InvalidArtifact for a model that lacks one of the matrices."""
+def geometry(models: Sequence[Weights], names: Sequence[str], seed: int, *, ranks: bool = True) -> Geometry:
+    """All distances; ranks, which take the longest, may be left out and are 0 then.
+
+    Raises InvalidArtifact for a model that lacks one of the matrices.
+    """
     n = len(models)
     generator = torch.Generator().manual_seed(seed)
     squared, rank, between, singular = (torch.zeros(n, n, dtype=torch.float64) for _ in range(4))
@@ -30,7 +33,8 @@ def geometry(models: Sequence[Weights], names: Sequence[str], seed: int) -> Geom
         sketches = torch.stack([one.sketch for one in matrices])
         for i in range(n):
             squared[i] += (stacked - stacked[i]).double().square().sum((1, 2))
-            rank[i] += energy_rank(sketches - sketches[i])
+            if ranks:
+                rank[i, i:] += energy_rank(sketches[i:] - sketches[i])
             between[i] += (spectra - spectra[i]).square().sum(1)
             singular[i] += (spectra.square().sum(1) * spectra[i].square().sum()).sqrt()
         null += _permuted(stacked, generator)
@@ -38,7 +42,7 @@ def geometry(models: Sequence[Weights], names: Sequence[str], seed: int) -> Geom
     z = (null.mean(0) - squared) / spread
     return Geometry(
         squared=squared,
-        rank=rank,
+        rank=rank.triu() + rank.triu(1).T,
         spectral=(between / singular.clamp_min(1e-30)).sqrt(),
         z=torch.minimum(z, z.T),
         norms=norms,

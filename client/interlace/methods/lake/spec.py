@@ -152,7 +152,7 @@ def _comparing(params: CompareParams, facts: ModelFacts) -> Estimate:
     return Estimate(
         forwards=2 * len(texts),
         tokens=2 * tokens,
-        peak_bytes=_FLOAT * (6 * params.context * facts.vocab_size + 16 * facts.hidden_size**2),
+        peak_bytes=_FLOAT * (12 * params.context * facts.vocab_size + 16 * facts.hidden_size**2),
     )
 
 
@@ -162,7 +162,7 @@ def _attributing(params: AttributeParams, facts: ModelFacts) -> Estimate:
     return Estimate(
         forwards=models * len(lengths),
         tokens=models * sum(lengths),
-        peak_bytes=_FLOAT * (3 * max(lengths) * facts.vocab_size + facts.n_params),
+        peak_bytes=_FLOAT * (6 * max(lengths) * facts.vocab_size + facts.n_params),
     )
 
 

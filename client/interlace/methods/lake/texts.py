@@ -11,7 +11,7 @@ from interlace.methods import _edits, _weights
 from interlace.methods.base import Opened
 from interlace.protocol.errors import InvalidArtifact
 
-#: Token ids [1, tokens] -> log-probabilities [tokens, vocabulary] of the token after each.
+#: Token ids [1, tokens] -> log-probabilities [tokens, vocabulary] of the token after each, in fp64.
 Reader = Callable[[Tensor], Tensor]
 
 
@@ -37,4 +37,4 @@ def reading(model: Any, module: nn.Module, opened: Opened | None) -> Iterator[Re
 
 def _log_probs(output: Any) -> Tensor:
     logits: Tensor = output.logits[0]
-    return logits.float().log_softmax(-1)
+    return logits.double().log_softmax(-1)  # in fp32 the last digits hang on where in memory they lie
