@@ -229,6 +229,30 @@ CASES: dict[str, list[Case]] = {
             model=tiny_diffusion.SHAPES,
         )
     ],
+    "customize.pair@1": [
+        Case(
+            {
+                "subject": "a large red sks square",
+                "suffix": "in vex style",
+                "content_rank": 2,
+                "style_rank": 3,
+                "content_steps": 1,
+                "joint_steps": 2,
+                "grad_accum": 2,
+                "samples": {"prompts": ["a large blue ring"], "every": 2, "steps": 2},
+            },
+            {"images": _drawn(2, 0)},
+            seed=3,
+            model=tiny_diffusion.SHAPES,
+        )
+    ],
+    "customize.generate@1": [
+        Case(
+            {"prompts": ["a large blue ring"], "per_prompt": 2, "steps": 3, "guidance": 3, "batch": 2},
+            seed=3,
+            model=tiny_diffusion.SHAPES,
+        )
+    ],
     "customize.style@1": [
         Case(
             {

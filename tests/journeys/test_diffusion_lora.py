@@ -12,6 +12,7 @@ from nnsight.intervention.backends.remote import RemoteBackend, RemoteError
 from nnsight.modeling import huggingface
 from nnsight.modeling.diffusion import DiffusionModel
 from peft import LoraConfig, get_peft_model_state_dict
+from safetensors.torch import load_file
 
 import interlace
 
@@ -93,3 +94,44 @@ def test_what_a_pipeline_does_not_take(client: Any, own: interlace.Client) -> No
     ):
         with pytest.raises(RemoteError, match=sentence):
             draw(client, backend=RemoteBackend(client.to_model_key(), env=env))
+
+
+def test_a_schedule_and_both_layouts(client: Any, own: interlace.Client, tmp_path: Path) -> None:
+    """On from a timestep down; said by the client or by the model itself; in diffusers' files or PEFT's."""
+    artifact = own.artifacts.upload(made(tmp_path / "lora", 1), kind="diffusers-lora", model=SHAPES)
+    here = local()
+    bare = draw(here)
+    here.pipeline.load_lora_weights(tmp_path / "lora", adapter_name="a")
+    here._update(here._module)
+    first, second = here.pipeline.scheduler.timesteps.tolist()[:2]
+    with here.generate(PROMPT, seed=3, num_inference_steps=2, output_type="latent") as run:
+        for step in run.iter[:2]:
+            here.pipeline.set_adapters(["a"], [0.0 if step == 0 else 0.8])
+            here.unet.output  # until it has run
+        late = here.output.images.save()
+    late = late.detach()
+    assert not torch.allclose(late, bare, atol=1e-3)
+    when = {"weight": 0.8, "t_max": second}
+    torch.testing.assert_close(draw(client, backend=own.on(client, lora={artifact.ref: when})), late)
+    own.artifacts.apply(client, artifact, weight=0.8, t_max=second)
+    torch.testing.assert_close(draw(client, remote=True), late)
+    own.artifacts.take_off(client)
+    torch.testing.assert_close(draw(client, remote=True), bare)
+    folder = own.artifacts.download(artifact, tmp_path / "peft", layout="peft")
+    again = own.artifacts.upload(folder, kind="peft", model=SHAPES)
+    torch.testing.assert_close(draw(client, backend=own.on(client, lora={again.ref: when})), late)
+    back = own.artifacts.download(again, tmp_path / "back", layout="diffusers-lora")
+    files = [load_file(one / "pytorch_lora_weights.safetensors") for one in (tmp_path / "lora", back)]
+    assert files[0].keys() == files[1].keys()
+    assert all(torch.equal(files[0][key], files[1][key]) for key in files[0])
+    never = {"weight": 0.8, "t_min": first + 1}
+    torch.testing.assert_close(draw(client, backend=own.on(client, lora={artifact.ref: never})), bare)
+
+
+def test_what_a_method_may_run_on(own: interlace.Client) -> None:
+    with pytest.raises(interlace.InterlaceError, match=r"lens\.logit@1 runs on models of the kind TransformersModel"):
+        own.run("lens.logit", model=SHAPES, params={"prompts": [PROMPT]}, follow=False)
+    cost = own.estimate("customize.generate", model=SHAPES, params={"prompts": [PROMPT] * 3, "steps": 7, "batch": 2})
+    assert (cost.forwards, cost.tokens) == (14, 3 * 7 * 2 * 64)
+    assert cost.seconds
+    assert own.method("customize.pair").wrappers == ["DiffusionModel"]

@@ -147,9 +147,11 @@ def estimate(params: PairParams, facts: ModelFacts) -> Estimate:
     passes = (params.first_steps + both) * params.grad_accum
     rows, forwards = passes * params.batch, passes
     if (of := params.samples) is not None:
-        times = -(-(params.first_steps + params.joint_steps) // of.every)
-        forwards += times * of.steps * 2
-        rows += times * of.steps * 3 * len(of.prompts)
+        first, end = params.first_steps, params.first_steps + params.joint_steps
+        times = end // of.every - first // of.every + bool(end % of.every)
+        styled = of.steps - of.steps // 5
+        forwards += times * (of.steps + styled)
+        rows += times * (2 * of.steps + styled) * len(of.prompts)
     lora = bytes_lora(facts, params.content_rank + params.style_rank)
     return Estimate(
         forwards=forwards,
@@ -162,10 +164,15 @@ def estimate(params: PairParams, facts: ModelFacts) -> Estimate:
 def estimate_generate(params: GenerateParams, facts: ModelFacts) -> Estimate:
     pictures = len(params.prompts) * params.per_prompt
     batches = -(-pictures // params.batch)
-    more = len(params.styles) if params.how == "style_guidance" else 0
-    rows = params.steps * pictures * (2 + more)
+    more = 0
+    if params.how == "style_guidance":
+        spans = [
+            (round(one.start * params.steps), round(one.end * params.steps)) for one in params.styles if one.strength
+        ]
+        more = sum(end - start for start, end in spans)
+    rows = pictures * (2 * params.steps + more)
     return Estimate(
-        forwards=params.steps * batches * (1 + more),
+        forwards=batches * (params.steps + more),
         tokens=rows * positions(facts),
         peak_bytes=bytes_forward(facts, 2 * params.batch) + bytes_lora(facts, 64 * len(params.styles)) // 8,
     )
