@@ -190,3 +190,11 @@ def test_pages_that_are_not_there_and_files(keyed: Keyed) -> None:
     policy = one.get("/").headers["content-security-policy"]
     assert "unsafe" not in policy
     assert "default-src 'none'" in policy
+
+
+def test_without_javascript_the_lines_are_a_page_of_their_own(keyed: Keyed) -> None:
+    one, token = signed_in(keyed, keyed.ours)
+    answer = one.post("/page/snippet", data={"form_token": token, "model": ""})
+    assert "<h1>Models</h1>" in answer.text
+    assert keyed.ours in answer.text
+    assert answer.headers["cache-control"] == "no-store"
