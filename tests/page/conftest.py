@@ -1,5 +1,6 @@
 """Real gateways that a real browser looks at. `SCREENSHOTS=docs/page` in the environment has the pictures made anew."""
 
+import io
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import browsing
 import pytest
 from browsing import Keyed, Looking, Shown, keyed_gateway
+from PIL import Image
 from playwright.sync_api import Browser
 
 _TALLEST = 1000  # of what a picture shows of a page, in its own dots
@@ -48,6 +50,8 @@ def shown() -> Shown:
         if folder:
             wide, tall = looking.page.evaluate("[innerWidth, document.documentElement.scrollHeight]")
             clip: Any = {"x": 0, "y": 0, "width": wide, "height": min(tall, tallest)}
-            looking.page.screenshot(path=Path(folder) / f"{name}.png", full_page=True, clip=clip)
+            picture = Image.open(io.BytesIO(looking.page.screenshot(full_page=True, clip=clip)))
+            few = picture.convert("RGB").quantize(128, dither=Image.Dither.NONE)  # a fourth of the bytes
+            few.save(Path(folder) / f"{name}.png", optimize=True)
 
     return shown

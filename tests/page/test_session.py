@@ -120,6 +120,13 @@ def test_a_form_without_token_or_origin_is_refused(keyed: Keyed) -> None:
     assert one.get("/").status_code == 303
 
 
+def test_a_form_that_is_too_long_is_not_read(keyed: Keyed) -> None:
+    one = client(keyed, **FORM)
+    token = token_of(one.get(visitors.SIGN_IN).text)
+    answer = one.post(visitors.SIGN_IN, data={"key": "x" * (5 << 20), "form_token": token})
+    assert (answer.status_code, "methods.request_bytes" in answer.text) == (413, True)
+
+
 def test_a_planted_id_signs_nobody_in(keyed: Keyed) -> None:
     """Signing in makes a new id; else whoever plants a cookie would be signed in with its owner."""
     one = client(keyed, **FORM)
@@ -183,3 +190,11 @@ def test_pages_that_are_not_there_and_files(keyed: Keyed) -> None:
     policy = one.get("/").headers["content-security-policy"]
     assert "unsafe" not in policy
     assert "default-src 'none'" in policy
+
+
+def test_without_javascript_the_lines_are_a_page_of_their_own(keyed: Keyed) -> None:
+    one, token = signed_in(keyed, keyed.ours)
+    answer = one.post("/page/snippet", data={"form_token": token, "model": ""})
+    assert "<h1>Models</h1>" in answer.text
+    assert keyed.ours in answer.text
+    assert answer.headers["cache-control"] == "no-store"

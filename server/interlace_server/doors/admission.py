@@ -18,6 +18,7 @@ from interlace.protocol.errors import (
     LimitExceeded,
     ShuttingDown,
 )
+from interlace_server.doors import visitors
 from interlace_server.doors.connections import SLOWEST
 from interlace_server.drain import Drain
 from interlace_server.errors import answer, note
@@ -70,7 +71,7 @@ class Door:
         limits = caller.limits if caller else self._config.limits
         if scope["path"].rstrip("/") == "/v1/artifacts":
             return int(limits.artifact_bytes) + _FORM_BYTES, "limits.artifact_bytes"
-        if scope["path"].rstrip("/") == "/v1/jobs":
+        if scope["path"].rstrip("/") == "/v1/jobs" or visitors.is_page(scope["path"]):
             return self._config.methods.request_bytes, "methods.request_bytes"
         return int(limits.payload_bytes), "limits.payload_bytes"
 

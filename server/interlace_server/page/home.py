@@ -1,7 +1,7 @@
 """`/`: what is hosted and how it stands, and the lines with which somebody begins."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Form, Query, Request
 from starlette.responses import Response
@@ -37,10 +37,7 @@ class Row:
 @router.get("/")
 async def home(request: Request, caller: TheCaller, gateway: TheGateway, model: _Name = "") -> Response:
     rows = await rows_of(gateway, caller)
-    chosen = _chosen(rows, model)
-    snippet = _snippet(gateway, request, chosen, _HIDDEN if caller.key_id else None)
-    is_hidden = caller.key_id is not None
-    return page(request, "home.html", rows=rows, seen=digest(rows), chosen=chosen, snippet=snippet, is_hidden=is_hidden)
+    return _shown(request, gateway, rows, model, _HIDDEN if caller.key_id else None)
 
 
 @router.get("/page/models")
@@ -55,10 +52,9 @@ async def snippet_with_key(
     request: Request, caller: TheCaller, gateway: TheGateway, model: Annotated[str, Form(max_length=256)] = ""
 ) -> Response:
     """The lines with the reader's own key in them; nobody else has what the key is encrypted with."""
-    chosen = _chosen(await rows_of(gateway, caller), model)
+    rows = await rows_of(gateway, caller)
     secret = await gateway.state.visits.secret(request.scope["state"]["visit"]) if caller.key_id else None
-    snippet = _snippet(gateway, request, chosen, secret)
-    return page(request, "_snippet.html", chosen=chosen, snippet=snippet, is_hidden=False)
+    return _shown(request, gateway, rows, model, secret)
 
 
 async def rows_of(gateway: Gateway, caller: Caller) -> list[Row]:
@@ -87,8 +83,13 @@ def _chosen(rows: list[Row], name: str) -> Row | None:
     return next(iter([*named, *up, *rows]), None)
 
 
-def _snippet(gateway: Gateway, request: Request, chosen: Row | None, key: str | None) -> str:
-    if chosen is None:
-        return ""
-    view = chosen.view
-    return Snippet(gateway.public_url(request), view.model, view.task, view.revision, key).text
+def _shown(request: Request, gateway: Gateway, rows: list[Row], model: str, key: str | None) -> Response:
+    """The page, or for htmx the lines alone, with a key in them or what stands for one."""
+    chosen = _chosen(rows, model)
+    snippet = ""
+    if chosen is not None:
+        view = chosen.view
+        snippet = Snippet(gateway.public_url(request), view.model, view.task, view.revision, key).text
+    template = "_snippet.html" if request.headers.get("hx-request") and chosen else "home.html"
+    values: dict[str, Any] = {"rows": rows, "seen": digest(rows), "chosen": chosen, "snippet": snippet}
+    return page(request, template, is_hidden=key == _HIDDEN, **values)
