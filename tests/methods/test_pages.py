@@ -25,6 +25,8 @@ import interlace
 
 PAGES = Path(__file__).parents[2] / "docs" / "methods"
 MODEL = str(FACTS_GPT)
+#: As it is hosted.
+HOSTED = "local/facts-gpt-mini"
 _BLOCK = re.compile(r"(<!-- not run: [^>]+-->\n+)?```python\n(.*?)```", re.DOTALL)
 _KNOWN = json.loads((FACTS_GPT / "facts.json").read_text())
 
@@ -103,8 +105,8 @@ def _blocks(page: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def facts_server(home: Path) -> Iterator[running.Running]:
-    huggingface._ID_CACHE[MODEL] = MODEL
-    models = [{"source": MODEL, "repo_id": MODEL, "task": "text-generation", "threads": 1}]
+    huggingface._ID_CACHE[MODEL] = HOSTED
+    models = [{"source": MODEL, "task": "text-generation", "threads": 1}]
     with running.interlace(home, {"runtime": "process", "models": models}, seconds=180) as server:
         yield server
 
@@ -128,7 +130,9 @@ def test_a_page_runs(
     names["model"]._module.eval()
     for number, block in enumerate(_blocks(page)):
         code = block.replace("http://127.0.0.1:8000", facts_server.url)
-        for old, new in {**instead, "HuggingFaceTB/SmolLM2-135M-Instruct": MODEL, "org/model": MODEL}.items():
+        local = {'TransformersModel("HuggingFaceTB/SmolLM2-135M-Instruct"': f'TransformersModel("{MODEL}"'}
+        hosted = dict.fromkeys(("HuggingFaceTB/SmolLM2-135M-Instruct", "org/model"), HOSTED)
+        for old, new in {**instead, **local, **hosted}.items():
             code = code.replace(old, new)
         file = tmp_path / f"{page.stem}_{number}.py"
         file.write_text(code)
