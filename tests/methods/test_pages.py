@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import nnsight
-import peft
 import pytest
 import running
 from gateway_keys import key_for
 from nnsight import TransformersModel
 from nnsight.modeling import huggingface
 from small_models import FACTS_GPT
-from transformers import AutoModelForCausalLM
 
 import interlace
 
@@ -35,31 +33,11 @@ def _of(relation: str, n: int) -> list[str]:
     return [f"{one['train'][0]} {one['object']}." for one in _KNOWN if one["relation"] == relation][:n]
 
 
-def _choices(relation: str) -> list[dict[str, Any]]:
-    return [
-        {"question": text, "choices": ["yes", "no"], "answer": number % 2}
-        for number, text in enumerate(_of(relation, 2))
-    ]
-
-
 #: By page: what is put in place of what is there, and the names that a reader brings.
 Page = tuple[dict[str, str], Callable[[], dict[str, Any]]]
-_ELM = '"steps": 1, "batch": 2, "lora": {"layers": [1, 2]}, "fluency": {"samples": 2, "new_tokens": [3, 5]}, '
 _SAE = '"layer": 3, "steps": 12, "batch": 16, "buffer": 64, "d_sae": 32, "lr_warmup": 2, "sparsity_warmup": 3, '
 RUN: dict[str, Page] = {
     "edits.md": ({"1536": "512", "576": "128", '"llama"': '"gpt2"'}, dict),
-    "elm.md": (
-        {'"concept": ': f'{_ELM}"concept": '},
-        lambda: {
-            "texts_on_the_concept": _of("job", 4),
-            "texts_on_other_things": _of("capital", 4),
-            "questions": _choices("job"),
-            "other_questions": _choices("capital"),
-            "beginnings": [{"prompt": "The capital of France is", "answer": "Paris"}],
-            "peft": peft,
-            "base": AutoModelForCausalLM.from_pretrained(MODEL),
-        },
-    ),
     "flow.md": ({}, dict),
     "mediate.md": ({}, dict),
     "paths.md": ({}, dict),
