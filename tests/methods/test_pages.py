@@ -61,7 +61,7 @@ RUN: dict[str, Page] = {
     ),
     "rome.md": ({}, dict),
     "sae.md": (
-        {'"layer": 5, ': _SAE},
+        {'"layer": 5, ': _SAE, '"weight": 0.04': '"weight": 0.04, "anneal_start": 2'},
         lambda: {"texts": _of("job", 8), "other_texts": _of("capital", 8)},
     ),
     "steering.md": (
