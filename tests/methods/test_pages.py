@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import nnsight
-import peft
 import pytest
 import running
 from gateway_keys import key_for
 from nnsight import TransformersModel
 from nnsight.modeling import huggingface
 from small_models import FACTS_GPT
-from transformers import AutoModelForCausalLM
 
 import interlace
 
 PAGES = Path(__file__).parents[2] / "docs" / "methods"
 MODEL = str(FACTS_GPT)
+#: As it is hosted.
+HOSTED = "local/facts-gpt-mini"
 _BLOCK = re.compile(r"(<!-- not run: [^>]+-->\n+)?```python\n(.*?)```", re.DOTALL)
 _KNOWN = json.loads((FACTS_GPT / "facts.json").read_text())
 
@@ -33,31 +33,11 @@ def _of(relation: str, n: int) -> list[str]:
     return [f"{one['train'][0]} {one['object']}." for one in _KNOWN if one["relation"] == relation][:n]
 
 
-def _choices(relation: str) -> list[dict[str, Any]]:
-    return [
-        {"question": text, "choices": ["yes", "no"], "answer": number % 2}
-        for number, text in enumerate(_of(relation, 2))
-    ]
-
-
 #: By page: what is put in place of what is there, and the names that a reader brings.
 Page = tuple[dict[str, str], Callable[[], dict[str, Any]]]
-_ELM = '"steps": 1, "batch": 2, "lora": {"layers": [1, 2]}, "fluency": {"samples": 2, "new_tokens": [3, 5]}, '
 _SAE = '"layer": 3, "steps": 12, "batch": 16, "buffer": 64, "d_sae": 32, "lr_warmup": 2, "sparsity_warmup": 3, '
 RUN: dict[str, Page] = {
     "edits.md": ({"1536": "512", "576": "128", '"llama"': '"gpt2"'}, dict),
-    "elm.md": (
-        {'"concept": ': f'{_ELM}"concept": '},
-        lambda: {
-            "texts_on_the_concept": _of("job", 4),
-            "texts_on_other_things": _of("capital", 4),
-            "questions": _choices("job"),
-            "other_questions": _choices("capital"),
-            "beginnings": [{"prompt": "The capital of France is", "answer": "Paris"}],
-            "peft": peft,
-            "base": AutoModelForCausalLM.from_pretrained(MODEL),
-        },
-    ),
     "flow.md": ({}, dict),
     "mediate.md": ({}, dict),
     "paths.md": ({}, dict),
@@ -81,7 +61,7 @@ RUN: dict[str, Page] = {
     ),
     "rome.md": ({}, dict),
     "sae.md": (
-        {'"layer": 5, ': _SAE},
+        {'"layer": 5, ': _SAE, '"weight": 0.04': '"weight": 0.04, "anneal_start": 2'},
         lambda: {"texts": _of("job", 8), "other_texts": _of("capital", 8)},
     ),
     "steering.md": (
@@ -103,8 +83,8 @@ def _blocks(page: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def facts_server(home: Path) -> Iterator[running.Running]:
-    huggingface._ID_CACHE[MODEL] = MODEL
-    models = [{"source": MODEL, "repo_id": MODEL, "task": "text-generation", "threads": 1}]
+    huggingface._ID_CACHE[MODEL] = HOSTED
+    models = [{"source": MODEL, "task": "text-generation", "threads": 1}]
     with running.interlace(home, {"runtime": "process", "models": models}, seconds=180) as server:
         yield server
 
@@ -128,7 +108,9 @@ def test_a_page_runs(
     names["model"]._module.eval()
     for number, block in enumerate(_blocks(page)):
         code = block.replace("http://127.0.0.1:8000", facts_server.url)
-        for old, new in {**instead, "HuggingFaceTB/SmolLM2-135M-Instruct": MODEL, "org/model": MODEL}.items():
+        local = {'TransformersModel("HuggingFaceTB/SmolLM2-135M-Instruct"': f'TransformersModel("{MODEL}"'}
+        hosted = dict.fromkeys(("HuggingFaceTB/SmolLM2-135M-Instruct", "org/model"), HOSTED)
+        for old, new in {**instead, **local, **hosted}.items():
             code = code.replace(old, new)
         file = tmp_path / f"{page.stem}_{number}.py"
         file.write_text(code)
