@@ -1,5 +1,6 @@
 """Weights that are moved to forget an image, the Fisher information that holds them, and losses on fixed noise."""
 
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,7 +54,7 @@ class Weights:
     def change(self) -> float:
         """How far they are from where they were, as a share of their norm."""
         moved = sum(float((one.weight.detach() - self._former[p]).square().sum()) for p, one in self.layers.items())
-        return (moved / sum(float(one.square().sum()) for one in self._former.values())) ** 0.5
+        return math.sqrt(moved / sum(float(one.square().sum()) for one in self._former.values()))
 
     def fisher(self, pictures: Pictures) -> dict[str, Tensor]:
         """The mean square of each weight's gradient on one image and one noise: diag F, in 32 bits."""

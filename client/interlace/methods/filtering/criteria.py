@@ -75,8 +75,10 @@ class ByProbe:
 class ByClip:
     def __init__(self, model: Any, by: Clip, names: Sequence[str], batch: int) -> None:
         self._module: Any = unwrapped(model)
-        self._processor: Any = getattr(model, "processor", None)
-        if not hasattr(self._module, "get_image_features") or self._processor is None:
+        both: Any = getattr(model, "processor", None)  # some tasks of transformers have the two parts alone
+        self._tokenizer: Any = getattr(model, "tokenizer", None) or getattr(both, "tokenizer", None)
+        self._pictures: Any = getattr(model, "image_processor", None) or getattr(both, "image_processor", None)
+        if not hasattr(self._module, "get_image_features") or self._tokenizer is None or self._pictures is None:
             raise InvalidRequest(
                 f"The scorer `clip` needs a hosted CLIP (task zero-shot-image-classification); this model is a "
                 f"{type(self._module).__name__}. On a diffusion pipeline, use `denoiser` or `probe`."
@@ -86,12 +88,12 @@ class ByClip:
     def scores(self, images: Images, report: Report) -> Tensor:
         device = next(self._module.parameters()).device
         with torch.no_grad():
-            words = self._processor(text=self._texts, return_tensors="pt", padding=True).to(device)
+            words = self._tokenizer(self._texts, return_tensors="pt", padding=True).to(device)
             told = _direction(self._module.get_text_features(**words))
             report.count(forwards=1, tokens=words["input_ids"].numel())
             parts = []
             for some in images.pixels.split(self._batch):
-                seen = self._processor(images=[Image.fromarray(one.numpy()) for one in some], return_tensors="pt")
+                seen = self._pictures([Image.fromarray(one.numpy()) for one in some], return_tensors="pt")
                 features = self._module.get_image_features(pixel_values=seen["pixel_values"].to(device))
                 parts.append((100 * _direction(features) @ told.T).float().cpu())
                 report.count(forwards=1, tokens=len(some))
