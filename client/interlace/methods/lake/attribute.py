@@ -46,7 +46,8 @@ def _split(tokenizer: Any, prompt: str, text: str) -> tuple[Tensor, int]:
 def _score(reader: Reader, ids: Tensor, start: int) -> float:
     """Log-probability of the output."""
     said = reader(ids)
-    return float(said[start - 1 : -1].gather(-1, ids[0, start:, None]).sum())
+    # To 6 digits: the last bits of a forward hang on where in memory its weights lie.
+    return float(f"{float(said[start - 1 : -1].gather(-1, ids[0, start:, None]).sum()):.6g}")
 
 
 def _result(names: list[str], scores: Tensor, lengths: Tensor, params: AttributeParams, seed: int) -> AttributeResult:

@@ -126,19 +126,24 @@ class _Behaviour:
         means = [torch.cat([features for _, features in said if features is not None]).mean(0) for said in self._read]
         apart = means[1] - means[0]
         order = apart.abs().argsort(descending=True)[:top].tolist()
-        cosine = float(torch.nn.functional.cosine_similarity(means[0], means[1], dim=0))
-        rows = tuple((one, float(means[0][one]), float(means[1][one]), float(apart[one])) for one in order)
+        cosine = _rounded(float(torch.nn.functional.cosine_similarity(means[0], means[1], dim=0)))
+        rows = tuple((one, *(_rounded(float(of[one])) for of in (*means, apart))) for one in order)
         metric = Metric(name="feature_cosine", value=cosine, n=int(apart.shape[0]))
         return metric, Table(name="features", columns=("feature", "one", "other", "difference"), rows=rows)
 
 
 def _kl(p: Tensor, q: Tensor) -> float:
-    """Mean over tokens of KL(p || q), of log-probabilities; to 5 digits, which no order of summing changes."""
-    return float(f"{float((p.exp() * (p - q)).sum(-1).mean()):.5g}")
+    """Mean over tokens of KL(p || q), of log-probabilities."""
+    return float((p.exp() * (p - q)).sum(-1).mean())
+
+
+def _rounded(value: float) -> float:
+    """To 5 digits: the last bits of a forward hang on where in memory its weights lie."""
+    return float(f"{value:.5g}")
 
 
 def _metric(name: str, unit: str, values: Sequence[float]) -> Metric:
-    mean, interval = _intervals.mean(values)
+    mean, interval = _intervals.mean([_rounded(one) for one in values])
     return Metric(name=name, value=mean, unit=unit, n=len(values), ci95=interval)
 
 
