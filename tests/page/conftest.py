@@ -46,10 +46,10 @@ def shown() -> Shown:
     """Writes a picture of a page for the documentation, where that is asked for."""
     folder = os.environ.get("SCREENSHOTS")
 
-    def shown(name: str, looking: Looking) -> None:
+    def shown(name: str, looking: Looking, tallest: int = _TALLEST) -> None:
         if folder:
             wide, tall = looking.page.evaluate("[innerWidth, document.documentElement.scrollHeight]")
-            clip: Any = {"x": 0, "y": 0, "width": wide, "height": min(tall, _TALLEST)}
+            clip: Any = {"x": 0, "y": 0, "width": wide, "height": min(tall, tallest)}
             picture = Image.open(io.BytesIO(looking.page.screenshot(full_page=True, clip=clip)))
             few = picture.convert("RGB").quantize(128, dither=Image.Dither.NONE)  # a fourth of the bytes
             few.save(Path(folder) / f"{name}.png", optimize=True)
