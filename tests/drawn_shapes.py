@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interlace.methods._diffusion import Pipeline
-from interlace.methods._images import Images
-from interlace.methods._judge import trained
+from interlace.methods.shared.diffusion import Pipeline
+from interlace.methods.shared.images import Images
+from interlace.methods.shared.judge import trained
 
 SIDE = 32
 SHAPES = ("circle", "square", "triangle", "cross", "ring")

@@ -9,8 +9,8 @@ import torch
 from interlace.protocol.artifact import Artifact, ArtifactKind, Base, Lineage
 from interlace.protocol.model import ModelKey
 from interlace_state.config import Admission
-from interlace_state.lake_graph import Viewer
-from interlace_state.lake_records import model_id
+from interlace_state.lake.graph import Viewer
+from interlace_state.lake.records import model_id
 from interlace_state.models import ModelCard
 from interlace_state.store import State
 

@@ -8,8 +8,8 @@ import tiny
 import torch
 from nnsight.modeling.transformers import TransformersModel
 
-from interlace.methods._edits import Edit
-from interlace.methods._sites import Sites
+from interlace.methods.shared.edits import Edit
+from interlace.methods.shared.sites import Sites
 
 _ASSETS = Path(__file__).parent / "assets"
 FACTS_MAMBA = _ASSETS / "facts-mamba-mini"

@@ -29,11 +29,12 @@ import torch
 from claims import Claim, judged, written
 from nnsight.modeling.diffusion import DiffusionModel
 
-from interlace.methods import _diffusion, find
-from interlace.methods._adapted import adapted
-from interlace.methods._images import Images
+from interlace.methods import find
 from interlace.methods.base import Result
 from interlace.methods.notebook import Notebook, run
+from interlace.methods.shared import diffusion
+from interlace.methods.shared.adapted import adapted
+from interlace.methods.shared.images import Images
 
 EXEMPLARS, LIKE, PLAIN = 8, 16, 24
 SETTINGS: dict[str, Any] = {"alpha": 6e-4, "query_draws": 48, "fisher_draws": 2, "times": 4, "batch": 32, "top": 8}
@@ -63,7 +64,7 @@ def figures(result: Result) -> dict[str, float]:
 
 def drawn(model: Any, notebook: Notebook, adapter: str | None, prompts: list[str], seed: int) -> Images:
     """What the customised model draws, or the bare one."""
-    with _diffusion.opened(model, notebook) as pipeline, adapted(pipeline, notebook, adapter, "style") as layers:
+    with diffusion.opened(model, notebook) as pipeline, adapted(pipeline, notebook, adapter, "style") as layers:
         if layers is not None:
             layers.use({"style": 1.0})
         seeds = [1000 * seed + number for number in range(len(prompts))]

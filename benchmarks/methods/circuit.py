@@ -31,13 +31,13 @@ from nnsight import TransformersModel
 from torch import Tensor
 
 from interlace.methods import find, notebook
-from interlace.methods._attribution import Attributor, Batch, Endpoints, batches, patched_whole
-from interlace.methods._capture import altered, last_logits
-from interlace.methods._dictionary import Dictionary
-from interlace.methods._examples import Example
-from interlace.methods._metrics import ProbeMetric, measure
-from interlace.methods._sites import evaluating
-from interlace.methods._splice import Splice
+from interlace.methods.shared.attribution import Attributor, Batch, Endpoints, batches, patched_whole
+from interlace.methods.shared.capture import altered, last_logits
+from interlace.methods.shared.dictionary import Dictionary
+from interlace.methods.shared.examples import Example
+from interlace.methods.shared.metrics import ProbeMetric, measure
+from interlace.methods.shared.sites import evaluating
+from interlace.methods.shared.splice import Splice
 
 _ASSETS = Path(__file__).parents[2] / "tests" / "assets"
 NODES, EDGES, EVALUATE = find("circuit.nodes"), find("circuit.edges"), find("circuit.evaluate")

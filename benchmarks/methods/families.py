@@ -28,8 +28,9 @@ from claims import Claim, judged, written
 from family_table import table
 from nnsight import TransformersModel
 
-from interlace.methods import _intervals, find, notebook
+from interlace.methods import find, notebook
 from interlace.methods.base import Result
+from interlace.methods.shared import intervals
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 import facts_of
@@ -120,7 +121,7 @@ def cells(run: Runner, prompts: Sequence[Any], **how: Any) -> dict[str, list[lis
 
 
 def told(values: Sequence[float], where: str = "") -> Figures:
-    value, interval = _intervals.mean(list(values))
+    value, interval = intervals.mean(list(values))
     return {"value": value, "ci95": interval, "n": len(values), "where": where}
 
 

@@ -23,9 +23,9 @@ from claims import Claim, judged, written
 from lake_zoo import Zoo
 from torch import Tensor
 
-from interlace.methods import _weights
 from interlace.methods.lake.measure import geometry
 from interlace.methods.lake.tree import Geometry, Heritage, recover
+from interlace.methods.shared import weights as _weights
 
 SPLITS = ("finetune", "uneven", "lora", "fan", "lora-fan")
 CLAIMS = (

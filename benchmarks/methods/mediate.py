@@ -28,8 +28,8 @@ import torch
 from claims import Claim
 
 from interlace.methods import find, notebook
-from interlace.methods._sites import Sites
 from interlace.methods.mediate.gradients import spearman
+from interlace.methods.shared.sites import Sites
 
 ASSETS = Path(__file__).parents[2] / "tests" / "assets"
 TEMPLATE = "{} is located on the continent of"

@@ -23,10 +23,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from interlace.methods import _images, find
-from interlace.methods._diffusion import opened
-from interlace.methods._images import Images
+from interlace.methods import find
 from interlace.methods.notebook import Notebook, run
+from interlace.methods.shared import images as _images
+from interlace.methods.shared.diffusion import opened
+from interlace.methods.shared.images import Images
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 import shapes

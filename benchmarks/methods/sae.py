@@ -36,12 +36,12 @@ import service
 from nnsight.modeling.transformers import TransformersModel
 
 from interlace.methods import notebook
-from interlace.methods._corpus import Corpus
 from interlace.methods.base import Metric
 from interlace.methods.sae.coder import Coder
 from interlace.methods.sae.harvest import Harvester, Rounds
 from interlace.methods.sae.spec import SPECS, TrainParams
 from interlace.methods.sae.train import metadata
+from interlace.methods.shared.corpus import Corpus
 
 MODEL = Path(__file__).parents[2] / "tests" / "assets" / "othello-gpt-mini"
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"

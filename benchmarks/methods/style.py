@@ -29,10 +29,11 @@ import torch
 from claims import Claim, judged, written
 from nnsight.modeling.diffusion import DiffusionModel
 
-from interlace.methods import _diffusion, find
-from interlace.methods._judge import Judge
+from interlace.methods import find
 from interlace.methods.base import Opened, Result
 from interlace.methods.notebook import Notebook, run
+from interlace.methods.shared import diffusion
+from interlace.methods.shared.judge import Judge
 
 STYLE, SHAPES, SEEN = "framed", ("square", "triangle", "cross", "ring"), ("square", "ring", "triangle")
 PROMPTS = [(shape, colour) for shape in SHAPES for colour in ("red", "blue")]
@@ -114,7 +115,7 @@ def one_seed(model: Any, judge: tuple[Any, ...], seed: int, folder: Path, pictur
 
 def made_judge(model: Any, folder: Path) -> tuple[tuple[Any, ...], dict[str, float]]:
     """The classifier, and how often it is right on drawings of its own seed, through the autoencoder too."""
-    with _diffusion.opened(model, Notebook(folder, bar=False)) as pipeline:
+    with diffusion.opened(model, Notebook(folder, bar=False)) as pipeline:
         made = drawn_shapes.judge(pipeline, n=1500, steps=600)
         held = drawn_shapes.draw(200, 77, drawn_shapes.STYLES)
         again = pipeline.decode(pipeline.encode_images(held.pixels).mean)

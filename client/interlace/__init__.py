@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from interlace._methods import RunningMethod
     from interlace._sae import sae
     from interlace._tasks import add_tasks
-    from interlace.methods._images import ImageLimits
+    from interlace.methods.shared.images import ImageLimits
     from interlace.protocol.artifact import Artifact
     from interlace.protocol.errors import InterlaceError
 
@@ -53,7 +53,7 @@ _HOMES = {
     "InterlaceError": "protocol.errors",
     "add_tasks": "_tasks",
     "sae": "_sae",
-    "ImageLimits": "methods._images",
+    "ImageLimits": "methods.shared.images",
 }
 
 

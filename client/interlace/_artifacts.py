@@ -17,7 +17,7 @@ from interlace.protocol.artifact import CONFIG, FILES, AdapterRef, Artifact, Art
 from interlace.protocol.errors import InterlaceError, InvalidArtifact, InvalidRequest
 
 if TYPE_CHECKING:
-    from interlace.methods._images import ImageLimits, Images
+    from interlace.methods.shared.images import ImageLimits, Images
 
 _ROOT = "/v1/artifacts"
 _CHUNK = 1 << 20  # bytes
@@ -62,7 +62,7 @@ class Artifacts:
 
         `artifacts.keep("texts", config={"texts": [...]})` keeps texts.
         """
-        files = import_module("interlace.methods._files").laid_out(kind, tensors or {}, config or {})
+        files = import_module("interlace.methods.shared.files").laid_out(kind, tensors or {}, config or {})
         parts = [("files", (file, io.BytesIO(data))) for file, data in files.items()]
         fields = {"kind": kind, "name": name or kind, **({"model": model} if model else {})}
         return read(Artifact, self._http.post(_ROOT, fields, parts))
@@ -84,13 +84,13 @@ class Artifacts:
         an `interlace.ImageLimits` (10,000 images, 8 MiB a file, 4,096 pixels a side). Needs `interlace[diffusion]`.
         Raises InvalidArtifact, Refused.
         """
-        of = import_module("interlace.methods._images")
+        of = import_module("interlace.methods.shared.images")
         found = of.gathered(images, captions, rights=rights, size=size, limits=limits or of.LIMITS)
         return self.keep("images", *found.pack(), name=name)
 
     def images(self, artifact: Artifact | str) -> "Images":
         """An artifact of the kind `images`, read: `.pixels` (uint8 [n, h, w, 3]), `.captions`, `.rights`, `.sha256`."""
-        found: Images = import_module("interlace.methods._images").Images.of(self.open(artifact))
+        found: Images = import_module("interlace.methods.shared.images").Images.of(self.open(artifact))
         return found
 
     def open(self, artifact: Artifact | str) -> Opened:
@@ -102,7 +102,7 @@ class Artifacts:
         for file in found.files:
             if hashlib.sha256(files[file.name]).hexdigest() != file.sha256:
                 raise InterlaceError(f"{file.name} of artifact {found.id} came damaged; fetch it again.")
-        opened: Opened = import_module("interlace.methods._files").opened(found.kind, files, found.ref)
+        opened: Opened = import_module("interlace.methods.shared.files").opened(found.kind, files, found.ref)
         return opened
 
     def all(self, tenant: str | None = None) -> list[Artifact]:
@@ -142,9 +142,9 @@ class Artifacts:
         way = ways.get((opened.kind, layout))
         if way is None:
             raise InvalidRequest(f"A {opened.kind} artifact has no layout {layout!r}; LoRAs have peft, diffusers-lora.")
-        tensors, config = getattr(import_module("interlace.methods._lora"), way)(opened.tensors, opened.config)
+        tensors, config = getattr(import_module("interlace.methods.shared.lora"), way)(opened.tensors, opened.config)
         folder.mkdir(parents=True, exist_ok=True)
-        for name, data in import_module("interlace.methods._files").laid_out(layout, tensors, config).items():
+        for name, data in import_module("interlace.methods.shared.files").laid_out(layout, tensors, config).items():
             (folder / name).write_bytes(data)
         return folder
 

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 
 from interlace import _env, _opened
-from interlace.methods._dictionary import Dictionary
-from interlace.methods._sites import Sites, first_of
 from interlace.methods.notebook import Notebook
+from interlace.methods.shared.dictionary import Dictionary
+from interlace.methods.shared.sites import Sites, first_of
 from interlace.protocol.artifact import Artifact, ArtifactKind
 from interlace.protocol.errors import InvalidRequest
 

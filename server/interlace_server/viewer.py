@@ -1,7 +1,7 @@
 """A caller as whoever looks into the lake."""
 
 from interlace_server.doors.auth import Caller
-from interlace_state.lake_graph import Viewer
+from interlace_state.lake.graph import Viewer
 from interlace_state.store import State
 
 

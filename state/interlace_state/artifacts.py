@@ -34,7 +34,7 @@ from interlace_state.adapters_config import AdaptersConfig
 from interlace_state.config import Admission, StoreConfig
 from interlace_state.files import Files, Piece
 from interlace_state.keys import Keys
-from interlace_state.lake_records import Shelf, Tombstone
+from interlace_state.lake.records import Shelf, Tombstone
 from interlace_state.tenants import Tenants
 
 _FOLDER = "artifacts"

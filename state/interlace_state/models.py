@@ -16,7 +16,7 @@ from interlace.protocol.model import ModelKey
 from interlace_state import life
 from interlace_state.files import Files
 from interlace_state.keys import Keys
-from interlace_state.lake_records import NO_COMMIT, ModelRecord, Shelf, model_id, told
+from interlace_state.lake.records import NO_COMMIT, ModelRecord, Shelf, model_id, told
 
 HEARTBEAT = 5.0  # seconds between two signs of life of a replica
 

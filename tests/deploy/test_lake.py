@@ -10,7 +10,7 @@ from gateway_process import COMMIT, KEY
 from uploads import ADAPTER
 
 from interlace_deploy.cli import main
-from interlace_state.lake_records import model_id
+from interlace_state.lake.records import model_id
 from interlace_state.store import open_state
 
 

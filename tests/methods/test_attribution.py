@@ -9,12 +9,13 @@ import tiny_diffusion
 import torch
 from nnsight.modeling.diffusion import DiffusionModel
 
-from interlace.methods import _diffusion, find
-from interlace.methods._images import Images
+from interlace.methods import find
 from interlace.methods.attribution.scores import auc, average_precision, overlap, top
 from interlace.methods.attribution.spec import AttributeParams, AttributeResult
 from interlace.methods.attribution.unlearn import Pictures, moved
 from interlace.methods.notebook import Notebook, run
+from interlace.methods.shared import diffusion
+from interlace.methods.shared.images import Images
 from interlace.protocol.errors import InvalidRequest
 
 ATTRIBUTE = find("attribute.images")
@@ -43,7 +44,7 @@ def test_fisher_is_the_mean_square_of_one_gradient_each(pipeline_model: Any, tmp
     notebook = Notebook(tmp_path, bar=False)
     params = AttributeParams(queries="-", candidates="-", **{**SHORT, "fisher_draws": 2, "batch": 3})
     drawn = drawn_shapes.draw(3, 1)
-    with _diffusion.opened(pipeline_model, notebook) as pipeline, moved(pipeline, params) as weights:
+    with diffusion.opened(pipeline_model, notebook) as pipeline, moved(pipeline, params) as weights:
         held = Pictures(pipeline.encode_images(drawn.pixels).mean, pipeline.encode_prompts(drawn.captions))
         found = weights.fisher(held)
         wanted = {path: torch.zeros_like(one) for path, one in found.items()}

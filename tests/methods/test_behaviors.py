@@ -13,11 +13,11 @@ from nnsight.modeling.transformers import TransformersModel
 from pydantic import ValidationError
 
 from interlace.methods import find
-from interlace.methods._metrics import LogitMetric
-from interlace.methods._sites import Sites, evaluating
 from interlace.methods.behaviors import grouping, samples, vectors
 from interlace.methods.behaviors.spec import ClusterResult
 from interlace.methods.notebook import Notebook, run
+from interlace.methods.shared.metrics import LogitMetric
+from interlace.methods.shared.sites import Sites, evaluating
 from interlace.protocol.errors import InvalidRequest
 
 CLUSTER = find("behaviors.cluster")

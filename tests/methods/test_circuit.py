@@ -15,13 +15,13 @@ import torch
 from pydantic import ValidationError
 
 from interlace.methods import find
-from interlace.methods._circuit import Circuit
-from interlace.methods._dictionary import Dictionary
-from interlace.methods._graph import METRIC_ID, Graph
-from interlace.methods._sites import Sites
 from interlace.methods.base import ModelFacts
 from interlace.methods.circuit.spec import EvaluateParams, NodesParams
 from interlace.methods.notebook import Notebook, run
+from interlace.methods.shared.circuit import Circuit
+from interlace.methods.shared.dictionary import Dictionary
+from interlace.methods.shared.graph import METRIC_ID, Graph
+from interlace.methods.shared.sites import Sites
 from interlace.protocol.errors import InvalidArtifact, InvalidRequest
 
 NODES, EDGES, EVALUATE = find("circuit.nodes"), find("circuit.edges"), find("circuit.evaluate")

@@ -13,9 +13,9 @@ from PIL import Image
 from pydantic import ValidationError
 
 from interlace.methods import find
-from interlace.methods._lora import Wish, attached
 from interlace.methods.denoise.spec import Shot, StripResult
 from interlace.methods.notebook import Notebook, run
+from interlace.methods.shared.lora import Wish, attached
 from interlace.protocol.errors import InvalidRequest
 
 PROMPT = "a large red triangle"

@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file
 from small_models import PROMPT, an_edit, logits, of_family
 
-from interlace.methods import _edits
-from interlace.methods._edits import Edit, added, attached
-from interlace.methods._sites import Sites
 from interlace.methods.base import Opened
+from interlace.methods.shared import edits as _edits
+from interlace.methods.shared.edits import Edit, added, attached
+from interlace.methods.shared.sites import Sites
 from interlace.protocol.errors import InvalidArtifact
 
 _PLACES = [

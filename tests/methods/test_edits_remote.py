@@ -9,8 +9,9 @@ from nnsight import TransformersModel
 from small_models import an_edit
 
 import interlace
-from interlace.methods import _edits, find
+from interlace.methods import find
 from interlace.methods.notebook import Notebook, run
+from interlace.methods.shared import edits as _edits
 
 _PROMPT = "The Eiffel Tower is in"
 

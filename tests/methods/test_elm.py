@@ -15,13 +15,14 @@ from nnsight.modeling.transformers import TransformersModel
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from interlace.methods import _edits, notebook
+from interlace.methods import notebook
 from interlace.methods.base import Checkpoint, ModelFacts, Result
 from interlace.methods.elm import guidance, metrics, statistics
 from interlace.methods.elm.adapter import attached
 from interlace.methods.elm.language import Language
 from interlace.methods.elm.spec import SPECS, Concept, EraseParams, Evaluation, Lora, Question
 from interlace.methods.notebook import Notebook
+from interlace.methods.shared import edits
 from interlace.protocol.errors import InvalidRequest
 
 ERASE = SPECS[0]
@@ -191,7 +192,7 @@ def test_an_adapter_in_stock_peft_is_the_one_that_was_trained(family: str, tmp_p
         folder = adapter.keep(report, "elm")
     with torch.no_grad():
         assert torch.equal(model._module(ids).logits, bare)
-        with _edits.attached(model, [report.open(folder)]):
+        with edits.attached(model, [report.open(folder)]):
             torch.testing.assert_close(model._module(ids).logits, trained, rtol=0, atol=1e-5)
         loaded = peft.PeftModel.from_pretrained(model._module, folder).eval()
         torch.testing.assert_close(loaded(ids).logits, trained, rtol=0, atol=1e-6)
@@ -273,7 +274,7 @@ def test_mamba_is_edited_where_peft_refuses(tmp_path: Path) -> None:
     assert result.table("losses").rows[0][3] == 0.0
     assert result.metric("cloze_acc", "erased/before").value == 1.0
     assert torch.equal(small_models.logits(model), was)
-    with _edits.attached(model, [opened]):
+    with edits.attached(model, [opened]):
         assert (small_models.logits(model) - was).abs().max() > 1e-3
     given["lora"] = {"layers": (1, 2), "targets": ["in_proj", "x_proj"]}
     result = notebook.run(ERASE, model, given, report)

@@ -9,10 +9,10 @@ import small_models
 import torch
 
 from interlace.methods import find
-from interlace.methods._capture import captured
-from interlace.methods._sites import Sites
 from interlace.methods.feature.spec import DescribeResult
 from interlace.methods.notebook import Notebook, run
+from interlace.methods.shared.capture import captured
+from interlace.methods.shared.sites import Sites
 from interlace.protocol.errors import InvalidRequest
 
 DESCRIBE = find("feature.describe")

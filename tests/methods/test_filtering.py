@@ -11,12 +11,12 @@ from nnsight.modeling.diffusion import DiffusionModel
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
 from interlace.methods import find
-from interlace.methods._images import Images
-from interlace.methods._judge import Judge
 from interlace.methods.base import Opened
 from interlace.methods.filtering.criteria import Words, words_of
 from interlace.methods.filtering.spec import FilterParams, FilterResult, TextCriteria
 from interlace.methods.notebook import Notebook, run
+from interlace.methods.shared.images import Images
+from interlace.methods.shared.judge import Judge
 from interlace.protocol.errors import InvalidArtifact, InvalidRequest
 
 FILTER = find("images.filter")

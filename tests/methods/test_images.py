@@ -11,9 +11,9 @@ from PIL import Image
 
 import interlace
 from interlace import ImageLimits, Refused
-from interlace.methods._images import Images, from_model, gathered, grid, png, to_model
-from interlace.methods._pictures import Picture
 from interlace.methods.notebook import Notebook
+from interlace.methods.shared.images import Images, from_model, gathered, grid, png, to_model
+from interlace.methods.shared.pictures import Picture
 from interlace.protocol.errors import InvalidArtifact
 
 RIGHTS = "drawn for this test"

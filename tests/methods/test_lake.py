@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 import interlace
-from interlace.methods import _edits, _weights, find
-from interlace.methods._edits import pack
+from interlace.methods import find
 from interlace.methods.base import Opened
 from interlace.methods.lake.measure import geometry
 from interlace.methods.lake.plot import heritage, layers
 from interlace.methods.lake.tree import Heritage, recover
 from interlace.methods.notebook import Notebook, run
+from interlace.methods.shared import edits as _edits
+from interlace.methods.shared import weights as _weights
+from interlace.methods.shared.edits import pack
 from interlace.protocol.errors import InvalidArtifact, InvalidRequest
 
 SIZE = 32

@@ -10,12 +10,13 @@ from mediated import countries, of_values
 from pydantic import ValidationError
 from small_models import FACTS_GPT, FACTS_MAMBA, facts, of_family
 
-from interlace.methods import _capture, find
-from interlace.methods._sites import Sites
+from interlace.methods import find
 from interlace.methods.base import ModelFacts
 from interlace.methods.mediate.gradients import spearman
 from interlace.methods.mediate.spec import MediateParams
 from interlace.methods.notebook import Notebook, run
+from interlace.methods.shared import capture
+from interlace.methods.shared.sites import Sites
 from interlace.protocol.errors import InvalidRequest
 
 MEDIATE = find("mediate")
@@ -89,7 +90,7 @@ def _last_states(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Of prompts whose clue is their value."""
     prompts = [f"value{number % 4} clue{number % 4} is" for number in range(16)]
     place = Sites.of(model).place("resid_post", 1)
-    with torch.no_grad(), _capture.captured({0: place}) as states:
+    with torch.no_grad(), capture.captured({0: place}) as states:
         model._module(input_ids=torch.tensor(model.tokenizer(prompts).input_ids))
     state = states[0][:, -1]
     return state - state.mean(0), torch.arange(16) % 4

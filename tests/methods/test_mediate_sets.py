@@ -11,13 +11,13 @@ from pydantic import ValidationError
 from small_models import FACTS_MAMBA, facts, of_family
 
 from interlace.methods import find
-from interlace.methods._sites import Sites
 from interlace.methods.mediate.basis import Coded, Plain, Unit, spread
 from interlace.methods.mediate.families import features
 from interlace.methods.mediate.masks import Masked, Schedule
 from interlace.methods.mediate.patching import Patcher, Runs
 from interlace.methods.mediate.spec import Features, MediateParams
 from interlace.methods.notebook import Notebook, run
+from interlace.methods.shared.sites import Sites
 from interlace.protocol.errors import InvalidArtifact, InvalidRequest
 
 MEDIATE = find("mediate")

@@ -11,12 +11,14 @@ import tiny_diffusion
 import torch
 from nnsight.modeling.diffusion import DiffusionModel
 
-from interlace.methods import _images, _lora, find
-from interlace.methods._images import Images
+from interlace.methods import find
 from interlace.methods.base import Checkpoint, ModelFacts
 from interlace.methods.notebook import Notebook, run
 from interlace.methods.pair.run import edge_correlation
 from interlace.methods.pair.spec import GenerateParams, PairParams, PairResult, estimate, estimate_generate
+from interlace.methods.shared import images as _images
+from interlace.methods.shared import lora
+from interlace.methods.shared.images import Images
 from interlace.protocol.errors import AdapterRefused, InvalidArtifact, InvalidRequest
 
 PROMPT, SUFFIX = "a large green circle", "in vex style"
@@ -93,7 +95,7 @@ def test_what_is_trained(model: Any, notebook: Notebook, trained: PairResult) ->
     rows = trained.table("losses").rows
     assert [row[2] is None for row in rows] == [True, True, False, False, False, False]
     assert all(row[1] for row in rows)
-    assert style.config[_lora.OURS]["base_sha256"] == _lora.digest(model.pipeline.unet)
+    assert style.config[lora.OURS]["base_sha256"] == lora.digest(model.pipeline.unet)
     assert len(notebook.open(trained.pictures).tensors["images"]) == 2  # after updates 3 and 6
 
 
@@ -102,7 +104,7 @@ def test_the_model_is_left_as_it_was(notebook: Notebook) -> None:
     wanted = [one.requires_grad for one in model._module.parameters()]
     result = train(model, notebook)
     draw(model, notebook, {"adapter": result.style})
-    assert _lora.digest(model.pipeline.unet) == _lora.digest(fresh.pipeline.unet)
+    assert lora.digest(model.pipeline.unet) == lora.digest(fresh.pipeline.unet)
     assert [name for name, _ in model._module.named_modules()] == [name for name, _ in fresh._module.named_modules()]
     assert [one.requires_grad for one in model._module.parameters()] == wanted
     assert not hasattr(model.pipeline.unet, "peft_config")
@@ -236,8 +238,8 @@ def test_what_is_refused(model: Any, notebook: Notebook, trained: PairResult) ->
     with pytest.raises(InvalidRequest, match="multiples of 8 pixels"):
         run(find("customize.pair"), model, {"images": odd, **SHORT}, notebook)
     style = notebook.open(trained.style)
-    ours = {**style.config[_lora.OURS], "base_sha256": "0" * 64}
-    other = notebook.artifact("diffusers-lora", style.tensors, {**style.config, _lora.OURS: ours})
+    ours = {**style.config[lora.OURS], "base_sha256": "0" * 64}
+    other = notebook.artifact("diffusers-lora", style.tensors, {**style.config, lora.OURS: ours})
     with pytest.raises(AdapterRefused, match="made for a denoiser with the weights 0000"):
         draw(model, notebook, {"adapter": other})
     less = {key: one for key, one in style.tensors.items() if "mid_block" not in key or "lora_A" in key}

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from interlace.methods import _images, _lora, find
-from interlace.methods._images import Images
+from interlace.methods import find
 from interlace.methods.notebook import Notebook, run
+from interlace.methods.shared import images as _images
+from interlace.methods.shared import lora
+from interlace.methods.shared.images import Images
 
 REPO = os.environ.get("INTERLACE_SD", "")
 
@@ -26,11 +28,11 @@ def test_a_style_is_learned_and_drawn(tmp_path: Path) -> None:
     draw: dict[str, Any] = {"prompts": ["a photo of a dog"], "steps": 20, "size": (512, 512)}
     bare = report.open(run(find("customize.generate"), model, draw, report).images).tensors["images"]
     images = _images.keep(report, Images.of_pixels(torch.cat([bare, 255 - bare]), "", "drawn by a model"))
-    before = _lora.digest(model.pipeline.unet)
+    before = lora.digest(model.pipeline.unet)
     words = {"subject": "a photo of a sbu dog", "suffix": "in negative style"}
     sizes = {"content_steps": 10, "joint_steps": 60, "lr": 1e-4}
     learned = run(find("customize.pair"), model, {"images": images, **words, **sizes}, report)
-    assert _lora.digest(model.pipeline.unet) == before
+    assert lora.digest(model.pipeline.unet) == before
     assert learned.metric("orth_max").value < 1e-6
     losses = [row[2] for row in learned.table("losses").rows if row[2] is not None]
     assert sum(losses[-15:]) < sum(losses[:15])

@@ -10,11 +10,12 @@ from mediated import countries, of_values
 from pydantic import ValidationError
 from small_models import FACTS_GPT, FACTS_MAMBA, facts, of_family
 
-from interlace.methods import _capture, find
-from interlace.methods._sites import Sites
+from interlace.methods import find
 from interlace.methods.base import ModelFacts, Result
 from interlace.methods.mediate.path_spec import PathParams
 from interlace.methods.notebook import Notebook, run
+from interlace.methods.shared import capture
+from interlace.methods.shared.sites import Sites
 from interlace.protocol.errors import InvalidRequest
 
 PATHS = find("mediate.paths")
@@ -80,7 +81,7 @@ def test_the_direct_way_is_the_head_on_what_is_added(tmp_path: Path) -> None:
     places = {"mlp_out": sites.place("mlp_out", 1), "end": sites.place("resid_post", 5)}
     for side in ("base", "source"):
         ids = torch.tensor([model.tokenizer(pair[side]).input_ids for pair in pairs])
-        with torch.no_grad(), _capture.captured(places) as found:
+        with torch.no_grad(), capture.captured(places) as found:
             module(input_ids=ids)
         states.append({name: state[:, -1] for name, state in found.items()})
     with torch.no_grad():

@@ -3,7 +3,7 @@
 import pytest
 from small_models import FACTS_MAMBA, facts
 
-from interlace.methods._prompts import Prompt, first_token
+from interlace.methods.shared.prompts import Prompt, first_token
 from interlace.protocol.errors import InvalidRequest
 
 

@@ -12,13 +12,13 @@ from pydantic import ValidationError
 from small_models import FACTS_MAMBA, FAMILIES, facts, of_family
 
 from interlace.methods import find
-from interlace.methods._prompts import Prompt
-from interlace.methods._sites import Sites, evaluating
 from interlace.methods.base import ModelFacts
 from interlace.methods.notebook import Notebook, run
 from interlace.methods.relation.jacobian import Differentiator
 from interlace.methods.relation.run import _Relation, crossed
 from interlace.methods.relation.spec import RelationParams, Sample
+from interlace.methods.shared.prompts import Prompt
+from interlace.methods.shared.sites import Sites, evaluating
 from interlace.protocol.errors import InvalidRequest
 
 FACTS_GPT = FACTS_MAMBA.parent / "facts-gpt-mini"

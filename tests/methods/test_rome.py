@@ -9,13 +9,13 @@ import small_models
 import torch
 from small_models import FACTS_GPT, FACTS_MAMBA
 
-from interlace.methods import _capture, _edits
-from interlace.methods._prompts import Prompt, first_token
-from interlace.methods._sites import Sites
 from interlace.methods.base import ModelFacts, Result
 from interlace.methods.notebook import Notebook, run
 from interlace.methods.rome.keys import given_by
 from interlace.methods.rome.spec import SPECS, RomeParams
+from interlace.methods.shared import capture, edits
+from interlace.methods.shared.prompts import Prompt, first_token
+from interlace.methods.shared.sites import Sites
 from interlace.protocol.errors import InvalidArtifact, InvalidRequest
 
 _ROME = SPECS[0]
@@ -85,19 +85,19 @@ def test_the_edit_is_found_where_it_was_planted(folder: Path, site: str, layer: 
     ids, new = torch.tensor([prompt.ids]), first_token(model.tokenizer, request["target_new"])
     places = {one: given_by(sites.projection(site, one)) for one in range(sites.n_layers)}
 
-    def probability(*patches: _capture.Patch) -> float:
-        with torch.no_grad(), _capture.patched(patches):
+    def probability(*patches: capture.Patch) -> float:
+        with torch.no_grad(), capture.patched(patches):
             return float(model._module(input_ids=ids).logits[0, -1].double().softmax(-1)[new])
 
-    with torch.no_grad(), _capture.captured(places) as before:
+    with torch.no_grad(), capture.captured(places) as before:
         model._module(input_ids=ids)
     none, zero = probability(), torch.tensor([0])
     drops = {}
-    with _edits.attached(model, [report.open(result.artifacts[-1], "edit")]):
+    with edits.attached(model, [report.open(result.artifacts[-1], "edit")]):
         edited = probability()
         for one, place in places.items():
             for token in range(len(prompt.ids)):
-                patch = _capture.Patch(place, zero, torch.tensor([token]), before[one][0, token][None])
+                patch = capture.Patch(place, zero, torch.tensor([token]), before[one][0, token][None])
                 drops[one, token] = edited - probability(patch)
     added = edited - none
     assert added > 0.3, "the edit does too little to be looked for"
@@ -118,7 +118,7 @@ def test_the_artifact_is_the_edit_that_was_judged(three: tuple[Result, Notebook]
         assert opened.config["edits"] == [{"layer": 1, "site": "mlp_out", "form": "rank_one"}]
         assert opened.config["facts"][0]["subject"] == request["subject"]
         assert opened.tensors["0.u"].norm() == pytest.approx(1, abs=1e-5)
-        with _edits.attached(model, [opened]):
+        with edits.attached(model, [opened]):
             logits = small_models.logits(model, request["prompt"].replace("{}", request["subject"]))[0, -1]
         new = first_token(model.tokenizer, request["target_new"])
         assert float(logits.double().softmax(-1)[new]) == pytest.approx(row[-1], abs=1e-5)

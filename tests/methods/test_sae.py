@@ -14,8 +14,6 @@ from safetensors.torch import load_file
 
 import interlace
 from interlace.methods import find
-from interlace.methods._corpus import Corpus
-from interlace.methods._dictionary import NAMES, Dictionary
 from interlace.methods.base import Checkpoint, ModelFacts, Opened
 from interlace.methods.notebook import Notebook, run
 from interlace.methods.sae import formats, losses
@@ -23,6 +21,8 @@ from interlace.methods.sae.annealing import Annealing, schedule
 from interlace.methods.sae.coder import Coder, geometric_median
 from interlace.methods.sae.harvest import Harvester
 from interlace.methods.sae.spec import PAnneal, TrainParams
+from interlace.methods.shared.corpus import Corpus
+from interlace.methods.shared.dictionary import NAMES, Dictionary
 from interlace.protocol.errors import InvalidArtifact, InvalidRequest
 
 TRAIN, EVAL = find("sae.train"), find("sae.eval")

@@ -17,8 +17,8 @@ from transformers import (
     Mamba2ForCausalLM,
 )
 
-from interlace.methods import _capture
-from interlace.methods._sites import Sites
+from interlace.methods.shared import capture
+from interlace.methods.shared.sites import Sites
 from interlace.protocol.errors import InvalidRequest
 
 _IDS = torch.tensor([[5, 9, 2, 7, 11, 4]])
@@ -32,7 +32,7 @@ def test_the_parts_of_every_block_add_up_to_the_stream(family: str) -> None:
     places = {
         (site, layer): sites.place(site, layer) for site in ["resid_post", *adds] for layer in range(sites.n_layers)
     }
-    with torch.no_grad(), _capture.captured(places) as states:
+    with torch.no_grad(), capture.captured(places) as states:
         sites.module(input_ids=_IDS, use_cache=False)
     for layer in range(1, sites.n_layers):
         total = states["resid_post", layer - 1] + sum(states[site, layer] for site in adds)
@@ -43,7 +43,7 @@ def test_the_parts_of_every_block_add_up_to_the_stream(family: str) -> None:
 def test_heads_are_what_the_projection_reads_and_sum_to_its_output(family: str) -> None:
     sites = Sites.of(of_family(family))
     heads = {head: sites.place(f"head:{head}", 1) for head in range(sites.n_heads)}
-    with torch.no_grad(), _capture.captured({**heads, "out": sites.place("attn_out", 1)}) as states:
+    with torch.no_grad(), capture.captured({**heads, "out": sites.place("attn_out", 1)}) as states:
         sites.module(input_ids=_IDS, use_cache=False)
         together = torch.cat([states[head] for head in range(sites.n_heads)], -1)
         projection = sites.projection("attn_out", 1)
@@ -53,7 +53,7 @@ def test_heads_are_what_the_projection_reads_and_sum_to_its_output(family: str) 
 def test_the_state_of_mamba_before_its_gate_is_what_the_gate_multiplies() -> None:
     sites = Sites.of(of_family("mamba"))
     names = ["ssm_out", "mixer_act", "mixer_in.gate", "mixer_in.x"]
-    with torch.no_grad(), _capture.captured({name: sites.place(name, 2) for name in names}) as states:
+    with torch.no_grad(), capture.captured({name: sites.place(name, 2) for name in names}) as states:
         sites.module(input_ids=_IDS, use_cache=False)
     gated = states["ssm_out"] * torch.nn.functional.silu(states["mixer_in.gate"])
     torch.testing.assert_close(gated, states["mixer_act"], rtol=1e-5, atol=1e-7)
@@ -67,7 +67,7 @@ def test_hooks_are_gone_after_the_block(family: str) -> None:
     before = small_models.logits(model)
     for site in sites.names:
         place = sites.place(site.replace(":K", ":1"), None if site == "embed" else 1)
-        with _capture.altered([(place, torch.zeros_like)]):
+        with capture.altered([(place, torch.zeros_like)]):
             assert (small_models.logits(model) - before).abs().max() > 1e-3, f"{site} has no effect"
     torch.testing.assert_close(small_models.logits(model), before, rtol=0, atol=0)
     assert not any(one._forward_hooks or one._forward_pre_hooks for one in sites.module.modules())
@@ -128,11 +128,11 @@ def test_a_patch_changes_its_row_and_token_and_nothing_before_it() -> None:
     place = sites.place("ssm_out", 1)
     stream = sites.place("resid_post", 1)
     rows = _IDS.repeat(3, 1)
-    with torch.no_grad(), _capture.captured({"s": place, "r": stream}) as clean:
+    with torch.no_grad(), capture.captured({"s": place, "r": stream}) as clean:
         sites.module(input_ids=rows, use_cache=False)
     new = torch.randn(1, 256)
-    patch = _capture.Patch(place, torch.tensor([1]), torch.tensor([3]), new)
-    with torch.no_grad(), _capture.patched([patch]), _capture.captured({"s": place, "r": stream}) as states:
+    patch = capture.Patch(place, torch.tensor([1]), torch.tensor([3]), new)
+    with torch.no_grad(), capture.patched([patch]), capture.captured({"s": place, "r": stream}) as states:
         sites.module(input_ids=rows, use_cache=False)
     torch.testing.assert_close(states["s"][1, 3], new[0], rtol=1e-4, atol=1e-5)
     moved = (states["r"] - clean["r"]).abs().amax(-1) > 1e-6
@@ -144,17 +144,17 @@ def test_a_patch_with_its_own_value_changes_nothing() -> None:
         sites = Sites.of(of_family(family))
         for site in sites.names:
             place = sites.place(site.replace(":K", ":0"), None if site == "embed" else 0)
-            with torch.no_grad(), _capture.captured({0: place}) as states:
+            with torch.no_grad(), capture.captured({0: place}) as states:
                 before = sites.module(input_ids=_IDS, use_cache=False).logits
-            own = _capture.Patch(place, torch.tensor([0]), torch.tensor([2]), states[0][0, 2:3])
-            with torch.no_grad(), _capture.patched([own]):
+            own = capture.Patch(place, torch.tensor([0]), torch.tensor([2]), states[0][0, 2:3])
+            with torch.no_grad(), capture.patched([own]):
                 after = sites.module(input_ids=_IDS, use_cache=False).logits
             torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-5)
 
 
 def test_batches_are_of_one_length_and_bounded() -> None:
     rows = [[1, 2], [3], [4, 5], [6, 7], [8]]
-    batches = [(numbers, ids.tolist()) for numbers, ids in _capture.by_length(rows, 2)]
+    batches = [(numbers, ids.tolist()) for numbers, ids in capture.by_length(rows, 2)]
     assert batches == [([0, 2], [[1, 2], [4, 5]]), ([3], [[6, 7]]), ([1, 4], [[3], [8]])]
 
 

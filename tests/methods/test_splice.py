@@ -9,14 +9,14 @@ import small_models
 import torch
 from torch import Tensor
 
-from interlace.methods._attribution import ERROR, Attributor, Batch, Endpoints, Node, Runs, batches, shares
-from interlace.methods._capture import Change, Patch, altered, captured, last_logits, patched
-from interlace.methods._examples import Example
-from interlace.methods._metrics import LogitMetric, Measure, ProbeMetric, measure
-from interlace.methods._sites import Sites, evaluating
-from interlace.methods._splice import Splice, Values, ablated
 from interlace.methods.notebook import Notebook
 from interlace.methods.sae import formats
+from interlace.methods.shared.attribution import ERROR, Attributor, Batch, Endpoints, Node, Runs, batches, shares
+from interlace.methods.shared.capture import Change, Patch, altered, captured, last_logits, patched
+from interlace.methods.shared.examples import Example
+from interlace.methods.shared.metrics import LogitMetric, Measure, ProbeMetric, measure
+from interlace.methods.shared.sites import Sites, evaluating
+from interlace.methods.shared.splice import Splice, Values, ablated
 from interlace.protocol.errors import InvalidRequest
 
 #: Of each family, in the order of a forward.

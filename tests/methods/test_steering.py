@@ -9,10 +9,11 @@ import torch
 from pydantic import ValidationError
 from small_models import of_family
 
-from interlace.methods import _capture, find
-from interlace.methods._sites import Sites
+from interlace.methods import find
 from interlace.methods.base import ModelFacts
 from interlace.methods.notebook import Notebook, run
+from interlace.methods.shared import capture
+from interlace.methods.shared.sites import Sites
 from interlace.methods.steering.spec import SteerParams
 from interlace.protocol.errors import InvalidArtifact, InvalidRequest
 
@@ -51,7 +52,7 @@ def test_a_difference_of_means_turns_answers_and_random_directions_do_not(tmp_pa
     place = Sites.of(model).place("resid_post", 1)
     prompt = _params(pairs)["prompts"][0]["prompt"]
     ids = torch.tensor([model.tokenizer(prompt).input_ids])
-    with torch.no_grad(), _capture.altered([(place, lambda state: state + 2 * added)]):
+    with torch.no_grad(), capture.altered([(place, lambda state: state + 2 * added)]):
         said = model._module(input_ids=ids).logits[0, -1].argmax()
     assert model.tokenizer.decode([said]) == "object0"
 

@@ -12,9 +12,10 @@ import torch
 from nnsight.modeling.diffusion import DiffusionModel
 from torch import Tensor
 
-from interlace.methods import _diffusion, _lora, find
-from interlace.methods._images import Images
+from interlace.methods import find
 from interlace.methods.notebook import Notebook, run
+from interlace.methods.shared import diffusion, lora
+from interlace.methods.shared.images import Images
 from interlace.methods.style.spec import TARGETS, StyleParams, StyleResult, StyliseResult
 from interlace.methods.style.train import NAME, Trainer, examples, styled
 from interlace.protocol.errors import InvalidRequest
@@ -85,8 +86,8 @@ def test_the_second_loss_keeps_plain_prompts_plain(pipeline_model: Any, tmp_path
         notebook = Notebook(tmp_path / str(lambda_), bar=False)
         params = StyleParams(images="-", crop=1, batch=8, lr=1e-2, preserve_lambda=lambda_)
         with (
-            _diffusion.opened(pipeline_model, notebook) as pipeline,
-            _lora.attached(pipeline.unet, {NAME: _lora.Wish(1, None, TARGETS["all_up"])}) as layers,
+            diffusion.opened(pipeline_model, notebook) as pipeline,
+            lora.attached(pipeline.unet, {NAME: lora.Wish(1, None, TARGETS["all_up"])}) as layers,
         ):
             trainer = Trainer(pipeline, layers, examples(pipeline, framed(), params), params, 0)
             first = trainer.held(notebook)
@@ -105,9 +106,9 @@ def test_it_goes_on_where_it_stood(pipeline_model: Any, tmp_path: Path) -> None:
     params = StyleParams(images="-", batch=2, lr=1e-2)
     found: list[Any] = []
     middle: Any = None
-    with _diffusion.opened(pipeline_model, notebook) as pipeline:
+    with diffusion.opened(pipeline_model, notebook) as pipeline:
         for breaks in (False, True):
-            with _lora.attached(pipeline.unet, {NAME: _lora.Wish(1, None, TARGETS["all_up"])}) as layers:
+            with lora.attached(pipeline.unet, {NAME: lora.Wish(1, None, TARGETS["all_up"])}) as layers:
                 trainer = Trainer(pipeline, layers, examples(pipeline, framed(), params), params, 0)
                 if breaks:
                     trainer.resume(*middle)
@@ -126,8 +127,8 @@ def test_the_gate(pipeline_model: Any, tmp_path: Path) -> None:
     """Over its t the adapter is off, so that a gate under every step is the bare model, to the bit."""
     notebook = Notebook(tmp_path, bar=False)
     with (
-        _diffusion.opened(pipeline_model, notebook) as pipeline,
-        _lora.attached(pipeline.unet, {NAME: _lora.Wish(2, None, TARGETS["attention"])}) as layers,
+        diffusion.opened(pipeline_model, notebook) as pipeline,
+        lora.attached(pipeline.unet, {NAME: lora.Wish(2, None, TARGETS["attention"])}) as layers,
     ):
         for one in layers.parameters(NAME).values():
             torch.nn.init.normal_(one, std=0.3)

@@ -14,7 +14,7 @@ import interlace_state.store
 from interlace.protocol.artifact import Artifact, Base, Lineage
 from interlace.protocol.lake import Measured
 from interlace_state.config import Admission
-from interlace_state.lake_records import model_id
+from interlace_state.lake.records import model_id
 
 KEY, COMMIT = gateway_process.KEY, gateway_process.COMMIT
 MODEL = model_id(KEY.canonical, COMMIT)

@@ -13,7 +13,7 @@ from uploads import ADAPTER, upload
 
 import interlace
 from interlace import InterlaceError
-from interlace_state.lake_records import model_id
+from interlace_state.lake.records import model_id
 from interlace_state.store import open_state
 
 

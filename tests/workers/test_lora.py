@@ -14,8 +14,8 @@ from nnsight.modeling.diffusion import DiffusionModel
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from interlace.methods import _lora
-from interlace.methods._files import laid_out, opened
+from interlace.methods.shared import lora as layers_of
+from interlace.methods.shared.files import laid_out, opened
 from interlace.protocol.artifact import AdapterRef, Wanted, wanted
 from interlace.protocol.errors import AdapterRefused, InvalidRequest
 from interlace_workers.adapters import seal
@@ -173,12 +173,12 @@ def test_peft_files_draw_as_diffusers_files(folder: Path, model: Any, tmp_path: 
     pipeline.save_lora_weights(tmp_path, unet_lora_layers=layers, unet_lora_adapter_metadata=config.to_dict())
     data = (tmp_path / FILE).read_bytes()
     known = opened("diffusers-lora", {FILE: data}, "")
-    tensors, said = _lora.as_peft(known.tensors, known.config)
-    back, metadata = _lora.as_diffusers(tensors, said)
+    tensors, said = layers_of.as_peft(known.tensors, known.config)
+    back, metadata = layers_of.as_diffusers(tensors, said)
     assert back.keys() == known.tensors.keys()
     assert all(torch.equal(back[key], one) for key, one in known.tensors.items())
-    assert metadata[_lora.METADATA] == known.config[_lora.METADATA] | {"unet.inference_mode": True}
-    again, _ = _lora.as_peft(back, metadata)
+    assert metadata[layers_of.METADATA] == known.config[layers_of.METADATA] | {"unet.inference_mode": True}
+    again, _ = layers_of.as_peft(back, metadata)
     assert all(torch.equal(again[key], one) for key, one in tensors.items())
     bare = draw(model)
     prepare(model, {"lab/1": (data, 0.5)})
@@ -246,20 +246,20 @@ def test_a_schedule_in_t(folder: Path, model: Any, tmp_path: Path) -> None:
 
 def test_one_that_was_made_for_other_weights_is_refused(folder: Path, model: Any, tmp_path: Path) -> None:
     tensors = safetensors.torch.load(made(local(folder).pipeline, tmp_path, 1))
-    here = _lora.digest(model.pipeline.unet)
+    here = layers_of.digest(model.pipeline.unet)
     for base in (here, "0" * 64):
-        said = {_lora.OURS: json.dumps({"base_sha256": base})}
+        said = {layers_of.OURS: json.dumps({"base_sha256": base})}
         data = safetensors.torch.save(tensors, said)
         if base == here:
             prepare(model, {"lab/1": (data, 1.0)})
-            assert _lora.digest(model.pipeline.unet) == here  # its layers are no part of it
+            assert layers_of.digest(model.pipeline.unet) == here  # its layers are no part of it
             lora.unload(model)
         else:
             with pytest.raises(AdapterRefused, match=r"made for a denoiser whose weights .* 0000000000000000\.\.\."):
                 prepare(model, {"lab/1": (data, 1.0)})
     with torch.no_grad():
         model.pipeline.unet.conv_in.bias[0] += 1e-3
-    assert _lora.digest(model.pipeline.unet) != here
+    assert layers_of.digest(model.pipeline.unet) != here
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from interlace.protocol.method import (
 )
 from interlace_state import log
 from interlace_state.config import Admission
-from interlace_state.lake_records import Heritage
+from interlace_state.lake.records import Heritage
 from interlace_state.models import ModelCard
 from interlace_state.store import State
 from interlace_workers.adapters import seal_bytes

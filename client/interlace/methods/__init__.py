@@ -60,8 +60,9 @@ def of_result(result: type[Result]) -> Spec:
 
 
 def _own() -> list[str]:
-    """The modules `spec` of the folders here."""
-    return [f"{__name__}.{folder.name}.spec" for folder in pkgutil.iter_modules(__path__) if folder.ispkg]
+    """The modules `spec` of the folders here, but for what methods share."""
+    folders = [folder.name for folder in pkgutil.iter_modules(__path__) if folder.ispkg and folder.name != "shared"]
+    return [f"{__name__}.{folder}.spec" for folder in folders]
 
 
 def _others() -> list[str]:

@@ -10,8 +10,8 @@ import numpy
 import torch
 from tqdm.auto import tqdm
 
-from interlace.methods._files import laid_out, opened
 from interlace.methods.base import ArtifactName, Checkpoint, Opened, Params, Report, Result, Spec, Texts
+from interlace.methods.shared.files import laid_out, opened
 from interlace.protocol.artifact import FILES
 from interlace.protocol.errors import InvalidArtifact
 

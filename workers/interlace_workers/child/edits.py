@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from interlace import _opened
-from interlace.methods import _edits
+from interlace.methods.shared import edits as _edits
 from interlace_workers.child.model import HostedModel
 from interlace_workers.child.opened import of_use, opened
 from interlace_workers.order import Order

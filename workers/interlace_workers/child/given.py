@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from interlace.methods._files import laid_out, packed
+from interlace.methods.shared.files import laid_out, packed
 from interlace.protocol import frames
 from interlace.protocol.artifact import ArtifactFile, content_hash
 from interlace.protocol.errors import InvalidArtifact, LimitExceeded

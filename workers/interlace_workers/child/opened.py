@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from interlace.methods._files import said_of
 from interlace.methods.base import Opened
+from interlace.methods.shared.files import said_of
 from interlace.protocol.adapter import parse_object
 from interlace.protocol.kinds import longest_config
 from interlace.protocol.safetensors import Header, read_header

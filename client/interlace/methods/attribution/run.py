@@ -6,14 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interlace.methods import _diffusion
-from interlace.methods._adapted import adapted
-from interlace.methods._images import Images, grid, opened
-from interlace.methods._pictures import Picture
 from interlace.methods.attribution.scores import auc, average_precision, averaged, overlap, top
 from interlace.methods.attribution.spec import CAVEAT, AttributeParams, AttributeResult
 from interlace.methods.attribution.unlearn import Pictures, Weights, moved
 from interlace.methods.base import Metric, Report, Table
+from interlace.methods.shared import diffusion
+from interlace.methods.shared.adapted import adapted
+from interlace.methods.shared.images import Images, grid, opened
+from interlace.methods.shared.pictures import Picture
 from interlace.protocol.errors import InvalidRequest
 
 _ADAPTER = "explained"
@@ -28,7 +28,7 @@ def run(model: Any, params: AttributeParams, report: Report) -> AttributeResult:
     controls = opened(report, params.controls) if params.controls is not None else None
     if wrong := [one for one in (*params.known, *params.members) if one >= len(candidates)]:
         raise InvalidRequest(f"known or members names candidate {wrong[0]}; there are {len(candidates)}, from 0 on.")
-    with _diffusion.opened(model, report) as pipeline, adapted(pipeline, report, params.adapter, _ADAPTER) as layers:
+    with diffusion.opened(model, report) as pipeline, adapted(pipeline, report, params.adapter, _ADAPTER) as layers:
         if layers is not None:
             layers.use({_ADAPTER: 1.0})
         side = params.resolution or int(pipeline.unet.config.sample_size) * pipeline.pixels
@@ -41,7 +41,7 @@ def run(model: Any, params: AttributeParams, report: Report) -> AttributeResult:
 
 
 def _scored(
-    pipeline: _diffusion.Pipeline,
+    pipeline: diffusion.Pipeline,
     weights: Weights,
     asked: Sequence[Images],
     candidates: Images,
@@ -79,7 +79,7 @@ def _scored(
     return torch.stack(rows), torch.stack(moves), before
 
 
-def _encoded(pipeline: _diffusion.Pipeline, images: Images) -> Pictures:
+def _encoded(pipeline: diffusion.Pipeline, images: Images) -> Pictures:
     parts = [pipeline.encode_images(some).mean for some in images.pixels.split(64)]
     return Pictures(torch.cat(parts), pipeline.encode_prompts(images.captions))
 

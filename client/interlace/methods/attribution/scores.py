@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from interlace.methods._intervals import mean
 from interlace.methods.base import Metric
+from interlace.methods.shared.intervals import mean
 
 
 def top(scores: Tensor, k: int) -> list[int]:

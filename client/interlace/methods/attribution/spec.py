@@ -8,9 +8,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from interlace.methods._denoiser_cost import bytes_backward, positions
-from interlace.methods._pictures import Picture
 from interlace.methods.base import ArtifactName, Citation, Estimate, ModelFacts, Params, Result, Spec
+from interlace.methods.shared.denoiser_cost import bytes_backward, positions
+from interlace.methods.shared.pictures import Picture
 
 CAVEAT = (
     "A high score says that forgetting the query makes the candidate harder to draw. It is no proof that the candidate "

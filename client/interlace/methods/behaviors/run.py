@@ -8,19 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interlace.methods._attribution import Attributor, Batch
-from interlace.methods._capture import by_length
-from interlace.methods._contexts import Watched, described, token_texts
-from interlace.methods._corpus import Corpus
-from interlace.methods._described import Description
-from interlace.methods._examples import saes_of
-from interlace.methods._metrics import LogitMetric
-from interlace.methods._sites import Sites, evaluating
-from interlace.methods._splice import Splice
 from interlace.methods.base import Metric, Report, Table
 from interlace.methods.behaviors import grouping, vectors
 from interlace.methods.behaviors.samples import Chosen, chosen
 from interlace.methods.behaviors.spec import Cluster, ClusterParams, ClusterResult, Node, Sample
+from interlace.methods.shared.attribution import Attributor, Batch
+from interlace.methods.shared.capture import by_length
+from interlace.methods.shared.contexts import Watched, described, token_texts
+from interlace.methods.shared.corpus import Corpus
+from interlace.methods.shared.described import Description
+from interlace.methods.shared.examples import saes_of
+from interlace.methods.shared.metrics import LogitMetric
+from interlace.methods.shared.sites import Sites, evaluating
+from interlace.methods.shared.splice import Splice
 from interlace.protocol.errors import InvalidRequest
 
 _COMMONEST = 8  # tokens that are told of a cluster

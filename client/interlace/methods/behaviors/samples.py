@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from interlace.methods._corpus import Corpus
-from interlace.methods._sites import Sites
 from interlace.methods.base import Report
+from interlace.methods.shared.corpus import Corpus
+from interlace.methods.shared.sites import Sites
 
 
 @dataclass(frozen=True)

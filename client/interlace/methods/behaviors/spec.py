@@ -6,9 +6,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from interlace.methods._described import Description, Reading
-from interlace.methods._examples import TAKES_SAES, Saes, saes_of
 from interlace.methods.base import Citation, Estimate, ModelFacts, Params, Result, Spec, Texts
+from interlace.methods.shared.described import Description, Reading
+from interlace.methods.shared.examples import TAKES_SAES, Saes, saes_of
 
 _FLOAT = 4  # bytes
 _EXPANSION = 8  # features for each dimension, where the dictionary is not known

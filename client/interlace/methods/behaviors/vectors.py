@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from interlace.methods._attribution import Attributor, Batch
-from interlace.methods._capture import by_length
-from interlace.methods._metrics import LogitMetric
-from interlace.methods._splice import Splice
 from interlace.methods.base import Report
 from interlace.methods.behaviors.samples import Chosen
+from interlace.methods.shared.attribution import Attributor, Batch
+from interlace.methods.shared.capture import by_length
+from interlace.methods.shared.metrics import LogitMetric
+from interlace.methods.shared.splice import Splice
 
 
 def gradients(measure: LogitMetric, samples: Sequence[Chosen], dims: int, nonzeros: int, report: Report) -> Tensor:

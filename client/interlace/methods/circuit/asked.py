@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interlace.methods._attribution import Attributor, Batch, batches
-from interlace.methods._circuit import shown_tokens
-from interlace.methods._examples import MetricName, saes_of
-from interlace.methods._metrics import measure
-from interlace.methods._splice import Splice
 from interlace.methods.base import Report
 from interlace.methods.circuit.spec import Asking
+from interlace.methods.shared.attribution import Attributor, Batch, batches
+from interlace.methods.shared.circuit import shown_tokens
+from interlace.methods.shared.examples import MetricName, saes_of
+from interlace.methods.shared.metrics import measure
+from interlace.methods.shared.splice import Splice
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interlace.methods._attribution import ERROR, Batch
-from interlace.methods._circuit import METRIC, Circuit, CircuitEdge
-from interlace.methods._sites import evaluating
-from interlace.methods._splice import Cut, Values
 from interlace.methods.base import Metric, Report
 from interlace.methods.circuit.asked import Asked
 from interlace.methods.circuit.spec import EdgesParams, EdgesResult
+from interlace.methods.shared.attribution import ERROR, Batch
+from interlace.methods.shared.circuit import METRIC, Circuit, CircuitEdge
+from interlace.methods.shared.sites import evaluating
+from interlace.methods.shared.splice import Cut, Values
 from interlace.protocol.errors import InvalidRequest
 
 

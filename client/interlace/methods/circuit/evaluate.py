@@ -6,16 +6,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from interlace.methods import _intervals
-from interlace.methods._attribution import ERROR, Batch
-from interlace.methods._circuit import Circuit, CircuitNode
-from interlace.methods._examples import UNITS
-from interlace.methods._sites import evaluating
-from interlace.methods._splice import Intervention, Spliced, Values
 from interlace.methods.base import Metric, Report, Table
 from interlace.methods.circuit.asked import Asked
 from interlace.methods.circuit.edges import check_length
 from interlace.methods.circuit.spec import EvaluateParams, EvaluateResult
+from interlace.methods.shared import intervals
+from interlace.methods.shared.attribution import ERROR, Batch
+from interlace.methods.shared.circuit import Circuit, CircuitNode
+from interlace.methods.shared.examples import UNITS
+from interlace.methods.shared.sites import evaluating
+from interlace.methods.shared.splice import Intervention, Spliced, Values
 from interlace.protocol.errors import InvalidRequest
 
 _OF_SET = ("threshold", "size", "nodes", "features", "errors", "share")
@@ -72,7 +72,7 @@ class _Evaluation:
         unit = UNITS[self._circuit.facts["metric"]]
         metrics = []
         for name, values in (("m_model", m_model), ("m_empty", m_empty)):
-            value, interval = _intervals.mean(values.tolist())
+            value, interval = intervals.mean(values.tolist())
             metrics.append(Metric(name=name, value=value, unit=unit, n=len(values), ci95=interval))
         metrics.append(Metric(name="active_nodes", value=len(self._active), unit="nodes"))
         return EvaluateResult(

@@ -6,15 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interlace.methods import _intervals
-from interlace.methods._attribution import ERROR, Attributor, Batch, Effects, Node, Runs, patched_whole
-from interlace.methods._circuit import Circuit, CircuitNode, sites_of
-from interlace.methods._examples import UNITS
-from interlace.methods._sites import evaluating
-from interlace.methods._splice import Spliced
 from interlace.methods.base import Metric, Report, Table
 from interlace.methods.circuit.asked import Asked
 from interlace.methods.circuit.spec import NodesParams, NodesResult
+from interlace.methods.shared import intervals
+from interlace.methods.shared.attribution import ERROR, Attributor, Batch, Effects, Node, Runs, patched_whole
+from interlace.methods.shared.circuit import Circuit, CircuitNode, sites_of
+from interlace.methods.shared.examples import UNITS
+from interlace.methods.shared.sites import evaluating
+from interlace.methods.shared.splice import Spliced
 from interlace.protocol.errors import InvalidRequest
 
 _MOST_TOLD = 2000  # examples in the table
@@ -224,11 +224,11 @@ class _Nodes:
     def _metrics(self, active: int) -> list[Metric]:
         clean = [one for one, _ in self._m.values()]
         both = [(one, other) for one, other in self._m.values() if other is not None]
-        value, interval = _intervals.mean(clean)
+        value, interval = intervals.mean(clean)
         unit = UNITS[self._params.metric]
         metrics = [Metric(name="m_clean", value=value, unit=unit, n=len(clean), ci95=interval)]
         if both:
-            value, interval = _intervals.mean([other - one for one, other in both])
+            value, interval = intervals.mean([other - one for one, other in both])
             metrics.append(Metric(name="total_effect", value=value, unit=unit, n=len(both), ci95=interval))
         return [*metrics, Metric(name="active_nodes", value=active, unit="nodes")]
 

@@ -5,8 +5,8 @@ from typing import Any
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
-from interlace.methods._graph import METRIC_ID, Dot, Graph, place_order
 from interlace.methods.base import Result
+from interlace.methods.shared.graph import METRIC_ID, Dot, Graph, place_order
 
 _NODES, _EDGES = 60, 150
 

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from interlace.methods._capture import by_length, captured, last_logits
-from interlace.methods._corpus import Corpus
-from interlace.methods._intervals import share
-from interlace.methods._sites import Place, Sites
 from interlace.methods.base import Opened, Report
+from interlace.methods.shared.capture import by_length, captured, last_logits
+from interlace.methods.shared.corpus import Corpus
+from interlace.methods.shared.intervals import share
+from interlace.methods.shared.sites import Place, Sites
 from interlace.protocol.errors import InvalidArtifact
 
 _DECAY = 0.01  # AdamW's own

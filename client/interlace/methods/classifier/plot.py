@@ -2,8 +2,8 @@
 
 from matplotlib.figure import Figure
 
-from interlace.methods import _draw
 from interlace.methods.classifier.spec import ShiftResult
+from interlace.methods.shared import draw
 
 _LETTERS = 76  # of a line
 _KINDS = (("intended", "tab:blue"), ("worst_group", "tab:green"), ("spurious", "tab:red"))
@@ -16,14 +16,14 @@ def plot(result: ShiftResult, candidates: int = 8, contexts: int = 5) -> Figure:
 
 def _candidates(result: ShiftResult, most: int, contexts: int) -> Figure:
     shown = result.candidates[:most]
-    wide, block = _draw.width(_LETTERS) + 0.2, 0.16 * contexts + 0.35
+    wide, block = draw.width(_LETTERS) + 0.2, 0.16 * contexts + 0.35
     high = block * len(shown) + 0.1
     figure = Figure(figsize=(wide, high))
     for row, one in enumerate(shown):
         bottom = high - block * (row + 1)
-        axes = figure.add_axes((0.1 / wide, bottom / high, _draw.width(_LETTERS) / wide, 0.16 * contexts / high))
+        axes = figure.add_axes((0.1 / wide, bottom / high, draw.width(_LETTERS) / wide, 0.16 * contexts / high))
         axes.set_title(f"{one.place}, feature {one.feature}: effect {one.effect:+.3f}", fontsize=9, loc="left", pad=2)
-        _draw.contexts(axes, one.shown, contexts, _LETTERS)
+        draw.contexts(axes, one.shown, contexts, _LETTERS)
     return figure
 
 

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from interlace.methods import _lora
-from interlace.methods._sites import evaluating
 from interlace.methods.base import Metric, Report, Table
 from interlace.methods.denoise.spec import Shot, StripParams, StripResult
+from interlace.methods.shared import lora
+from interlace.methods.shared.sites import evaluating
 from interlace.protocol.errors import InvalidRequest
 
 _SHOWN = 7
@@ -120,7 +120,7 @@ def _styled(pipeline: Any, params: StripParams, report: Report) -> Iterator[Call
         yield lambda _weight: None
         return
     opened = report.open(params.adapter, "diffusers-lora")
-    with _lora.attached(pipeline.unet, {"style": _lora.wish_of(opened.tensors, opened.config)}) as layers:
+    with lora.attached(pipeline.unet, {"style": lora.wish_of(opened.tensors, opened.config)}) as layers:
         layers.load("style", opened.tensors)
         yield lambda weight: layers.use({"style": weight} if weight else {})
 

@@ -4,8 +4,8 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from interlace.methods._pictures import Picture
 from interlace.methods.base import ArtifactName, Citation, Estimate, ModelFacts, Params, Result, Spec
+from interlace.methods.shared.pictures import Picture
 
 _MOST_STEPS = 1000
 _LATENTS = (4, 64, 64)  # of a picture, where nobody has counted

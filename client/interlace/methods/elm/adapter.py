@@ -11,9 +11,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from interlace.methods import _edits
 from interlace.methods.base import ArtifactName, Report
 from interlace.methods.elm.spec import Lora
+from interlace.methods.shared import edits as _edits
 from interlace.protocol.errors import InvalidRequest
 
 #: What PEFT refuses in a block with a recurrence (`_check_lora_target_modules_mamba`).

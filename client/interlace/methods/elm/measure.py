@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
-from interlace.methods import _intervals
 from interlace.methods.base import Metric, Table
 from interlace.methods.elm import metrics, statistics
 from interlace.methods.elm.guidance import write
 from interlace.methods.elm.language import Language, Row, batches
 from interlace.methods.elm.spec import EraseParams, Questions
+from interlace.methods.shared import intervals
 
 #: A context in which the model is the base model.
 Base = Callable[[], AbstractContextManager[None]]
@@ -180,25 +180,25 @@ def tables(exam: Exam, before: State, after: State | None) -> Iterator[Table]:
 
 
 def _bounds(hits: Sequence[bool]) -> tuple[float, float]:
-    _, interval = _intervals.share(sum(hits), len(hits))
+    _, interval = intervals.share(sum(hits), len(hits))
     assert interval is not None  # a probe answers every question
     return interval
 
 
 def _share(name: str, hits: Sequence[bool], split: str, seed: int) -> Metric:
     n = len(hits)
-    value, interval = _intervals.share(sum(hits), n)
+    value, interval = intervals.share(sum(hits), n)
     return Metric(name=name, value=value, unit="fraction", n=n, ci95=interval, split=split, seed=seed)
 
 
 def _mean(name: str, values: Sequence[float], split: str, seed: int, unit: str) -> Metric:
-    mean, interval = _intervals.mean(values)
+    mean, interval = intervals.mean(values)
     return Metric(name=name, value=mean, unit=unit, n=len(values), ci95=interval, split=split, seed=seed)
 
 
 def _perplexity(name: str, values: Sequence[float], split: str, seed: int) -> Metric:
     """exp of the mean over texts of their surprise a token; the interval is over texts."""
-    mean, interval = _intervals.mean(values)
+    mean, interval = intervals.mean(values)
     bounds = None if interval is None else (metrics.perplexity(interval[0]), metrics.perplexity(interval[1]))
     value = metrics.perplexity(mean)
     return Metric(name=name, value=value, unit="perplexity", n=len(values), ci95=bounds, split=split, seed=seed)

@@ -2,8 +2,8 @@
 
 from matplotlib.figure import Figure
 
-from interlace.methods import _draw
 from interlace.methods.feature.spec import DescribeResult
+from interlace.methods.shared import draw
 
 _MOST = 6  # features in one picture
 _LETTERS = 70  # of a line
@@ -17,7 +17,7 @@ def plot(result: DescribeResult, features: list[int] | None = None, contexts: in
         if strange := [one for one in features if one not in known]:
             raise LookupError(f"Feature {strange[0]} was not described; there are {sorted(known)}.")
         wanted = tuple(known[one] for one in features)
-    lines, beside = _draw.width(_LETTERS), 1.7
+    lines, beside = draw.width(_LETTERS), 1.7
     wide, high = lines + 2 * beside + 2.0, 0.35 + (0.16 * contexts + 0.55) * len(wanted)
     figure = Figure(figsize=(wide, high))
     # Inches from the left: the lines must be as wide as their letters are.
@@ -29,7 +29,7 @@ def plot(result: DescribeResult, features: list[int] | None = None, contexts: in
             for x, width in zip(lefts, widths, strict=True)
         )
         left.set_title(f"{one.place}, feature {one.feature}", fontsize=9, loc="left")
-        _draw.contexts(left, one, contexts, _LETTERS)
-        _draw.histogram(middle, one)
-        _draw.logits(right, one)
+        draw.contexts(left, one, contexts, _LETTERS)
+        draw.histogram(middle, one)
+        draw.logits(right, one)
     return figure

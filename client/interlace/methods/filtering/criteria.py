@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from interlace.methods import _diffusion
-from interlace.methods._images import Images
-from interlace.methods._judge import Judge
-from interlace.methods._sites import unwrapped
 from interlace.methods.base import Report
 from interlace.methods.filtering.spec import Clip, Denoiser, ImageCriteria, Probe, TextCriteria
+from interlace.methods.shared import diffusion
+from interlace.methods.shared.images import Images
+from interlace.methods.shared.judge import Judge
+from interlace.methods.shared.sites import unwrapped
 from interlace.protocol.errors import InvalidRequest
 
 _WORD = re.compile(r"\w+")
@@ -58,7 +58,7 @@ def scorer(model: Any, criteria: ImageCriteria, batch: int, report: Report) -> A
     if isinstance(criteria.by, Probe):
         yield ByProbe(Judge.of(report.open(criteria.by.probe, "probe")), names)
     elif isinstance(criteria.by, Denoiser):
-        with _diffusion.opened(model, report) as pipeline:
+        with diffusion.opened(model, report) as pipeline:
             yield ByDenoiser(pipeline, criteria.by, names, batch)
     else:
         yield ByClip(model, criteria.by, names, batch)
@@ -102,7 +102,7 @@ class ByClip:
 
 
 class ByDenoiser:
-    def __init__(self, pipeline: "_diffusion.Pipeline", by: Denoiser, names: Sequence[str], batch: int) -> None:
+    def __init__(self, pipeline: "diffusion.Pipeline", by: Denoiser, names: Sequence[str], batch: int) -> None:
         self._pipeline, self._by, self._batch = pipeline, by, batch
         self._texts = [by.template.replace("{}", name) for name in names]
 
@@ -117,7 +117,7 @@ class ByDenoiser:
             report.progress(int(rows[-1]) + 1, len(images))
         return torch.cat(parts)
 
-    def _error(self, latents: Tensor, prompt: "_diffusion.Prompts") -> Tensor:
+    def _error(self, latents: Tensor, prompt: "diffusion.Prompts") -> Tensor:
         """The mean squared error of each image, [n], over the same noise for every one."""
         pipeline, found = self._pipeline, []
         dice = torch.Generator().manual_seed(pipeline.report.seed)

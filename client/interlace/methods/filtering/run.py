@@ -5,12 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interlace.methods._images import Images, grid, keep, opened
-from interlace.methods._intervals import share
-from interlace.methods._pictures import Picture
 from interlace.methods.base import Metric, Report, Table
 from interlace.methods.filtering.criteria import Words, scorer
 from interlace.methods.filtering.spec import Concept, FilterParams, FilterResult
+from interlace.methods.shared.images import Images, grid, keep, opened
+from interlace.methods.shared.intervals import share
+from interlace.methods.shared.pictures import Picture
 
 _NONE = "(no caption)"
 _COLUMNS = 6

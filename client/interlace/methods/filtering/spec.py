@@ -4,10 +4,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from interlace.methods._denoiser_cost import bytes_forward, positions
-from interlace.methods._pictures import Picture
 from interlace.methods.base import ArtifactName, Citation, Estimate, ModelFacts, Params, Result, Spec
 from interlace.methods.filtering.published import CONCEPTS, PHRASES
+from interlace.methods.shared.denoiser_cost import bytes_forward, positions
+from interlace.methods.shared.pictures import Picture
 
 _Phrase = Annotated[str, Field(min_length=1, max_length=200)]
 _IMAGES = 1000  # of an artifact whose size the estimate does not know

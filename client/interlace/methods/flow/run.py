@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from interlace.methods import _capture, _intervals
-from interlace.methods._capture import Patch
-from interlace.methods._prompts import Prompt, first_token
-from interlace.methods._sites import Place, Sites, evaluating
 from interlace.methods.base import Metric, Report, Table
 from interlace.methods.flow.spec import FlowParams, FlowResult
+from interlace.methods.shared import capture, intervals
+from interlace.methods.shared.capture import Patch
+from interlace.methods.shared.prompts import Prompt, first_token
+from interlace.methods.shared.sites import Place, Sites, evaluating
 from interlace.protocol.errors import InvalidRequest
 
 
@@ -49,7 +49,7 @@ class _Knockout:
             if self._report.stopping:
                 warnings.append(f"Cancelled after {number} of {len(prompts)} prompts.")
                 break
-            with _capture.captured(self._places) as clean:
+            with capture.captured(self._places) as clean:
                 logits = self._forward(torch.tensor([prompt.ids]))[0]
             choice = int(logits.argmax())
             answer = choice if asked.answer is None else first_token(self._tokenizer, asked.answer)
@@ -66,7 +66,7 @@ class _Knockout:
         if known < len(prompts) and params.filter_known:
             warnings.append(f"{len(prompts) - known} of {len(prompts)} prompts are left out: not the first choice.")
         table, metrics = _averaged(changes, self._sites.n_layers)
-        value, interval = _intervals.share(known, len(prompts))
+        value, interval = intervals.share(known, len(prompts))
         metrics.append(Metric(name="known", value=value, unit="fraction", n=len(prompts), ci95=interval))
         return FlowResult(metrics=tuple(metrics), tables=(table,), warnings=tuple(warnings), forwards=self._forwards)
 
@@ -83,7 +83,7 @@ class _Knockout:
                 with self._unattended(some, cut, len(prompt.ids)):
                     logits = self._forward(ids)
             else:
-                with _capture.patched(self._ablations(some, cut, prompt, clean, means)):
+                with capture.patched(self._ablations(some, cut, prompt, clean, means)):
                     logits = self._forward(ids)
             found += logits.double().softmax(-1)[:, answer].tolist()
         return found
@@ -143,8 +143,8 @@ class _Knockout:
             rows = [self._tokenizer(text)["input_ids"][: self._params.longest] for text in texts]
         totals = {layer: torch.zeros((), dtype=torch.float64) for layer in self._places}
         seen = 0
-        for _, ids in _capture.by_length([row for row in rows if row], self._params.batch):
-            with _capture.captured(self._places) as states:
+        for _, ids in capture.by_length([row for row in rows if row], self._params.batch):
+            with capture.captured(self._places) as states:
                 self._forward(ids)
             totals = {layer: total + states[layer].double().sum((0, 1)) for layer, total in totals.items()}
             seen += ids.numel()
@@ -156,7 +156,7 @@ class _Knockout:
         """Logits of the last token, [rows, vocabulary]."""
         self._forwards += 1
         self._report.count(forwards=1, tokens=ids.numel())
-        return _capture.last_logits(self._module, ids.to(self._device))
+        return capture.last_logits(self._module, ids.to(self._device))
 
 
 def _allowed(given: Any, rows: int, length: int, device: torch.device) -> Tensor:
@@ -177,7 +177,7 @@ def _averaged(changes: dict[str, list[list[float]]], n_layers: int) -> tuple[Tab
             continue
         mine: list[tuple[Any, ...]] = []
         for layer in range(n_layers):
-            middle, interval = _intervals.mean([line[layer] for line in lines])
+            middle, interval = intervals.mean([line[layer] for line in lines])
             mine.append((block, layer, middle, *(interval or (None, None)), len(lines)))
         rows += mine
         worst = min(mine, key=lambda row: row[2])

@@ -5,11 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interlace.methods import _intervals
-from interlace.methods._sites import evaluating
 from interlace.methods.base import Metric, Report, Table
 from interlace.methods.lake.spec import AttributeParams, AttributeResult
 from interlace.methods.lake.texts import Reader, reading
+from interlace.methods.shared import intervals
+from interlace.methods.shared.sites import evaluating
 from interlace.protocol.errors import InvalidRequest
 
 _MODEL = "model"
@@ -59,7 +59,7 @@ def _result(names: list[str], scores: Tensor, lengths: Tensor, params: Attribute
     wins = torch.bincount(scores.argmax(0), minlength=len(names))
     rows = []
     for one in order:
-        nats, interval = _intervals.mean((-per_token[one]).tolist())
+        nats, interval = intervals.mean((-per_token[one]).tolist())
         low, high = interval or (None, None)
         rows.append((names[one], nats, low, high, int(wins[one]), float(posterior[one])))
     margin, interval = _margin(scores[order[0]] - scores[order[1]], lengths, params.resamples, seed)

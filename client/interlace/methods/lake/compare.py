@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from interlace.methods import _capture, _intervals, _weights
-from interlace.methods._dictionary import Dictionary
-from interlace.methods._sites import Place, Sites, evaluating
 from interlace.methods.base import Metric, Opened, Report, Table
 from interlace.methods.lake.measure import geometry
 from interlace.methods.lake.spec import CompareParams, CompareResult
 from interlace.methods.lake.texts import Reader, reading
+from interlace.methods.shared import capture, intervals
+from interlace.methods.shared import weights as _weights
+from interlace.methods.shared.dictionary import Dictionary
+from interlace.methods.shared.sites import Place, Sites, evaluating
 from interlace.protocol.errors import InvalidArtifact, InvalidRequest
 
 _BEHAVIOUR = (("kl", "nats/token"), ("kl_back", "nats/token"), ("js", "nats/token"), ("top1_agreement", "fraction"))
@@ -99,7 +100,7 @@ class _Behaviour:
             if self.dictionary is None or self._place is None:
                 found.append((reader(ids).cpu(), None))
                 continue
-            with _capture.captured({"at": self._place}) as states:
+            with capture.captured({"at": self._place}) as states:
                 said = reader(ids).cpu()
             found.append((said, self.dictionary.encode(states["at"][0].cpu())))
         return found
@@ -143,7 +144,7 @@ def _rounded(value: float) -> float:
 
 
 def _metric(name: str, unit: str, values: Sequence[float]) -> Metric:
-    mean, interval = _intervals.mean([_rounded(one) for one in values])
+    mean, interval = intervals.mean([_rounded(one) for one in values])
     return Metric(name=name, value=mean, unit=unit, n=len(values), ci95=interval)
 
 

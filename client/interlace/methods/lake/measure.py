@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from interlace.methods._weights import Matrix, Weights, energy_rank
 from interlace.methods.lake.tree import Geometry
+from interlace.methods.shared.weights import Matrix, Weights, energy_rank
 from interlace.protocol.errors import InvalidArtifact
 
 PERMUTATIONS = 32

@@ -4,13 +4,13 @@ from typing import Any
 
 import torch
 
-from interlace.methods import _weights
-from interlace.methods._sites import unwrapped
 from interlace.methods.base import Metric, Report, Table
 from interlace.methods.lake.measure import geometry
 from interlace.methods.lake.spec import HeritageEdge, RecoverParams, RecoverResult, SketchParams, SketchResult
 from interlace.methods.lake.tree import Geometry, Heritage
 from interlace.methods.lake.tree import recover as recovered
+from interlace.methods.shared import weights as _weights
+from interlace.methods.shared.sites import unwrapped
 
 _MODEL = "model"
 

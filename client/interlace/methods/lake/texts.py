@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from interlace.methods import _edits, _weights
 from interlace.methods.base import Opened
+from interlace.methods.shared import edits, weights
 from interlace.protocol.errors import InvalidArtifact
 
 #: Token ids [1, tokens] -> log-probabilities [tokens, vocabulary] of the token after each, in fp64.
@@ -21,7 +21,7 @@ def reading(model: Any, module: nn.Module, opened: Opened | None) -> Iterator[Re
     if opened is None:
         yield lambda ids: _log_probs(module(ids, use_cache=False))
     elif opened.kind == "weights":
-        tensors = _weights.checkpoint(model, opened)
+        tensors = weights.checkpoint(model, opened)
         parts: dict[str, Tensor] = {
             name: tensors[name].to(one.device, one.dtype) if name in tensors else one
             for name, one in module.named_parameters()
@@ -29,7 +29,7 @@ def reading(model: Any, module: nn.Module, opened: Opened | None) -> Iterator[Re
         call: Any = torch.func.functional_call
         yield lambda ids: _log_probs(call(module, parts, (ids,), {"use_cache": False}))
     elif opened.kind in ("edit", "peft"):
-        with _edits.attached(model, [opened]):
+        with edits.attached(model, [opened]):
             yield lambda ids: _log_probs(module(ids, use_cache=False))
     else:
         raise InvalidArtifact(f"{opened.ref} is a {opened.kind}, which reads no texts.")

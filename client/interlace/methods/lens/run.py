@@ -7,9 +7,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from interlace.methods._head import places
 from interlace.methods.base import Metric, Report, Table
 from interlace.methods.lens.spec import LensParams, LensResult
+from interlace.methods.shared.head import places
 from interlace.protocol.errors import InvalidRequest
 
 

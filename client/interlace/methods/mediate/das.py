@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from interlace.methods import _capture
-from interlace.methods._sites import Place, Sites
 from interlace.methods.base import Report
 from interlace.methods.mediate.patching import Runs
+from interlace.methods.shared import capture
+from interlace.methods.shared.sites import Place, Sites
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Interchange:
         """[rows, vocabulary], with the directions of ``basis`` [k, width] as in the source; all of them for None."""
         picked = list(rows)
         device = next(self.module.parameters()).device
-        with torch.no_grad(), _capture.captured({0: self.place}) as states:
+        with torch.no_grad(), capture.captured({0: self.place}) as states:
             self._forward(self.runs.source[picked].to(device))
         source = states[0][:, self.position].detach()
 
@@ -49,7 +49,7 @@ class Interchange:
             added[:, self.position] = moved
             return state + added
 
-        with _capture.altered([(self.place, change)]):
+        with capture.altered([(self.place, change)]):
             return self._forward(self.runs.base[picked].to(device))
 
     def hits(self, basis: Tensor | None, rows: Sequence[int], batch: int) -> int:
@@ -74,7 +74,7 @@ class Interchange:
     def learned(self, k: int, train: Sequence[int], search: Search, seed: int) -> Tensor:
         """k orthonormal rows [k, width] with which the source's answer is likeliest, by Adam."""
         generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad(), _capture.captured({0: self.place}) as states:
+        with torch.no_grad(), capture.captured({0: self.place}) as states:
             self._forward(self.runs.base[:1].to(next(self.module.parameters()).device))
         width = states[0].shape[-1]
         free = torch.randn(width, k, generator=generator).requires_grad_(True)
@@ -96,7 +96,7 @@ class Interchange:
 
     def _forward(self, ids: Tensor) -> Tensor:
         self.report.count(forwards=1, tokens=ids.numel())
-        return _capture.last_logits(self.module, ids)
+        return capture.last_logits(self.module, ids)
 
 
 def untrained(sites: Sites, seed: int) -> Sites:

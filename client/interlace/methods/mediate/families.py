@@ -4,13 +4,13 @@ from typing import Any
 
 import torch
 
-from interlace.methods._dictionary import Dictionary
-from interlace.methods._sites import Sites
 from interlace.methods.base import Report
 from interlace.methods.mediate.basis import Coded, Unit
 from interlace.methods.mediate.pair_spec import Heads
 from interlace.methods.mediate.patching import Patcher, Runs
 from interlace.methods.mediate.spec import Features, Neurons, Parts
+from interlace.methods.shared.dictionary import Dictionary
+from interlace.methods.shared.sites import Sites
 from interlace.protocol.errors import InvalidArtifact, InvalidRequest
 
 

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from interlace.methods import _capture
-from interlace.methods._sites import Place
 from interlace.methods.base import Metric
 from interlace.methods.mediate.basis import Unit, by_place
 from interlace.methods.mediate.patching import Patcher
+from interlace.methods.shared import capture
+from interlace.methods.shared.sites import Place
 
 
 def approximate(patcher: Patcher, units: Sequence[Unit], steps: int) -> Tensor:
@@ -45,7 +45,7 @@ def _slopes(
     """
     leaves: list[Tensor] = [torch.empty(0)] * len(places)
 
-    def opened(number: int) -> _capture.Change:
+    def opened(number: int) -> capture.Change:
         def change(state: Tensor) -> Tensor:
             moved = state + at * (donors[number] - own[number]) if at else state + 0
             if not moved.requires_grad:

@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interlace.methods._sites import Sites
 from interlace.methods.base import Metric, Report, Table
 from interlace.methods.mediate import families, tables
 from interlace.methods.mediate.basis import Unit
@@ -14,6 +13,7 @@ from interlace.methods.mediate.masks import Masked, Schedule
 from interlace.methods.mediate.patching import Patcher, Runs
 from interlace.methods.mediate.selectivity import Selectivity
 from interlace.methods.mediate.spec import MediateParams, MediateResult, Subspace
+from interlace.methods.shared.sites import Sites
 from interlace.protocol.errors import InvalidArtifact
 
 _METHOD = "mediate@1"

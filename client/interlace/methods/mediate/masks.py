@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from interlace.methods import _capture
-from interlace.methods._sites import Place
 from interlace.methods.mediate.basis import Unit, by_place, spread
 from interlace.methods.mediate.patching import Patcher
+from interlace.methods.shared import capture
+from interlace.methods.shared.sites import Place
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Masked:
 
     def _change(
         self, place: Place, units: Sequence[Unit], values: Tensor, donor: Tensor
-    ) -> tuple[Place, _capture.Change]:
+    ) -> tuple[Place, capture.Change]:
         basis = self.patcher.basis
         weight = spread(units, values, donor.shape[1], basis.size(donor.shape[-1]))
         return place, lambda state: basis.moved(state, donor, weight)

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interlace.methods import _capture
-from interlace.methods._prompts import first_token
-from interlace.methods._sites import Place, Sites
 from interlace.methods.base import Report
 from interlace.methods.mediate.basis import Basis, Plain, Unit, by_place, spread
 from interlace.methods.mediate.pair_spec import Pair
+from interlace.methods.shared import capture
+from interlace.methods.shared.prompts import first_token
+from interlace.methods.shared.sites import Place, Sites
 from interlace.protocol.errors import InvalidRequest
 
 
@@ -95,7 +95,7 @@ class Patcher:
 
     def states(self, places: Sequence[Place], rows: Sequence[int], *, into: bool) -> list[Tensor]:
         """[rows, tokens, width] at each place, in the run that is patched or in the other one."""
-        with torch.no_grad(), _capture.captured(dict(enumerate(places))) as states:
+        with torch.no_grad(), capture.captured(dict(enumerate(places))) as states:
             self.logits((self.into if into else self.out_of)[list(rows)], [])
         return [states[number].detach() for number in range(len(places))]
 
@@ -119,15 +119,15 @@ class Patcher:
                 self.report.progress(self.rows, len(units) * len(self.runs))
         return found
 
-    def _patch(self, place: Place, units: Sequence[Unit], donor: Tensor) -> tuple[Place, _capture.Change]:
+    def _patch(self, place: Place, units: Sequence[Unit], donor: Tensor) -> tuple[Place, capture.Change]:
         """Row i has what ``units[i]`` is in ``donor[i]``."""
         one = torch.ones(1, device=donor.device)
         size = self.basis.size(donor.shape[-1])
         weight = torch.stack([spread([unit], one, donor.shape[1], size) for unit in units])
         return place, lambda state: self.basis.moved(state, donor, weight)
 
-    def logits(self, ids: Tensor, changes: Sequence[tuple[Place, _capture.Change]]) -> Tensor:
+    def logits(self, ids: Tensor, changes: Sequence[tuple[Place, capture.Change]]) -> Tensor:
         """At the last token, [rows, vocabulary], of a run with these changes."""
         self.report.count(forwards=1, tokens=ids.numel())
-        with _capture.altered(changes):
-            return _capture.last_logits(self.sites.module, ids.to(self._device))
+        with capture.altered(changes):
+            return capture.last_logits(self.sites.module, ids.to(self._device))

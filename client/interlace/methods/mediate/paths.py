@@ -6,8 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interlace.methods import _capture
-from interlace.methods._sites import Place, Sites, evaluating
 from interlace.methods.base import Report, Table
 from interlace.methods.mediate import families, tables
 from interlace.methods.mediate.basis import Unit, by_place
@@ -15,6 +13,8 @@ from interlace.methods.mediate.pair_spec import Heads
 from interlace.methods.mediate.patching import Patcher, Runs
 from interlace.methods.mediate.path_spec import PathParams, PathResult, Receiver
 from interlace.methods.mediate.spec import Parts
+from interlace.methods.shared import capture
+from interlace.methods.shared.sites import Place, Sites, evaluating
 from interlace.protocol.errors import InvalidRequest
 
 #: A sender and its receivers, by their numbers.
@@ -119,14 +119,14 @@ class _Paths:
         Of `logits` what the last residual stream has gained.
         """
         base, source = self._states(sent, rows)
-        changes: list[tuple[Place, _capture.Change]] = []
+        changes: list[tuple[Place, capture.Change]] = []
         for key, numbers in by_place(self._senders).items():
             into = [at for at, (number, _) in enumerate(sent) if number in numbers]
             if into:
                 changes.append((self._sites.place(*key), _sending(self._senders, sent, into, source[key])))
         kept: dict[int, Tensor] = {}
 
-        def keep(number: int) -> _capture.Change:
+        def keep(number: int) -> capture.Change:
             def look(state: Tensor) -> Tensor:
                 kept[number] = state
                 return state
@@ -199,7 +199,7 @@ def _is_of(sender: Unit, site: str, layer: int) -> bool:
     return same and sender.layer == layer
 
 
-def _put(unit: Unit, into: Sequence[int], values: Tensor) -> _capture.Change:
+def _put(unit: Unit, into: Sequence[int], values: Tensor) -> capture.Change:
     """Rows ``into`` have these values [into, tokens, width] at the unit's tokens; the logits' stream gains them."""
     at = slice(None) if unit.position is None else slice(unit.position, unit.position + 1)
 
@@ -214,7 +214,7 @@ def _put(unit: Unit, into: Sequence[int], values: Tensor) -> _capture.Change:
     return change
 
 
-def _sending(senders: Sequence[Unit], sent: Sequence[Row], into: Sequence[int], source: Tensor) -> _capture.Change:
+def _sending(senders: Sequence[Unit], sent: Sequence[Row], into: Sequence[int], source: Tensor) -> capture.Change:
     """Rows ``into`` have their sender as in the source [sent, tokens, width]."""
 
     def change(state: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 
-from interlace.methods._sites import Sites, evaluating
 from interlace.methods.base import Report, Table
 from interlace.methods.mediate import families, learned, tables
 from interlace.methods.mediate.basis import Basis, Unit
@@ -12,6 +11,7 @@ from interlace.methods.mediate.gradients import approximate, quality
 from interlace.methods.mediate.patching import Patcher, Runs
 from interlace.methods.mediate.selectivity import Selectivity, largest
 from interlace.methods.mediate.spec import Features, MediateParams, MediateResult, Subspace
+from interlace.methods.shared.sites import Sites, evaluating
 from interlace.protocol.errors import InvalidRequest
 
 

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interlace.methods._sites import Sites
 from interlace.methods.base import Metric, Report, Table
 from interlace.methods.mediate.basis import Basis, Unit
 from interlace.methods.mediate.patching import Patcher, Runs
 from interlace.methods.mediate.spec import MediateParams, Suite
+from interlace.methods.shared.sites import Sites
 from interlace.protocol.errors import InvalidRequest
 
 _LEAST = 0.1  # of the main pairs' total effect: a suite of less has no scale of its own

@@ -5,21 +5,21 @@ from typing import Any
 
 from torch import Tensor
 
-from interlace.methods import _intervals
 from interlace.methods.base import Metric, Table
 from interlace.methods.mediate.basis import Unit
 from interlace.methods.mediate.pair_spec import Pair
+from interlace.methods.shared import intervals
 
 MOST_TOLD = 20_000  # rows of a table
 
 
 def share(name: str, hits: int, n: int, split: str) -> Metric:
-    value, interval = _intervals.share(hits, n)
+    value, interval = intervals.share(hits, n)
     return Metric(name=name, value=value, unit="fraction", n=n, ci95=interval, split=split)
 
 
 def mean(name: str, values: Tensor, split: str = "", unit: str = "logits") -> Metric:
-    value, interval = _intervals.mean(values.tolist())
+    value, interval = intervals.mean(values.tolist())
     return Metric(name=name, value=value, unit=unit, n=len(values), ci95=interval, split=split)
 
 
@@ -35,7 +35,7 @@ def effects(units: Sequence[Unit], found: Tensor, exact: Mapping[int, float]) ->
 
 def middle(values: Sequence[float]) -> tuple[float, float | None, float | None]:
     """The mean, and its interval where there is one."""
-    value, interval = _intervals.mean(values)
+    value, interval = intervals.mean(values)
     return (value, *(interval or (None, None)))
 
 

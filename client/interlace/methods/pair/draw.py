@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interlace.methods._diffusion import Pipeline, opened
-from interlace.methods._images import Images, keep
-from interlace.methods._lora import OURS, Layers, attached, digest, wish_of
 from interlace.methods.base import Metric, Opened, Report, Table
 from interlace.methods.pair.guide import Guide, Guided, Scaled, Term
 from interlace.methods.pair.spec import GenerateParams, GenerateResult
+from interlace.methods.shared.diffusion import Pipeline, opened
+from interlace.methods.shared.images import Images, keep
+from interlace.methods.shared.lora import OURS, Layers, attached, digest, wish_of
 from interlace.protocol.errors import AdapterRefused
 
 RIGHTS = "drawn by a model"

@@ -8,8 +8,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from interlace.methods._denoiser_cost import bytes_backward, bytes_forward, bytes_lora, positions
 from interlace.methods.base import ArtifactName, Citation, Estimate, ModelFacts, Params, Result, Spec
+from interlace.methods.shared.denoiser_cost import bytes_backward, bytes_forward, bytes_lora, positions
 
 _CITE = Citation(
     title="Customizing Text-to-Image Models with a Single Image Pair",

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from interlace.methods._diffusion import Encoded, Pipeline
-from interlace.methods._lora import Layers
 from interlace.methods.base import Checkpoint, Table
 from interlace.methods.pair.spec import PairParams
+from interlace.methods.shared.diffusion import Encoded, Pipeline
+from interlace.methods.shared.lora import Layers
 from interlace.protocol.errors import InvalidRequest
 
 CONTENT, STYLE = "content", "style"

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interlace.methods import _capture
-from interlace.methods._capture import Patch
-from interlace.methods._prompts import first_token
-from interlace.methods._sites import Sites, evaluating
 from interlace.methods.base import Metric, Report, Table
 from interlace.methods.patch.spec import PatchParams, PatchResult
+from interlace.methods.shared import capture
+from interlace.methods.shared.capture import Patch
+from interlace.methods.shared.prompts import first_token
+from interlace.methods.shared.sites import Sites, evaluating
 from interlace.protocol.errors import InvalidRequest
 
 _SIDES = ("a", "b")
@@ -104,7 +104,7 @@ class _Patching:
         """Of each prompt: the states by layer [tokens, width], and the last logits [1, vocabulary]."""
         states, logits = [], []
         for side in range(2):
-            with _capture.captured(self._places) as found:
+            with capture.captured(self._places) as found:
                 logits.append(self._forward(torch.tensor([self._ids[side]])))
             states.append({layer: state[0] for layer, state in found.items()})
         return states, logits
@@ -147,7 +147,7 @@ class _Patching:
                 pairs = torch.tensor([self._aligned[item[1]] for item in some if item[0] == layer])
                 values = states[layer][pairs[:, 1 - into].to(states[layer].device)]
                 patches.append(Patch(self._places[layer], rows, pairs[:, into], values))
-            with _capture.patched(patches):
+            with capture.patched(patches):
                 logits = self._forward(torch.tensor([self._ids[into]]).expand(len(some), -1))
             found += self._margin(logits, answers).tolist()
             self._report.progress(done + len(found), 2 * len(items))
@@ -160,7 +160,7 @@ class _Patching:
 
     def _forward(self, ids: Tensor) -> Tensor:
         self._report.count(forwards=1, tokens=ids.numel())
-        return _capture.last_logits(self._module, ids.to(self._device))
+        return capture.last_logits(self._module, ids.to(self._device))
 
 
 def aligned(a: Sequence[int], b: Sequence[int]) -> list[tuple[int, int]]:

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interlace.methods import _capture, _intervals
-from interlace.methods._sites import Place, Sites, evaluating
 from interlace.methods.base import Metric, Report, Table
 from interlace.methods.probing.probes import Probes
 from interlace.methods.probing.segments import OFFSETS, Segment, divided, psi
 from interlace.methods.probing.spec import ErasureParams, ErasureResult
+from interlace.methods.shared import capture, intervals
+from interlace.methods.shared.sites import Place, Sites, evaluating
 from interlace.protocol.errors import InvalidRequest
 
 _CLASSES = ("unit_last", "unit_other", "other")
@@ -104,8 +104,8 @@ class _Scorer:
     def _delta(self, ids: Tensor) -> tuple[Tensor, dict[tuple[int, int], Tensor]]:
         """What is forgotten [tokens, OFFSETS], and what each probe says, [tokens]: 1 right, 0 wrong, -1 nothing."""
         self._report.count(forwards=1, tokens=ids.numel())
-        with _capture.captured(self._places) as states:
-            _capture.last_logits(self._module, ids[None].to(self._device))
+        with capture.captured(self._places) as states:
+            capture.last_logits(self._module, ids[None].to(self._device))
         delta = torch.full((len(ids), len(OFFSETS)), float("nan"), dtype=torch.float64)
         told = {}
         for column, offset in enumerate(OFFSETS):
@@ -140,11 +140,11 @@ class _Scorer:
         metrics = []
         for name, split in (("precision", "units"), ("recall", "units")):
             for count, which in ((getattr(found, name), split), (getattr(found, f"shuffled_{name}"), "shuffled")):
-                value, interval = _intervals.share(count.hits, count.n)
+                value, interval = intervals.share(count.hits, count.n)
                 metrics.append(Metric(name=name, value=value, unit="fraction", n=count.n, ci95=interval, split=which))
         rows = []
         for (layer, offset, name), count in sorted(found.accuracy.items()):
-            value, interval = _intervals.share(count.hits, count.n)
+            value, interval = intervals.share(count.hits, count.n)
             rows.append((layer, offset, name, value, *(interval or (None, None)), count.n))
         columns = ("layer", "offset", "token_class", "accuracy", "low", "high", "n")
         segments = Table(

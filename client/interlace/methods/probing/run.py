@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interlace.methods import _capture, _intervals
-from interlace.methods._sites import Sites, evaluating
 from interlace.methods.base import Metric, Report, Table
 from interlace.methods.probing.probes import FORMAT, Batch, Course, Key, Probe, fit, packed, right
 from interlace.methods.probing.spec import Labels, ProbeParams, ProbeResult
+from interlace.methods.shared import capture, intervals
+from interlace.methods.shared.sites import Sites, evaluating
 from interlace.protocol.errors import InvalidRequest
 
 _LABEL, _CONTROL = "label", "control"
@@ -53,8 +53,8 @@ class _Trainer:
     def _read(self, ids: Tensor) -> dict[int, Tensor]:
         """States by layer, [rows, tokens, width]."""
         self._report.count(forwards=1, tokens=ids.numel())
-        with _capture.captured(self._places) as states:
-            _capture.last_logits(self._sites.module, ids.to(self._device))
+        with capture.captured(self._places) as states:
+            capture.last_logits(self._sites.module, ids.to(self._device))
         return {layer: states[layer].float().cpu() for layer in self._layers}
 
     def _fit(
@@ -63,13 +63,13 @@ class _Trainer:
         batch_of: Callable[[list[int], Tensor], Batch],
         classes: dict[int | str, int],
     ) -> dict[Key, Probe]:
-        updates = sum(1 for _ in _capture.by_length(rows, self._params.batch))
+        updates = sum(1 for _ in capture.by_length(rows, self._params.batch))
         total = updates * self._params.epochs
 
         def stream(epoch: int, start: int) -> Iterator[Batch]:
             dice = random.Random(self._report.seed * 1_000_003 + epoch)
             order = dice.sample(range(len(rows)), len(rows))
-            batches = list(_capture.by_length([rows[number] for number in order], self._params.batch))
+            batches = list(capture.by_length([rows[number] for number in order], self._params.batch))
             for some, ids in dice.sample(batches, len(batches))[start:]:
                 yield batch_of([order[one] for one in some], ids)
 
@@ -119,7 +119,7 @@ class _Trainer:
         for (layer, target), (good, n) in hits.items():
             if target == _CONTROL:
                 continue
-            value, interval = _intervals.share(good, n)
+            value, interval = intervals.share(good, n)
             low, high = interval or (None, None)
             other = hits.get((layer, _CONTROL))
             control = None if other is None else other[0] / max(1, other[1])
@@ -158,7 +158,7 @@ class _Tokens(_Trainer):
         probes = self._fit(train, self._batch, classes)
         hits = dict.fromkeys(probes, (0, 0))
         seen: dict[int | str, Counter[int]] = {offset: Counter() for offset in self._offsets}
-        for numbers, ids in _capture.by_length(held, self._params.batch):
+        for numbers, ids in capture.by_length(held, self._params.batch):
             batch = self._batch(numbers, ids)
             for key, probe in probes.items():
                 good, n = right(probe, batch, key)
@@ -200,7 +200,7 @@ class _Labels(_Trainer):
         probes = self._fit([rows[one] for one in self._train], self._batch, {_LABEL: len(names), _CONTROL: len(names)})
         self._numbers = self._held
         hits = dict.fromkeys(probes, (0, 0))
-        for some, ids in _capture.by_length([rows[one] for one in self._held], self._params.batch):
+        for some, ids in capture.by_length([rows[one] for one in self._held], self._params.batch):
             batch = self._batch(some, ids)
             for key, probe in probes.items():
                 good, n = right(probe, batch, key)

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interlace.methods import _capture
-from interlace.methods._prompts import Prompt
-from interlace.methods._sites import Place, Sites
 from interlace.methods.base import Report
+from interlace.methods.shared import capture
+from interlace.methods.shared.prompts import Prompt
+from interlace.methods.shared.sites import Place, Sites
 
 _SAME = 1e-4  # of z, relative: what a cache of the tokens before the subject's last may change
 _STEP = {torch.float64: 1e-3}  # of the norm of h, in a finite difference; no less: many norms are single anyhow
@@ -50,7 +50,7 @@ class Differentiator:
     def of(self, prompt: Prompt) -> Tangent:
         """Raises nothing of its own. One backward gives a row of J for each row of the batch, at all layers."""
         ids = torch.tensor([prompt.ids], device=self._device)
-        with torch.no_grad(), _capture.captured({"z": self._last}) as plain:
+        with torch.no_grad(), capture.captured({"z": self._last}) as plain:
             self._forward(ids, {})
         answer = plain["z"][0, -1].detach()
         start, cache = self._cached(ids, prompt.last, answer)
@@ -60,7 +60,7 @@ class Differentiator:
         for first in range(0, width, self._batch):
             some = torch.arange(first, min(width, first + self._batch), device=self._device)
             batch = ids[:, start:].expand(len(some), -1)
-            with torch.enable_grad(), self._rooted(), _capture.captured({**self._places, "z": self._last}) as seen:
+            with torch.enable_grad(), self._rooted(), capture.captured({**self._places, "z": self._last}) as seen:
                 self._forward(batch, _repeated(cache, len(some)))
                 picked = seen["z"][:, -1].gather(1, some[:, None]).sum()
                 streams = [seen[layer] for layer in self._places]
@@ -81,8 +81,8 @@ class Differentiator:
         ids = torch.tensor([prompt.ids], device=self._device).expand(2, -1)
         positions = torch.tensor([prompt.last, prompt.last])
         values = torch.stack([state + direction, state - direction])
-        patch = _capture.Patch(self._places[layer], torch.arange(2), positions, values)
-        with torch.no_grad(), _capture.patched([patch]), _capture.captured({"z": self._last}) as seen:
+        patch = capture.Patch(self._places[layer], torch.arange(2), positions, values)
+        with torch.no_grad(), capture.patched([patch]), capture.captured({"z": self._last}) as seen:
             self._forward(ids, {})
         up, down = seen["z"][:, -1].double().cpu()
         difference = (up - down) / 2
@@ -98,7 +98,7 @@ class Differentiator:
             return 0, None
         with torch.no_grad():
             cache = self._forward(ids[:, :subject_last], {}, use_cache=True).past_key_values
-            with _capture.captured({"z": self._last}) as seen:
+            with capture.captured({"z": self._last}) as seen:
                 self._forward(ids[:, subject_last:], _repeated(cache, 1))
         gap = (seen["z"][0, -1] - answer).norm() / answer.norm()
         return (subject_last, cache) if gap < _SAME else (0, None)
@@ -113,7 +113,7 @@ class Differentiator:
         """The embeddings ask for gradients: the weights are frozen, and a graph must begin somewhere."""
         with ExitStack() as stack:
             root = (self._sites.place("embed"), lambda state: state.detach().requires_grad_(True))
-            stack.enter_context(_capture.altered([root]))
+            stack.enter_context(capture.altered([root]))
             yield
 
 

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interlace.methods import _capture, _intervals
-from interlace.methods._prompts import Prompt, first_token
-from interlace.methods._sites import Sites, evaluating
 from interlace.methods.base import Metric, Report, Table
 from interlace.methods.relation.jacobian import Differentiator, subject_places
 from interlace.methods.relation.spec import RelationParams, RelationResult, Sample
+from interlace.methods.shared import capture, intervals
+from interlace.methods.shared.prompts import Prompt, first_token
+from interlace.methods.shared.sites import Sites, evaluating
 from interlace.protocol.errors import InvalidRequest
 
 _KINDS = ("faithfulness", "bias_only", "identity")
@@ -107,7 +107,7 @@ class _Relation:
             prompts.append(whole)
         said = [0] * len(prompts)
         with torch.no_grad():
-            for numbers, ids in _capture.by_length([one.ids for one in prompts], self._params.batch):
+            for numbers, ids in capture.by_length([one.ids for one in prompts], self._params.batch):
                 choices = self._logits(ids).argmax(-1).tolist()
                 for number, choice in zip(numbers, choices, strict=True):
                     said[number] = choice
@@ -146,8 +146,8 @@ class _Relation:
         found: dict[int, list[Tensor]] = {layer: [torch.empty(0)] * len(heldout) for layer in self._layers}
         answers = [torch.empty(0)] * len(heldout)
         with torch.no_grad():
-            for numbers, ids in _capture.by_length([one.prompt.ids for one in heldout], self._params.batch):
-                with _capture.captured({**self._places, "z": self._last}) as seen:
+            for numbers, ids in capture.by_length([one.prompt.ids for one in heldout], self._params.batch):
+                with capture.captured({**self._places, "z": self._last}) as seen:
                     self._logits(ids)
                 for row, number in enumerate(numbers):
                     for layer in self._layers:
@@ -176,8 +176,8 @@ class _Relation:
         choices = []
         for some in answers.split(self._params.batch):
             rows = torch.arange(len(some))
-            patch = _capture.Patch(self._last, rows, torch.zeros_like(rows), some)
-            with torch.no_grad(), _capture.patched([patch]):
+            patch = capture.Patch(self._last, rows, torch.zeros_like(rows), some)
+            with torch.no_grad(), capture.patched([patch]):
                 choices.append(self._logits(torch.zeros(len(some), 1, dtype=torch.long)).argmax(-1).cpu())
         return torch.cat(choices)
 
@@ -231,16 +231,16 @@ class _Relation:
         prompts = [heldout[source].prompt for source, _ in pairs]
         choices = torch.empty(len(pairs), dtype=torch.long)
         with torch.no_grad():
-            for numbers, ids in _capture.by_length([one.ids for one in prompts], self._params.batch):
+            for numbers, ids in capture.by_length([one.ids for one in prompts], self._params.batch):
                 positions = torch.tensor([prompts[number].last for number in numbers])
-                patch = _capture.Patch(self._places[layer], torch.arange(len(numbers)), positions, new[numbers])
-                with _capture.patched([patch]):
+                patch = capture.Patch(self._places[layer], torch.arange(len(numbers)), positions, new[numbers])
+                with capture.patched([patch]):
                     choices[numbers] = self._logits(ids).argmax(-1).cpu()
         return choices
 
     def _logits(self, ids: Tensor) -> Tensor:
         self._report.count(forwards=1, tokens=ids.numel())
-        return _capture.last_logits(self._sites.module, ids.to(self._device))
+        return capture.last_logits(self._sites.module, ids.to(self._device))
 
     def _metrics(
         self,
@@ -290,7 +290,7 @@ def crossed(faithful: dict[tuple[int, float], dict[str, Tensor]]) -> Tensor:
 
 
 def _share(name: str, hits: Tensor, split: str) -> Metric:
-    value, interval = _intervals.share(int(hits.sum()), len(hits))
+    value, interval = intervals.share(int(hits.sum()), len(hits))
     return Metric(name=name, value=value, unit="fraction", n=len(hits), ci95=interval, split=split)
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from interlace.methods import _capture
-from interlace.methods._sites import Place, Projection
 from interlace.methods.base import Opened, Report
+from interlace.methods.shared import capture
+from interlace.methods.shared.sites import Place, Projection
 from interlace.protocol.errors import InvalidArtifact
 
 _LONGEST = 512  # tokens of one text; what is longer goes in pieces
@@ -83,9 +83,9 @@ def covariance(
             break
     seen = 0
     device = next(module.parameters()).device
-    for number, (_, ids) in enumerate(_capture.by_length(pieces, max(1, batch * 16 // longest))):
-        with torch.no_grad(), _capture.captured({"key": read_by(projection)}) as states:
-            _capture.last_logits(module, ids.to(device))
+    for number, (_, ids) in enumerate(capture.by_length(pieces, max(1, batch * 16 // longest))):
+        with torch.no_grad(), capture.captured({"key": read_by(projection)}) as states:
+            capture.last_logits(module, ids.to(device))
         keys = states["key"].reshape(-1, projection.d_in).double().cpu()
         total += keys.mT @ keys
         seen += len(keys)

@@ -7,15 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from interlace.methods import _edits
-from interlace.methods._edits import Edit
-from interlace.methods._sites import Projection, Sites, evaluating
 from interlace.methods.base import ArtifactName, Metric, Report, Table
 from interlace.methods.rome import keys, scores, values
 from interlace.methods.rome.keys import Covariance
 from interlace.methods.rome.scores import Judge, Judged
 from interlace.methods.rome.spec import Request, RomeParams, RomeResult
 from interlace.methods.rome.values import Found
+from interlace.methods.shared import edits as _edits
+from interlace.methods.shared.edits import Edit
+from interlace.methods.shared.sites import Projection, Sites, evaluating
 
 _METHOD = "edit.rome@1"
 

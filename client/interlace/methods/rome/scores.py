@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from interlace.methods import _capture, _intervals
 from interlace.methods.base import Metric, Report
 from interlace.methods.rome.spec import Asked, Request
+from interlace.methods.shared import capture, intervals
 
 #: Weighed against each other; of each, the mean over a request's prompts is one item.
 _NAMES = ("ES", "PS", "NS")
@@ -84,7 +84,7 @@ class Judge:
         """Of each (prompt, word): the mean log probability of its tokens, whether the first is the first choice."""
         prompts = [self._tokenizer(text)["input_ids"] for text, _ in pairs]
         words = [self._tokenizer(f" {word.strip()}", add_special_tokens=False)["input_ids"] for _, word in pairs]
-        ids = _capture.right_padded([[*one, *word[:-1]] for one, word in zip(prompts, words, strict=True)])
+        ids = capture.right_padded([[*one, *word[:-1]] for one, word in zip(prompts, words, strict=True)])
         with torch.no_grad():
             logits = self._module(input_ids=ids.to(next(self._module.parameters()).device), use_cache=False).logits
         self._report.count(forwards=1, tokens=ids.numel())
@@ -150,7 +150,7 @@ def kept_metric(scores: Sequence[Sequence[Score]], split: str) -> Metric:
 
 def _metric(name: str, values: Sequence[float], unit: str, split: str) -> Metric:
     if unit == "fraction" and all(value in (0.0, 1.0) for value in values):
-        value, interval = _intervals.share(int(sum(values)), len(values))
+        value, interval = intervals.share(int(sum(values)), len(values))
     else:
-        value, interval = _intervals.mean(values)
+        value, interval = intervals.mean(values)
     return Metric(name=name, value=value, unit=unit, n=len(values), ci95=interval, split=split)

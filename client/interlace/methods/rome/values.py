@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from interlace.methods import _capture
-from interlace.methods._prompts import Prompt
-from interlace.methods._sites import Projection
 from interlace.methods.base import Report
 from interlace.methods.rome.keys import given_by, read_by
 from interlace.methods.rome.spec import Request, RomeParams
+from interlace.methods.shared import capture
+from interlace.methods.shared.prompts import Prompt
+from interlace.methods.shared.sites import Projection
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def found(
     ids = rows.ids.to(device)
     every = torch.arange(len(ids), device=device)
     subjects = rows.subjects.to(device)
-    with torch.no_grad(), _capture.captured({0: read_by(projection), 1: given_by(projection)}) as states:
+    with torch.no_grad(), capture.captured({0: read_by(projection), 1: given_by(projection)}) as states:
         before = module(input_ids=ids, use_cache=False).logits[-1, rows.essence].float().log_softmax(-1)
     keys, value = states[0][every, subjects].float(), states[1][0, subjects[0]].float()
     report.count(forwards=1, tokens=ids.numel())
@@ -73,7 +73,7 @@ def found(
         return (state + added).to(state.dtype)
 
     for step in range(params.steps):
-        with torch.enable_grad(), _capture.altered([(given_by(projection), moved)]):
+        with torch.enable_grad(), capture.altered([(given_by(projection), moved)]):
             logprobs = module(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)
             nll = -_mean_by_row(logprobs, rows)
             kl = torch.nn.functional.kl_div(logprobs[-1, rows.essence], before, log_target=True, reduction="sum")
@@ -106,7 +106,7 @@ def _rows(tokenizer: Any, request: Request, prefixes: Sequence[str]) -> _Rows:
             places.append(len(prompt.ids) - 1 + offset)
             tokens.append(token)
     return _Rows(
-        _capture.right_padded(ids),
+        capture.right_padded(ids),
         torch.tensor([prompt.last for prompt in prompts]),
         (torch.tensor(numbers), torch.tensor(places), torch.tensor(tokens)),
         len(prompts[-1].ids) - 1,
@@ -129,7 +129,7 @@ def sampled_prefixes(module: nn.Module, tokenizer: Any, params: RomeParams, repo
         ids = torch.full((n, 1), 0 if start is None else start)
         for _ in range(length if n else 0):
             with torch.no_grad():
-                logits = _capture.last_logits(module, ids.to(device)).float().cpu()
+                logits = capture.last_logits(module, ids.to(device)).float().cpu()
             ids = torch.cat([ids, torch.multinomial(logits.softmax(-1), 1, generator=generator)], -1)
             report.count(forwards=1, tokens=ids.numel())
         # As the reference code has it: a sentence of its own before the prompt.

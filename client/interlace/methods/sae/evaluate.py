@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional
 
-from interlace.methods._corpus import Corpus
-from interlace.methods._dictionary import Dictionary
 from interlace.methods.base import Metric, Report
 from interlace.methods.sae import boards
 from interlace.methods.sae.harvest import Harvester
 from interlace.methods.sae.spec import EvalParams, EvalResult
+from interlace.methods.shared.corpus import Corpus
+from interlace.methods.shared.dictionary import Dictionary
 from interlace.protocol.errors import InvalidRequest
 
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from interlace.methods._capture import altered
-from interlace.methods._corpus import Corpus
-from interlace.methods._sites import Place, Sites, evaluating
 from interlace.methods.base import Report
+from interlace.methods.shared.capture import altered
+from interlace.methods.shared.corpus import Corpus
+from interlace.methods.shared.sites import Place, Sites, evaluating
 from interlace.protocol.errors import InvalidRequest
 
 if TYPE_CHECKING:

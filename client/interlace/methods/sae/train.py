@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from interlace.methods._corpus import Corpus
-from interlace.methods._dictionary import Dictionary
 from interlace.methods.base import Metric, Report, Table
 from interlace.methods.sae.coder import Coder
 from interlace.methods.sae.harvest import Harvester, Rounds
 from interlace.methods.sae.losses import Loss
 from interlace.methods.sae.spec import TrainParams, TrainResult
+from interlace.methods.shared.corpus import Corpus
+from interlace.methods.shared.dictionary import Dictionary
 from interlace.protocol.errors import InvalidRequest
 
 if TYPE_CHECKING:

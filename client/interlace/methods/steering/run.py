@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interlace.methods import _capture, _intervals
-from interlace.methods._prompts import first_token
-from interlace.methods._sites import Sites, evaluating
 from interlace.methods.base import Metric, Report, Table
+from interlace.methods.shared import capture, intervals
+from interlace.methods.shared.prompts import first_token
+from interlace.methods.shared.sites import Sites, evaluating
 from interlace.methods.steering.spec import SteerParams, SteerResult
 from interlace.protocol.errors import InvalidArtifact, InvalidRequest
 
@@ -57,7 +57,7 @@ class _Steering:
             for name, vector in directions:
                 effects = (self._margins(scale * vector) - margins).tolist()
                 harms = (self._nats(scale * vector) - nats).tolist()
-                effect, harm = _intervals.mean(effects), _intervals.mean(harms)
+                effect, harm = intervals.mean(effects), intervals.mean(harms)
                 wins = sum(one > 0 for one in effects) / len(effects)
                 rows.append((scale, name, effect[0], *_both(effect[1]), wins, harm[0], *_both(harm[1])))
                 if name == _DIRECTION:
@@ -67,7 +67,7 @@ class _Steering:
                 done += 1
                 self._report.progress(done, total, effect=effect[0], harm=harm[0])
             texts += self._written(scale, direction)
-            value, interval = _intervals.mean(random)
+            value, interval = intervals.mean(random)
             metrics.append(_metric("effect_random", value, len(random), interval, scale))
             if self._report.stopping:
                 self._warnings.append(f"Cancelled: scales up to {scale:g} only.")
@@ -119,8 +119,8 @@ class _Steering:
     def _mean(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """Over texts, of the state of each: [width]."""
         found = []
-        for _, ids in _capture.by_length(rows, self._params.batch):
-            with _capture.captured({"state": self._place}) as states:
+        for _, ids in capture.by_length(rows, self._params.batch):
+            with capture.captured({"state": self._place}) as states:
                 self._logits(ids, None, last=True)
             state = states["state"].float().cpu()
             found.append(state[:, -1] if self._params.position == "last" else state.mean(1))
@@ -128,8 +128,8 @@ class _Steering:
 
     def _states_norm(self) -> float:
         norms = []
-        for _, ids in _capture.by_length(self._neutral, self._params.batch):
-            with _capture.captured({"state": self._place}) as states:
+        for _, ids in capture.by_length(self._neutral, self._params.batch):
+            with capture.captured({"state": self._place}) as states:
                 self._logits(ids, None, last=True)
             norms.append(states["state"].float().norm(dim=-1).flatten().cpu())
         return float(torch.cat(norms).mean())
@@ -137,7 +137,7 @@ class _Steering:
     def _margins(self, added: Tensor | None) -> Tensor:
         """log P(wanted) - log P(other) after each prompt: [prompts]."""
         found = torch.empty(len(self._asked), dtype=torch.float64)
-        for numbers, ids in _capture.by_length(self._asked, self._params.batch):
+        for numbers, ids in capture.by_length(self._asked, self._params.batch):
             logits = self._logits(ids, added, last=True).double().cpu()
             rows = torch.arange(len(numbers))
             found[numbers] = logits[rows, self._wanted[numbers]] - logits[rows, self._other[numbers]]
@@ -163,7 +163,7 @@ class _Steering:
     def _nats(self, added: Tensor | None) -> Tensor:
         """Of each neutral text, nats per token: [texts]."""
         found = torch.empty(len(self._neutral), dtype=torch.float64)
-        for numbers, ids in _capture.by_length(self._neutral, self._params.batch):
+        for numbers, ids in capture.by_length(self._neutral, self._params.batch):
             log_probs = self._logits(ids, added, last=False)[:, :-1].double().log_softmax(-1).cpu()
             found[numbers] = -log_probs.gather(-1, ids[:, 1:, None])[..., 0].mean(-1)
         return found
@@ -173,16 +173,16 @@ class _Steering:
         changes = []
         if added is not None:
             changes.append((self._place, lambda state: state + added.to(state.device, state.dtype)))
-        with _capture.altered(changes):
+        with capture.altered(changes):
             if last:
-                return _capture.last_logits(self._sites.module, ids.to(self._device))
+                return capture.last_logits(self._sites.module, ids.to(self._device))
             logits: Tensor = self._sites.module(input_ids=ids.to(self._device), use_cache=False).logits
             return logits
 
 
 def _metrics(scale: float, effects: Sequence[float], harms: Sequence[float]) -> list[Metric]:
-    effect, harm = _intervals.mean(effects), _intervals.mean(harms)
-    wins, interval = _intervals.share(sum(one > 0 for one in effects), len(effects))
+    effect, harm = intervals.mean(effects), intervals.mean(harms)
+    wins, interval = intervals.share(sum(one > 0 for one in effects), len(effects))
     told = Metric(name="wins", value=wins, unit="fraction", n=len(effects), ci95=interval, split=f"scale {scale:g}")
     return [
         _metric("effect", effect[0], len(effects), effect[1], scale),

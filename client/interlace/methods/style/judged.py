@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from interlace.methods._intervals import mean
-from interlace.methods._judge import Judge
 from interlace.methods.base import Metric
+from interlace.methods.shared.intervals import mean
+from interlace.methods.shared.judge import Judge
 
 
 def judged(

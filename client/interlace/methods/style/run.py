@@ -5,11 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interlace.methods import _diffusion, _lora
-from interlace.methods._images import Images, grid, opened
-from interlace.methods._judge import Judge
-from interlace.methods._pictures import Picture
 from interlace.methods.base import Metric, Report, Table
+from interlace.methods.shared import diffusion, lora
+from interlace.methods.shared.images import Images, grid, opened
+from interlace.methods.shared.judge import Judge
+from interlace.methods.shared.pictures import Picture
 from interlace.methods.style.judged import judged
 from interlace.methods.style.spec import TARGETS, StyleParams, StyleResult
 from interlace.methods.style.train import NAME, Trainer, examples, styled
@@ -25,15 +25,15 @@ def run(model: Any, params: StyleParams, report: Report) -> StyleResult:
     judge = None
     if params.evaluation.judge is not None:
         judge = Judge.of(report.open(params.evaluation.judge, "probe"))
-    with _diffusion.opened(model, report) as pipeline:
-        wish = _lora.Wish(params.rank, params.alpha, TARGETS[params.target])
-        with _lora.attached(pipeline.unet, {NAME: wish}) as layers:
+    with diffusion.opened(model, report) as pipeline:
+        wish = lora.Wish(params.rank, params.alpha, TARGETS[params.target])
+        with lora.attached(pipeline.unet, {NAME: wish}) as layers:
             return _run(pipeline, layers, images, judge, params, report)
 
 
 def _run(
-    pipeline: _diffusion.Pipeline,
-    layers: _lora.Layers,
+    pipeline: diffusion.Pipeline,
+    layers: lora.Layers,
     images: Images,
     judge: Judge | None,
     params: StyleParams,
@@ -53,7 +53,7 @@ def _run(
     said = {
         "method": "customize.style",
         "suffix": params.suffix,
-        "base_sha256": _lora.digest(pipeline.unet),
+        "base_sha256": lora.digest(pipeline.unet),
         "data_sha256": list(images.sha256),
         "rights": images.rights,
     }
@@ -71,8 +71,8 @@ def _run(
 
 
 def _train(
-    pipeline: _diffusion.Pipeline,
-    layers: _lora.Layers,
+    pipeline: diffusion.Pipeline,
+    layers: lora.Layers,
     trainer: Trainer,
     images: Images,
     params: StyleParams,
@@ -111,8 +111,8 @@ def _all_steps(params: StyleParams, images: Images) -> int:
 
 
 def _draw(
-    pipeline: _diffusion.Pipeline,
-    layers: _lora.Layers,
+    pipeline: diffusion.Pipeline,
+    layers: lora.Layers,
     prompts: list[str],
     adapted: bool,
     params: StyleParams,
@@ -146,8 +146,8 @@ def _draw(
 
 
 def _evaluated(
-    pipeline: _diffusion.Pipeline,
-    layers: _lora.Layers,
+    pipeline: diffusion.Pipeline,
+    layers: lora.Layers,
     images: Images,
     judge: Judge | None,
     params: StyleParams,

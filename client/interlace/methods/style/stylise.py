@@ -5,12 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interlace.methods import _diffusion, _lora
-from interlace.methods._adapted import adapted
-from interlace.methods._images import Images, grid, keep, opened
-from interlace.methods._judge import Judge
-from interlace.methods._pictures import Picture
 from interlace.methods.base import Metric, Report
+from interlace.methods.shared import diffusion, lora
+from interlace.methods.shared.adapted import adapted
+from interlace.methods.shared.images import Images, grid, keep, opened
+from interlace.methods.shared.judge import Judge
+from interlace.methods.shared.pictures import Picture
 from interlace.methods.style.judged import judged
 from interlace.methods.style.run import COLUMNS, scale_of, small
 from interlace.methods.style.spec import StyliseParams, StyliseResult
@@ -22,7 +22,7 @@ def run(model: Any, params: StyliseParams, report: Report) -> StyliseResult:
     """Redraw pictures on ``model``, which is left as it was. Raises InvalidRequest, InvalidArtifact."""
     images = opened(report, params.images)
     judge = Judge.of(report.open(params.judge, "probe")) if params.judge is not None else None
-    with _diffusion.opened(model, report) as pipeline, adapted(pipeline, report, params.adapter, NAME) as layers:
+    with diffusion.opened(model, report) as pipeline, adapted(pipeline, report, params.adapter, NAME) as layers:
         images = images.resized(params.resolution or int(pipeline.unet.config.sample_size) * pipeline.pixels)
         start, on, total = _planned(pipeline, params)
         parts = []
@@ -45,7 +45,7 @@ def run(model: Any, params: StyliseParams, report: Report) -> StyliseResult:
     )
 
 
-def _planned(pipeline: _diffusion.Pipeline, params: StyliseParams) -> tuple[int, int, int]:
+def _planned(pipeline: diffusion.Pipeline, params: StyliseParams) -> tuple[int, int, int]:
     """The first step that is run, how many have the adapter on, and how many there are. Raises InvalidRequest."""
     times = pipeline.schedule(params.steps).timesteps.tolist()
     left = [t for t in times if t <= params.start_t]
@@ -62,8 +62,8 @@ def _on(t: float, params: StyliseParams) -> bool:
 
 
 def _redrawn(
-    pipeline: _diffusion.Pipeline,
-    layers: _lora.Layers | None,
+    pipeline: diffusion.Pipeline,
+    layers: lora.Layers | None,
     given: Images,
     rows: list[int],
     start: int,

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, mse_loss
 
-from interlace.methods._diffusion import Pipeline, Prompts
-from interlace.methods._images import Images
-from interlace.methods._lora import Layers
 from interlace.methods.base import Report
+from interlace.methods.shared.diffusion import Pipeline, Prompts
+from interlace.methods.shared.images import Images
+from interlace.methods.shared.lora import Layers
 from interlace.methods.style.spec import StyleParams
 
 NAME = "style"

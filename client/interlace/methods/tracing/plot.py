@@ -4,8 +4,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from interlace.methods._prompts import CLASSES
 from interlace.methods.base import Result
+from interlace.methods.shared.prompts import CLASSES
 
 
 def plot(result: Result) -> Figure:

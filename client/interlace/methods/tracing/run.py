@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from interlace.methods import _capture, _intervals
-from interlace.methods._capture import Patch
-from interlace.methods._prompts import CLASSES, Prompt, first_token
-from interlace.methods._sites import Place, Sites, evaluating
 from interlace.methods.base import Metric, Report, Table
+from interlace.methods.shared import capture, intervals
+from interlace.methods.shared.capture import Patch
+from interlace.methods.shared.prompts import CLASSES, Prompt, first_token
+from interlace.methods.shared.sites import Place, Sites, evaluating
 from interlace.methods.tracing.spec import TracedPrompt, TracingParams, TracingResult
 from interlace.protocol.errors import InvalidRequest
 
@@ -142,7 +142,7 @@ class _Tracer:
     def _both_runs(self, case: Case) -> Case:
         """With its scores, and the states that are restored and severed."""
         wanted = {key: place for key, place in self._places.items() if key[0] in {"resid_post", *self._params.states}}
-        with _capture.captured(wanted) as states:
+        with capture.captured(wanted) as states:
             clean = self._score(self._forward(torch.tensor([case.prompt.ids]), []), case)
         clean_states = {key: state[0] for key, state in states.items()}
         severed = {key: place for key, place in self._places.items() if key[0] in self._params.sever}
@@ -150,7 +150,7 @@ class _Tracer:
         scores, pieces = [], []
         for start in range(0, len(samples), self._params.batch):
             some = samples[start : start + self._params.batch]
-            with _capture.altered(self._noised(case, some)), _capture.captured(severed) as states:
+            with capture.altered(self._noised(case, some)), capture.captured(severed) as states:
                 scores += self._score(self._forward(case.corrupt_ids.expand(len(some), -1), []), case).tolist()
             pieces.append(dict(states))
         corrupt_states = {key: torch.cat([piece[key] for piece in pieces]) for key in severed}
@@ -186,7 +186,7 @@ class _Tracer:
         back[left_out] = float("nan")
         return back / case.gap if self._params.normalised else back
 
-    def _noised(self, case: Case, samples: Sequence[int]) -> list[tuple[Place, _capture.Change]]:
+    def _noised(self, case: Case, samples: Sequence[int]) -> list[tuple[Place, capture.Change]]:
         noise = case.noise
         if noise is None:
             return []
@@ -201,9 +201,9 @@ class _Tracer:
 
     def _restored(
         self, case: Case, state: str, items: Sequence[tuple[int, int, int]]
-    ) -> list[tuple[Place, _capture.Change]]:
+    ) -> list[tuple[Place, capture.Change]]:
         window = 1 if state == "resid_post" else self._params.window
-        changes: list[tuple[Place, _capture.Change]] = []
+        changes: list[tuple[Place, capture.Change]] = []
         for layer in range(self._sites.n_layers):
             rows = [row for row, item in enumerate(items) if 0 <= layer - item[2] + window // 2 < window]
             if rows:
@@ -215,24 +215,24 @@ class _Tracer:
 
     def _severed(
         self, case: Case, state: str, items: Sequence[tuple[int, int, int]]
-    ) -> list[tuple[Place, _capture.Change]]:
+    ) -> list[tuple[Place, capture.Change]]:
         """The corrupted values at each row's token, in all layers."""
         samples = torch.tensor([item[0] for item in items])
         positions = torch.tensor([item[1] for item in items])
         rows = torch.arange(len(items))
-        changes: list[tuple[Place, _capture.Change]] = []
+        changes: list[tuple[Place, capture.Change]] = []
         for layer in range(self._sites.n_layers):
             place = self._places[state, layer]
             values = case.corrupt_states[state, layer][samples, positions]
             changes.append((place, Patch(place, rows, positions, values)))
         return changes
 
-    def _forward(self, ids: Tensor, changes: Sequence[tuple[Place, _capture.Change]]) -> Tensor:
+    def _forward(self, ids: Tensor, changes: Sequence[tuple[Place, capture.Change]]) -> Tensor:
         """Logits of the last token, [rows, vocabulary]."""
         self._forwards += 1
         self._report.count(forwards=1, tokens=ids.numel())
-        with _capture.altered(changes):
-            return _capture.last_logits(self._module, ids.to(self._device))
+        with capture.altered(changes):
+            return capture.last_logits(self._module, ids.to(self._device))
 
     def _score(self, logits: Tensor, case: Case) -> Tensor:
         """[rows]"""
@@ -257,7 +257,7 @@ class _Tracer:
     ) -> TracingResult:
         unit = "fraction" if self._params.normalised else self._params.score
         table, metrics = _averaged(grids, self._series, self._sites.n_layers, unit)
-        middle, interval = _intervals.mean([case.gap for case, _ in grids])
+        middle, interval = intervals.mean([case.gap for case, _ in grids])
         metrics.append(Metric(name="total_effect", value=middle, unit=self._params.score, n=len(grids), ci95=interval))
         answers = [one.answer for one in self._params.prompts]
         told = [
@@ -266,7 +266,7 @@ class _Tracer:
             if answer is not None
         ]
         if told:
-            value, interval = _intervals.share(sum(told), len(told))
+            value, interval = intervals.share(sum(told), len(told))
             metrics.append(Metric(name="known", value=value, unit="fraction", n=len(told), ci95=interval))
         left = len(rows) - len(grids)
         if left:
@@ -310,7 +310,7 @@ def _averaged(
                 if len(some):
                     means.append(some.mean(0))
             for layer in range(n_layers if means else 0):
-                middle, interval = _intervals.mean([float(one[layer]) for one in means])
+                middle, interval = intervals.mean([float(one[layer]) for one in means])
                 low, high = interval or (None, None)
                 found.append((*series, name, layer, middle, low, high, len(means)))
         rows += found

@@ -1,4 +1,4 @@
-"""Read and change the states of a forward at places of `_sites`, by plain hooks that are gone after the block."""
+"""Read and change the states of a forward at places of `sites`, by plain hooks that are gone after the block."""
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from interlace.methods._sites import Place, first_of
+from interlace.methods.shared.sites import Place, first_of
 
 Key = TypeVar("Key")
 #: What a state [batch, tokens, width] becomes.

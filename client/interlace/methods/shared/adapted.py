@@ -3,14 +3,14 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from interlace.methods import _lora
-from interlace.methods._diffusion import Pipeline
 from interlace.methods.base import Report
+from interlace.methods.shared import lora
+from interlace.methods.shared.diffusion import Pipeline
 from interlace.protocol.errors import InvalidArtifact
 
 
 @contextmanager
-def adapted(pipeline: Pipeline, report: Report, ref: str | None, name: str) -> Iterator[_lora.Layers | None]:
+def adapted(pipeline: Pipeline, report: Report, ref: str | None, name: str) -> Iterator[lora.Layers | None]:
     """The layers of an artifact of kind `diffusers-lora`, off until `use`; None for no artifact.
 
     Raises InvalidArtifact unless every key lands, and where it says that it was made on other weights.
@@ -19,10 +19,10 @@ def adapted(pipeline: Pipeline, report: Report, ref: str | None, name: str) -> I
         yield None
         return
     adapter = report.open(ref, "diffusers-lora")
-    said = adapter.config.get(_lora.OURS)
+    said = adapter.config.get(lora.OURS)
     base = said.get("base_sha256") if isinstance(said, dict) else None
-    if base is not None and base != _lora.digest(pipeline.unet):
+    if base is not None and base != lora.digest(pipeline.unet):
         raise InvalidArtifact(f"{ref} was made on other weights than this model's: its base is {str(base)[:16]}...")
-    with _lora.attached(pipeline.unet, {name: _lora.wish_of(adapter.tensors, adapter.config)}) as layers:
+    with lora.attached(pipeline.unet, {name: lora.wish_of(adapter.tensors, adapter.config)}) as layers:
         layers.load(name, adapter.tensors)
         yield layers

@@ -9,7 +9,7 @@ from interlace.protocol.adapter import fits
 from interlace.protocol.artifact import AdapterRef, Artifact, Base
 from interlace.protocol.errors import InvalidRequest
 from interlace.protocol.lake import HOSTED, Edge, Entry, LakeRef, LineageGraph, Node, Tag, slug
-from interlace_state.lake_records import ModelRecord, RunRecord, Tombstone, model_id
+from interlace_state.lake.records import ModelRecord, RunRecord, Tombstone, model_id
 
 _MODEL = "model"
 MOST_NODES = 500

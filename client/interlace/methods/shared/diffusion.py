@@ -3,7 +3,7 @@
 A denoiser ``unet``, an autoencoder ``vae``, one text encoder or SDXL's two, and a scheduler that knows
 ``alphas_cumprod``. Latents are [n, channels, height, width] as the denoiser has them, already scaled; pictures are
 uint8 [n, height, width, 3]. What the denoiser says is noise, velocity or the picture, as its scheduler has it:
-guidance is linear in each of them. LoRA layers are in `_lora.py`.
+guidance is linear in each of them. LoRA layers are in `lora.py`.
 """
 
 import inspect

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from interlace.methods._capture import captured
-from interlace.methods._corpus import Corpus
-from interlace.methods._described import Context, Description, Reading
-from interlace.methods._dictionary import Dictionary
-from interlace.methods._head import direct_effect, places
-from interlace.methods._sites import Place, Sites, evaluating, first_of
 from interlace.methods.base import Report
+from interlace.methods.shared.capture import captured
+from interlace.methods.shared.corpus import Corpus
+from interlace.methods.shared.described import Context, Description, Reading
+from interlace.methods.shared.dictionary import Dictionary
+from interlace.methods.shared.head import direct_effect, places
+from interlace.methods.shared.sites import Place, Sites, evaluating, first_of
 from interlace.protocol.errors import InvalidRequest
 
 if TYPE_CHECKING:

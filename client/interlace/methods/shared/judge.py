@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, cross_entropy, linear, relu
 
-from interlace.methods._images import to_model
 from interlace.methods.base import Opened
+from interlace.methods.shared.images import to_model
 from interlace.protocol.errors import InvalidArtifact, InvalidRequest
 
 FORMAT = 1

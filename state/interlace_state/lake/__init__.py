@@ -24,14 +24,14 @@ from interlace.protocol.lake import (
     Tag,
     slug,
 )
-from interlace_state import lake_card
 from interlace_state.artifacts import Artifacts
 from interlace_state.files import Files
 from interlace_state.keys import Keys
-from interlace_state.lake_config import LakeConfig
-from interlace_state.lake_graph import Snapshot, Viewer
-from interlace_state.lake_records import Heritage, ModelRecord, RunRecord, Shelf, Tombstone, model_id
-from interlace_state.lake_search import Query, WordIndex, facets, in_order, matching
+from interlace_state.lake import card as cards
+from interlace_state.lake.config import LakeConfig
+from interlace_state.lake.graph import Snapshot, Viewer
+from interlace_state.lake.records import Heritage, ModelRecord, RunRecord, Shelf, Tombstone, model_id
+from interlace_state.lake.search import Query, WordIndex, facets, in_order, matching
 from interlace_state.models import ModelCard
 
 _MOST_BEFORE = 32
@@ -80,7 +80,7 @@ class Lake:
         """All that is known of an entry, each statement with its source. Raises UnknownArtifact."""
         snapshot, _ = await self._now()
         entry = _seen(snapshot, viewer, entry_id)
-        return await asyncio.to_thread(lake_card.card, snapshot, viewer, entry)
+        return await asyncio.to_thread(cards.card, snapshot, viewer, entry)
 
     async def lineage(self, viewer: Viewer, entry_id: str, depth: int = 3) -> LineageGraph:
         """What an entry, also a deleted one, came of and what came of it. Raises UnknownArtifact."""
@@ -98,12 +98,12 @@ class Lake:
     async def compare(self, viewer: Viewer, a: str, b: str) -> Comparison:
         """Two entries by record. Raises UnknownArtifact."""
         snapshot, _ = await self._now()
-        return lake_card.compare(snapshot, viewer, _seen(snapshot, viewer, a), _seen(snapshot, viewer, b))
+        return cards.compare(snapshot, viewer, _seen(snapshot, viewer, a), _seen(snapshot, viewer, b))
 
     async def cite(self, viewer: Viewer, entry_id: str, url: str) -> Citation:
         """How to cite an entry of the server at a URL. Raises UnknownArtifact."""
         snapshot, _ = await self._now()
-        return lake_card.cite(snapshot, _seen(snapshot, viewer, entry_id), url)
+        return cards.cite(snapshot, _seen(snapshot, viewer, entry_id), url)
 
     async def resolve(self, viewer: Viewer, text: str) -> Entry:
         """What ``lake://...`` or ``artifact:ID`` names now. Raises InvalidRequest, UnknownArtifact."""

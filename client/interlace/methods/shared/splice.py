@@ -21,10 +21,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from interlace.methods._capture import Change, altered, captured, last_logits
-from interlace.methods._dictionary import Dictionary
-from interlace.methods._sites import Place, Sites
 from interlace.methods.base import Opened
+from interlace.methods.shared.capture import Change, altered, captured, last_logits
+from interlace.methods.shared.dictionary import Dictionary
+from interlace.methods.shared.sites import Place, Sites
 from interlace.protocol.errors import InvalidArtifact, InvalidRequest
 
 _HOOK = re.compile(r"blocks\.(\d+)\.hook_(resid_pre|resid_post|attn_out|mlp_out)")

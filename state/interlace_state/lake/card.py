@@ -10,8 +10,8 @@ from interlace.methods import catalogue
 from interlace.protocol.artifact import AdapterRef, Artifact, Lineage
 from interlace.protocol.errors import InvalidRequest
 from interlace.protocol.lake import HOSTED, Card, Citation, Comparison, Difference, Entry, Measured, Statement
-from interlace_state.lake_graph import Snapshot, Viewer
-from interlace_state.lake_records import ModelRecord, RunRecord, model_id
+from interlace_state.lake.graph import Snapshot, Viewer
+from interlace_state.lake.records import ModelRecord, RunRecord, model_id
 
 #: What a reader of a card looks for: named as unknown where nobody says it.
 USUAL = ("description", "license", "intended_use", "base", "method", "params", "seed", "data_sha256", "metrics")

@@ -1,7 +1,7 @@
 """Edits that touch no weight: what an edit would add to a weight is added to what its module gives.
 
 ``W + B A`` gives ``W x + B (A x)``: the same function, to rounding, and the weights that everybody shares stay as they
-are. An artifact of kind ``edit`` is a list of such additions at sites of `_sites`; one of kind ``peft`` is a LoRA's.
+are. An artifact of kind ``edit`` is a list of such additions at sites of `sites`; one of kind ``peft`` is a LoRA's.
 They work below nnsight: a trace reads the output with the edit, and the edit reads the input that a trace has put in.
 """
 
@@ -17,8 +17,8 @@ import torch
 from nnsight.intervention.source import STATE, State
 from torch import Tensor, nn
 
-from interlace.methods._sites import Projection, Sites, first_of, projection_at, unwrapped
 from interlace.methods.base import Opened
+from interlace.methods.shared.sites import Projection, Sites, first_of, projection_at, unwrapped
 from interlace.protocol.errors import InvalidArtifact, InvalidRequest
 
 FORMAT = 1

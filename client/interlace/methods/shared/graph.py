@@ -107,7 +107,7 @@ class Graph:
     def html(self, *, title: str = "Circuit", most_nodes: int = 300, most_edges: int = 1000) -> str:
         """One file: the picture, sliders for the least effect and weight, what a node is and is joined to, a table."""
         some = self.largest(most_nodes, most_edges)
-        frame = files(__package__).joinpath("_graph.html").read_text()
+        frame = files(__package__).joinpath("graph.html").read_text()
         rows = "".join(
             f'<tr data-id="{escape(one.id)}"><td>{escape(one.place)}</td><td>{_at(one)}</td><td>{_feature(one)}</td>'
             f"<td>{one.effect:+.4g}</td><td>{escape(one.label)}</td></tr>"

@@ -18,8 +18,8 @@ from interlace.protocol.adapter import fits
 from interlace.protocol.artifact import Artifact
 from interlace.protocol.errors import InvalidRequest
 from interlace.protocol.lake import Entry
-from interlace_state.lake_graph import Snapshot, Viewer
-from interlace_state.lake_records import ModelRecord
+from interlace_state.lake.graph import Snapshot, Viewer
+from interlace_state.lake.records import ModelRecord
 
 #: What people call each kind.
 KIND_WORDS = {

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from interlace.methods._edits import deltas, read
-from interlace.methods._sites import unwrapped
 from interlace.methods.base import Opened
+from interlace.methods.shared.edits import deltas, read
+from interlace.methods.shared.sites import unwrapped
 from interlace.protocol.errors import InvalidArtifact, InvalidRequest
 
 WIDTH = 64  # columns of a sketch

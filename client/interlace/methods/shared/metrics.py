@@ -7,11 +7,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from interlace.methods._capture import captured, last_logits
-from interlace.methods._examples import Example, MetricName, Probing
-from interlace.methods._prompts import first_token
-from interlace.methods._sites import Place, Sites
 from interlace.methods.base import Opened, Report
+from interlace.methods.shared.capture import captured, last_logits
+from interlace.methods.shared.examples import Example, MetricName, Probing
+from interlace.methods.shared.prompts import first_token
+from interlace.methods.shared.sites import Place, Sites
 from interlace.protocol.errors import InvalidArtifact, InvalidRequest
 
 

@@ -20,10 +20,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from interlace.methods._capture import by_length
-from interlace.methods._examples import Example
-from interlace.methods._metrics import Measure
-from interlace.methods._splice import Intervention, Splice, Values
+from interlace.methods.shared.capture import by_length
+from interlace.methods.shared.examples import Example
+from interlace.methods.shared.metrics import Measure
+from interlace.methods.shared.splice import Intervention, Splice, Values
 from interlace.protocol.errors import InvalidRequest
 
 #: Where the N points of `ig` are: with the clean end (the paper's code), the patch's (the paper), neither.

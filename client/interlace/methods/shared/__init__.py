@@ -1,0 +1,1 @@
+"""What several methods share: places in a model, dictionaries, diffusion pipelines, pictures, figures."""
