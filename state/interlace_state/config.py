@@ -12,7 +12,7 @@ from interlace.protocol.job import Limits
 from interlace.protocol.model import is_repo_id, is_revision, is_task
 from interlace_state.adapters_config import AdaptersConfig
 from interlace_state.hosting import DeployConfig, MemoryConfig, OnDemandConfig
-from interlace_state.lake.config import LakeConfig
+from interlace_state.lake_config import LakeConfig
 from interlace_state.methods_config import MethodsConfig
 from interlace_state.page_config import PageConfig
 from interlace_state.section import DAY as _DAY

@@ -10,9 +10,9 @@ from lakes import BASE, CARD, KEY, MINE, MODEL, THEIRS, add, lineage
 from interlace.protocol.errors import InvalidRequest, LimitExceeded, UnknownArtifact
 from interlace.protocol.lake import EntryChange, Measured
 from interlace_state.config import Config
-from interlace_state.lake.config import LakeConfig
 from interlace_state.lake.graph import Viewer
 from interlace_state.lake.records import Heritage, model_id
+from interlace_state.lake_config import LakeConfig
 from interlace_state.store import State, open_state
 
 
