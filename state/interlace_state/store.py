@@ -23,7 +23,7 @@ from interlace_state.events import Events
 from interlace_state.files import Files
 from interlace_state.jobs import Jobs
 from interlace_state.keys import Keys
-from interlace_state.lake import Lake
+from interlace_state.lake.lake import Lake
 from interlace_state.life import Life
 from interlace_state.metrics import ReplicaMetrics
 from interlace_state.models import Models
