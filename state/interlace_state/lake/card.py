@@ -165,10 +165,11 @@ def cite(snapshot: Snapshot, entry: Entry, url: str) -> Citation:
         note.append(f"for {entry.base}")
     if lineage is not None:
         note.append(f"by {lineage.method} at commit {lineage.commit} of its model, job {lineage.job}")
+    author = entry.name.rpartition("/")[0] if entry.kind == "model" else entry.owner
     lines = (
         f"@misc{{{entry.owner}-{entry.id[:8]},",
         f"  title        = {{{_tex(entry.name)} (version {entry.version})}},",
-        f"  author       = {{{{{_tex(entry.name.rpartition('/')[0] or entry.owner)}}}}},",
+        f"  author       = {{{{{_tex(author or entry.owner)}}}}},",
         f"  year         = {{{year}}},",
         f"  howpublished = {{\\url{{{entry.ref}}}}},",
         f"  url          = {{{url}/v1/lake/{entry.id}}},",
