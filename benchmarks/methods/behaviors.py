@@ -1,6 +1,6 @@
 """Are planted behaviours found again by clustering? An experiment that can fail, reported as it is.
 
-    python benchmarks/methods/behaviors.py [--seeds 41 42 43] [--json FILE]
+    python benchmarks/methods/behaviors.py [--seeds 41 42 43] [--templates] [--json FILE]
 
 A language model of three blocks has learned five behaviours in streams of chance words (`planted_behaviors`). Samples
 are whatever it foresees to .3 nats; the behaviour that each is of is known, and is told to nobody. Vectors of effects
@@ -9,7 +9,11 @@ model, the dictionaries (after blocks 0 and 1) and the streams.
 
 The first two claims are those of our notes (C5), the others our own; all were in this file before the run that the
 results are of. In a pilot on seed 100 all that sums over tokens found nothing (adjusted Rand index .02 to .07:
-`sae_effect`, `sae_act`, `param_grad`, by either clustering); the last token's features were taken for the run.
+`sae_effect`, `sae_act`, `param_grad`, by either clustering); the last token's features were taken for the run, and two
+claims on `param_grad` and one on shuffled vectors were dropped.
+
+With `--templates` (a second experiment, written after the first had failed on its first seed, with the same claims)
+each text is of one behaviour, whose chance words are its own: the distinct templates that our notes have.
 """
 
 import argparse
@@ -57,17 +61,17 @@ TRAINING: dict[str, Any] = {
 SAMPLES = 250
 
 
-def found_again(seed: int, folder: str) -> tuple[dict[str, float], Any]:
+def found_again(seed: int, folder: str, templates: bool) -> tuple[dict[str, float], Any]:
     """The figures of one seed, and the result of the first way."""
-    model = planted_behaviors.reader(seed)
+    model = planted_behaviors.reader(seed, templates=templates)
     report = notebook.Notebook(folder, seed=seed, bar=False)
 
     def run(method: str, params: dict[str, Any]) -> Any:
         return notebook.run(find(method), model, params, report)
 
-    read = planted_behaviors.streams(1500, seed * 7 + 1).texts
+    read = planted_behaviors.streams(1500, seed * 7 + 1, templates=templates).texts
     saes = [run("sae.train", {"data": read, "layer": layer, **TRAINING}).sae for layer in (0, 1)]
-    streams = planted_behaviors.streams(250, seed * 7 + 2)
+    streams = planted_behaviors.streams(250, seed * 7 + 2, templates=templates)
     figures: dict[str, float] = {}
     first, gaps = None, []
     for vectors, clustering, last in WAYS:
@@ -93,6 +97,7 @@ def found_again(seed: int, folder: str) -> tuple[dict[str, float], Any]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seeds", type=int, nargs="+", default=[41, 42, 43])
+    parser.add_argument("--templates", action="store_true")
     parser.add_argument("--picture", type=Path)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -101,7 +106,7 @@ def main() -> None:
     for seed in args.seeds:
         started = time.process_time()
         with tempfile.TemporaryDirectory() as folder:
-            figures, first = found_again(seed, folder)
+            figures, first = found_again(seed, folder, args.templates)
         figures["cpu_seconds"] = time.process_time() - started
         found[f"seed {seed}"] = figures
         for name, value in figures.items():

@@ -1,7 +1,8 @@
 """Five made-up behaviours in a stream of chance words, and a small language model that has learned them.
 
 A behaviour is ``CONTENT word QUERY ANSWER``: the answer follows from the content, by a map of the behaviour's own. All
-other words are chance, so that no model foresees them.
+other words are chance, so that no model foresees them. With templates a text is of one behaviour, and its chance words
+are that behaviour's own.
 """
 
 import random
@@ -16,6 +17,7 @@ LENGTH = 24
 BEHAVIORS = 5
 _CONTENTS = 6  # of a behaviour
 _FILLERS = [f"word{number}" for number in range(60)]
+_OWN = len(_FILLERS) // BEHAVIORS  # words of a behaviour's template
 
 
 @dataclass(frozen=True)
@@ -25,17 +27,20 @@ class Stream:
     answers: list[dict[int, int]]
 
 
-def streams(count: int, seed: int) -> Stream:
-    """Two or three behaviours in each; a content without its query as often as with it."""
+def streams(count: int, seed: int, *, templates: bool = False) -> Stream:
+    """Two or three behaviours in each, or one with ``templates``; a content without its query as often as with it."""
     dice = random.Random(seed)
     texts, answers = [], []
     for _ in range(count):
         words: list[str] = []
         here: dict[int, int] = {}
+        behavior, chance = dice.randrange(BEHAVIORS), _FILLERS
+        if templates:
+            chance = _FILLERS[behavior * _OWN : (behavior + 1) * _OWN]
         while len(words) < LENGTH:
-            words += dice.choices(_FILLERS, k=dice.randint(1, 4))
-            behavior, content = dice.randrange(BEHAVIORS), dice.randrange(_CONTENTS)
-            words += [f"content{behavior}.{content}", dice.choice(_FILLERS)]
+            words += dice.choices(chance, k=dice.randint(1, 4))
+            behavior, content = behavior if templates else dice.randrange(BEHAVIORS), dice.randrange(_CONTENTS)
+            words += [f"content{behavior}.{content}", dice.choice(chance)]
             if dice.random() < 0.5:
                 here[len(words) + 1] = behavior
                 words += [f"query{behavior}", f"answer{behavior}.{content}"]
@@ -55,7 +60,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="<end>", eos_token="<end>", model_max_length=64)
 
 
-def reader(seed: int, *, steps: int = 700, batch: int = 32) -> TransformersModel:
+def reader(seed: int, *, templates: bool = False, steps: int = 700, batch: int = 32) -> TransformersModel:
     """A GPT-2 of three blocks, trained on streams."""
     torch.manual_seed(seed)
     words = tokenizer()
@@ -65,7 +70,7 @@ def reader(seed: int, *, steps: int = 700, batch: int = 32) -> TransformersModel
     optimizer = torch.optim.AdamW(module.parameters(), lr=3e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
     for step in range(steps):
-        ids = torch.tensor(words(streams(batch, seed * 100_003 + step).texts)["input_ids"])
+        ids = torch.tensor(words(streams(batch, seed * 100_003 + step, templates=templates).texts)["input_ids"])
         loss = module(input_ids=ids, labels=ids).loss
         optimizer.zero_grad()
         loss.backward()

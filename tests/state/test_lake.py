@@ -251,7 +251,8 @@ async def test_edges_found_in_weights_are_marked_and_stay_their_tenants(state: S
 
 async def test_a_citation_names_contents_and_the_call(state: State) -> None:
     await state.models.publish(CARD)
-    made = await add(state, "50% {wizards}/elves", base=BASE, lineage=lineage("j1", params={"concept": 'a "b" \\n'}, seed=3))
+    made_by = lineage("j1", params={"concept": 'a "b" \\n'}, seed=3)
+    made = await add(state, "50% {wizards}/elves", base=BASE, lineage=made_by)
     cited = await state.lake.cite(MINE, made.id, "http://lake")
     assert cited.ref == f"lake://lab-a/50-wizards-elves@{made.hash[:16]}"
     assert "author       = {{lab-a}}" in cited.bibtex
