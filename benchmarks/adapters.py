@@ -32,7 +32,8 @@ def upload(server: service.Service, folder: Path) -> dict[str, str]:
     import peft
     from transformers import AutoModelForCausalLM
 
-    from interlace_state.config import Config, ModelConfig
+    from interlace_state.config import Config
+    from interlace_state.settings.models import ModelConfig
     from interlace_workers.sources import resolve
 
     path = resolve(ModelConfig(source=MODEL), Config().cache_dir, print).path

@@ -56,7 +56,8 @@ def by_hand(threads: int, seconds: float, whole: bool, say: Connection) -> None:
     from nnsight import TransformersModel
     from transformers import AutoTokenizer
 
-    from interlace_state.config import Config, ModelConfig
+    from interlace_state.config import Config
+    from interlace_state.settings.models import ModelConfig
     from interlace_workers.sources import resolve
 
     torch.set_num_threads(threads)

@@ -61,7 +61,8 @@ def measure(url: str, home: Path, rounds: int, threads: int) -> dict[str, Any]:
     from nnsight import TransformersModel
     from transformers import AutoTokenizer
 
-    from interlace_state.config import Config, ModelConfig
+    from interlace_state.config import Config
+    from interlace_state.settings.models import ModelConfig
     from interlace_workers.sources import resolve
 
     path = str(resolve(ModelConfig(source=MODEL), Config().cache_dir, print).path)

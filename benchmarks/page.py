@@ -29,7 +29,8 @@ def seconds_of(context: BrowserContext, url: str) -> tuple[float, int]:
     """Of one page load, and the bytes that went over the wire for it."""
     page = context.new_page()
     page.goto(url, wait_until="load")
-    page.wait_for_function(f"{_LOADED} > 0")
+    while not page.evaluate(f"{_LOADED} > 0"):
+        page.wait_for_timeout(1)
     found = float(page.evaluate(_LOADED)) / 1000, int(page.evaluate(_BYTES))
     page.close()
     return found

@@ -24,7 +24,8 @@ from typing import Any
 import psutil
 import service
 
-from interlace_state.config import Config, ModelConfig
+from interlace_state.config import Config
+from interlace_state.settings.models import ModelConfig
 from interlace_state.store import open_state
 
 MODEL = "smollm2-135m-instruct"

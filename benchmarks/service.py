@@ -96,7 +96,7 @@ def local_model(source: str) -> Any:
     from nnsight import TransformersModel
     from transformers import AutoTokenizer
 
-    from interlace_state.config import ModelConfig
+    from interlace_state.settings.models import ModelConfig
     from interlace_workers.sources import resolve
 
     path = str(resolve(ModelConfig(source=source), Config().cache_dir, print).path)

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import shutil
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -37,7 +38,11 @@ def chromium() -> str | None:
 
 @contextmanager
 def launched() -> Iterator[Browser]:
-    """A browser without a screen; skips where there is none. Only tests that are no coroutines can use it."""
+    """A browser without a screen; skips where there is none.
+
+    While it is there this thread has a running event loop: only tests that are no coroutines can use it, and it must
+    be closed before others run.
+    """
     program = chromium()
     if program is None:
         pytest.skip("no Chromium on the PATH: `apt-get install chromium` (Debian) brings one")
@@ -80,6 +85,13 @@ class Looking:
             self.page.wait_for_url(f"**{back}")
             _VISITS[self._url, key] = list(self.context.cookies())
         return self.page
+
+    def until(self, holds: str) -> None:
+        """Wait until JavaScript is true; Playwright's own way evals in the page, which our policy forbids."""
+        end = time.monotonic() + PATIENCE / 1000
+        while not self.page.evaluate(holds):
+            assert time.monotonic() < end, f"{holds} is not true of {self.page.url}"
+            self.page.wait_for_timeout(50)
 
     def check(self) -> None:
         """Nothing in the console (what the policy forbids is told there), nothing from elsewhere, nothing for axe."""

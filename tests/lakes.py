@@ -8,10 +8,10 @@ import torch
 
 from interlace.protocol.artifact import Artifact, ArtifactKind, Base, Lineage
 from interlace.protocol.model import ModelKey
-from interlace_state.config import Admission
 from interlace_state.lake.graph import Viewer
 from interlace_state.lake.records import model_id
 from interlace_state.models import ModelCard
+from interlace_state.settings.limits import Admission
 from interlace_state.store import State
 
 KEY = ModelKey(repo_id="lab/tiny")

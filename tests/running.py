@@ -1,5 +1,6 @@
 """A whole Interlace, started by its own command and stopped with Ctrl-C."""
 
+import contextlib
 import json
 import os
 import queue
@@ -14,6 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 import interlace_deploy.tether
 
@@ -35,6 +38,15 @@ class Running:
     def interrupt(self) -> None:
         """Press Ctrl-C."""
         self.process.send_signal(signal.SIGINT)
+
+    def replicas(self) -> list[psutil.Process]:
+        """The processes that hold a replica each, of all models; of `runtime: process`."""
+        found = []
+        for one in psutil.Process(self.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+                if "interlace_workers.runtimes.replica_process" in " ".join(one.cmdline()[:4]):
+                    found.append(one)
+        return found
 
     def logs(self) -> str:
         """The ends of all its log files."""

@@ -17,8 +17,10 @@ import interlace_deploy.tether
 from interlace_deploy.problems import CommandProblem
 from interlace_deploy.screen import Screen
 from interlace_deploy.settings import DEFAULT_MODEL, child_environment, read
-from interlace_state.config import Config, GatewayConfig, ModelConfig
+from interlace_state.config import Config
 from interlace_state.config_file import dump
+from interlace_state.settings.gateway import GatewayConfig
+from interlace_state.settings.models import ModelConfig
 
 _EXAMPLE = Path("examples") / "first_trace.py"
 _PICTURE = Path("out") / "logit_lens.png"

@@ -14,7 +14,7 @@ from interlace.protocol.model import is_repo_id
 from interlace_deploy.jobs import client_of
 from interlace_deploy.problems import CommandProblem, UsageProblem
 from interlace_deploy.screen import Screen, show_table
-from interlace_state.config import ModelConfig
+from interlace_state.settings.models import ModelConfig
 from interlace_workers import sources
 from interlace_workers.sources import local
 

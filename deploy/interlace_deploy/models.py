@@ -9,7 +9,7 @@ from pathlib import Path
 from interlace_deploy.problems import CommandProblem
 from interlace_deploy.screen import Screen, show_table
 from interlace_deploy.settings import read
-from interlace_state.config import ModelConfig
+from interlace_state.settings.models import ModelConfig
 from interlace_workers import sources
 
 

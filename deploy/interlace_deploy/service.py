@@ -24,9 +24,10 @@ from interlace_deploy.ray_access import environment
 from interlace_deploy.rundir import RunDir
 from interlace_deploy.screen import Screen
 from interlace_deploy.settings import child_environment, mint_command
-from interlace_state.config import Config, is_loopback
+from interlace_state.config import Config
 from interlace_state.config_file import ConfigError
 from interlace_state.models import HostedModel, ModelState
+from interlace_state.settings.gateway import is_loopback
 from interlace_state.store import State, open_state
 from interlace_state.tasks import cancelled
 

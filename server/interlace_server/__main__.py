@@ -22,8 +22,9 @@ from interlace_server.app import create_app
 from interlace_server.doors.connections import Bounds, HttpConnection, WebSocketConnection
 from interlace_server.drain import Drain
 from interlace_state import log
-from interlace_state.config import Config, GatewayConfig
+from interlace_state.config import Config
 from interlace_state.config_file import ConfigError, load
+from interlace_state.settings.gateway import GatewayConfig
 from interlace_state.store import open_state
 
 _DESCRIPTORS = 65_536

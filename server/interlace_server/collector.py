@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from interlace_state import log
-from interlace_state.config import LifetimeConfig
+from interlace_state.settings.services import LifetimeConfig
 from interlace_state.store import State
 
 _LONGEST_PERIOD = 300.0  # seconds

@@ -12,9 +12,9 @@ from interlace_server.doors.auth import Caller
 from interlace_server.gateway import Gateway
 from interlace_server.views import model_view
 from interlace_state import log
-from interlace_state.config import Autoscale, ModelConfig
 from interlace_state.desired import Desired
 from interlace_state.models import HostedModel, ModelState
+from interlace_state.settings.models import Autoscale, ModelConfig
 
 
 class ModelChanges(BaseModel):

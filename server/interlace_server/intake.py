@@ -16,9 +16,9 @@ from interlace_server.doors.auth import Caller
 from interlace_server.errors import Responses
 from interlace_server.gateway import Gateway
 from interlace_state import log
-from interlace_state.config import Admission
 from interlace_state.models import HostedModel, ModelState
 from interlace_state.queue import Submitted
+from interlace_state.settings.limits import Admission
 
 IdempotencyKey = Annotated[
     str | None,

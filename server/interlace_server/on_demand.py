@@ -8,9 +8,9 @@ from interlace.protocol.hosting import Origin
 from interlace.protocol.model import ModelKey
 from interlace_server.gateway import Gateway
 from interlace_state import log
-from interlace_state.config import ModelConfig
 from interlace_state.desired import Desired
 from interlace_state.models import HostedModel, ModelCard
+from interlace_state.settings.models import ModelConfig
 from interlace_state.store import State
 
 NO_COMMIT = "0" * 40  # of a model whose files nobody has seen yet

@@ -5,7 +5,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from interlace_server.doors.auth import Caller
 from interlace_server.gateway import Gateway
 from interlace_state import log
-from interlace_state.config import LimitChanges
+from interlace_state.settings.limits import LimitChanges
 
 
 class TenantControl(BaseModel):

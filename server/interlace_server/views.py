@@ -1,8 +1,8 @@
 """Hosted models as they are shown to whoever asks."""
 
 from interlace.protocol.hosting import ModelView, Moment, Origin, Phase
-from interlace_state.config import Autoscale, ModelConfig
 from interlace_state.models import HostedModel, ModelState
+from interlace_state.settings.models import Autoscale, ModelConfig
 from interlace_state.store import State
 
 _PHASES = {

@@ -5,8 +5,8 @@ from pathlib import Path
 from interlace.protocol.adapter import fits
 from interlace.protocol.artifact import EDITS, AdapterRef, Artifact, ArtifactKind, Wanted
 from interlace.protocol.errors import AdapterRefused
-from interlace_state.adapters_config import AdaptersConfig
 from interlace_state.models import ModelCard
+from interlace_state.settings.adapters import AdaptersConfig
 
 #: The kinds that a wrapper's models take; a pipeline's LoRA may also lie in PEFT's files.
 TAKES: dict[str, ArtifactKind] = {"TransformersModel": "peft", "DiffusionModel": "diffusers-lora"}

@@ -30,11 +30,12 @@ from interlace.protocol.artifact import (
 from interlace.protocol.errors import InvalidArtifact, LimitExceeded, StoreFull, UnknownArtifact
 from interlace.protocol.kinds import check, longest_config
 from interlace.protocol.safetensors import read_header
-from interlace_state.adapters_config import AdaptersConfig
-from interlace_state.config import Admission, StoreConfig
 from interlace_state.files import Files, Piece
 from interlace_state.keys import Keys
 from interlace_state.lake.records import Shelf, Tombstone
+from interlace_state.settings.adapters import AdaptersConfig
+from interlace_state.settings.limits import Admission
+from interlace_state.settings.services import StoreConfig
 from interlace_state.tenants import Tenants
 
 _FOLDER = "artifacts"

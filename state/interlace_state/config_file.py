@@ -14,7 +14,9 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from interlace_state.config import Config, LimitChanges, ModelConfig
+from interlace_state.config import Config
+from interlace_state.settings.limits import LimitChanges
+from interlace_state.settings.models import ModelConfig
 
 _PREFIX = "INTERLACE_"
 #: Names with our prefix that are not keys of the configuration.

@@ -7,9 +7,10 @@ from redis.asyncio.client import Pipeline
 
 from interlace.protocol.errors import InvalidRequest
 from interlace.protocol.model import ModelKey
-from interlace_state.config import Admission, Config, LimitChanges
+from interlace_state.config import Config
 from interlace_state.keys import Keys
 from interlace_state.scripts import script
+from interlace_state.settings.limits import Admission, LimitChanges
 
 _MOST_WEIGHT = 1_000.0
 

@@ -10,8 +10,8 @@ from redis.exceptions import WatchError
 from interlace.protocol.hosting import ModelEvent, Moment, Origin, Phase
 from interlace.protocol.model import ModelKey
 from interlace_state import life
-from interlace_state.config import ModelConfig
 from interlace_state.keys import Keys
+from interlace_state.settings.models import ModelConfig
 
 _HISTORY = 50  # moments of one model that are kept
 

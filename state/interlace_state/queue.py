@@ -21,9 +21,9 @@ from interlace.protocol.event import Ended, Event, Progress, StateChanged
 from interlace.protocol.job import Cost, Job, JobState
 from interlace.protocol.model import ModelKey
 from interlace_state.audit import Audit
-from interlace_state.config import LifetimeConfig
 from interlace_state.keys import Keys
 from interlace_state.scripts import script
+from interlace_state.settings.services import LifetimeConfig
 
 _SCRIPTS = (
     "submit",

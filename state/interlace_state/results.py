@@ -16,9 +16,9 @@ from redis.asyncio import Redis
 from interlace.protocol.errors import StoreFull, UnknownJob
 from interlace.protocol.job import Job, JobState, ResultRef
 from interlace_state.checkpoints import FOLDER as CHECKPOINTS
-from interlace_state.config import LifetimeConfig, StoreConfig
 from interlace_state.files import Files, Piece
 from interlace_state.keys import Keys
+from interlace_state.settings.services import LifetimeConfig, StoreConfig
 from interlace_state.values import FOLDER as VALUES
 
 _COUNT_SECONDS = 5.0

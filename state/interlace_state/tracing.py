@@ -12,8 +12,8 @@ from types import TracebackType
 from typing import Any
 
 from interlace import __version__
-from interlace_state.config import TelemetryConfig
 from interlace_state.config_file import ConfigError
+from interlace_state.settings.services import TelemetryConfig
 
 _TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _EXPORT_SECONDS = 5.0  # for one call of the collector

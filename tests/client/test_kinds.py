@@ -26,7 +26,7 @@ def told(tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> Any:
 
 def test_a_circuit_comes_back_as_it_was() -> None:
     tensors, config = CIRCUIT.pack()
-    assert told(tensors, config).facts == {"metric": "logprob"}
+    assert told(tensors, config).facts == {"metric": "logprob", "model_type": "gpt2"}
     assert Circuit.of(Opened("circuit", tensors, config, "it")) == CIRCUIT
     nothing = Circuit("gpt2", [SITE], [], (), {}).pack()
     assert told(*nothing).n_params == 0

@@ -9,7 +9,8 @@ import pytest
 
 from interlace_deploy import doctor, kernel
 from interlace_deploy.ray_access import access
-from interlace_state.config import Config, RayConfig
+from interlace_state.config import Config
+from interlace_state.settings.services import RayConfig
 
 Interlace = Callable[..., "subprocess.CompletedProcess[str]"]
 

@@ -9,8 +9,9 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from interlace_state.config import Config, ModelConfig
+from interlace_state.config import Config
 from interlace_state.config_file import ConfigError, load
+from interlace_state.settings.models import ModelConfig
 
 EXAMPLE = Path(__file__).parents[2] / "deploy" / "examples" / "interlace.yaml"
 

@@ -12,7 +12,8 @@ import pytest
 
 from interlace_deploy.problems import CommandProblem
 from interlace_deploy.rundir import RunDir, Running
-from interlace_state.config import Config, RedisConfig
+from interlace_state.config import Config
+from interlace_state.settings.services import RedisConfig
 
 _HOLDER = (
     "import sys, time; from pathlib import Path; from interlace_deploy.rundir import RunDir\n"

@@ -21,9 +21,10 @@ from interlace.protocol.event import Ended
 from interlace.protocol.job import Job, Limits
 from interlace.protocol.model import ModelKey
 from interlace_deploy.up import for_clients
-from interlace_state.config import Config, RedisConfig
+from interlace_state.config import Config
 from interlace_state.config_file import load
 from interlace_state.models import ModelCard
+from interlace_state.settings.services import RedisConfig
 from interlace_state.store import open_state
 
 Interlace = Callable[..., "subprocess.CompletedProcess[str]"]

@@ -40,6 +40,7 @@ RUN: dict[str, Page] = {
     "edits.md": ({"1536": "512", "576": "128", '"llama"': '"gpt2"'}, dict),
     "flow.md": ({}, dict),
     "mediate.md": ({}, dict),
+    "patch.md": ({}, dict),
     "paths.md": ({}, dict),
     "probing.md": (
         {"[1, 9]": "[1, 3]", '"layer_end": 9': '"layer_end": 3', '"epochs": 16': '"epochs": 2'},

@@ -6,7 +6,6 @@ The models are tiny, and so are the runs: what is held is that not one number di
 import itertools
 from typing import Any
 
-import psutil
 import pytest
 import running
 import tiny
@@ -47,14 +46,8 @@ _PROBES = {
 }
 
 
-def _replica(server: running.Running) -> psutil.Process:
-    found = psutil.Process(server.process.pid).children(recursive=True)
-    (one,) = [one for one in found if "interlace_workers.runtimes.replica_process" in " ".join(one.cmdline()[:4])]
-    return one
-
-
 def _killed(job: Any, server: running.Running, step: int) -> list[int]:
-    """Kill its worker when it says that it is so far; gives the steps that it told, to its end."""
+    """Kill all workers when it says that it is so far; gives the steps that it told, to its end."""
     told: list[int] = []
     for event in job.events(DEADLINE):
         if isinstance(event, Progress):
@@ -62,7 +55,8 @@ def _killed(job: Any, server: running.Running, step: int) -> list[int]:
             if event.step >= step:
                 break
     assert told[-1] < event.of, "it was not there in time"
-    _replica(server).kill()
+    for replica in server.replicas():
+        replica.kill()
     job.wait(DEADLINE)
     return [event.step for event in job.events() if isinstance(event, Progress)]
 

@@ -15,7 +15,7 @@ from playwright.sync_api import Browser
 _TALLEST = 1000  # of what a picture shows of a page, in its own dots
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with browsing.launched() as browser:
         yield browser

@@ -5,8 +5,8 @@ from browsing import Keyed, Look, Shown
 from gateway_process import KEY
 
 from interlace.protocol.hosting import Origin
-from interlace_state.config import ModelConfig
 from interlace_state.desired import Desired
+from interlace_state.settings.models import ModelConfig
 from interlace_state.store import State
 
 

@@ -13,8 +13,8 @@ import interlace
 import interlace_state.store
 from interlace.protocol.artifact import Artifact, Base, Lineage
 from interlace.protocol.lake import Measured
-from interlace_state.config import Admission
 from interlace_state.lake.records import model_id
+from interlace_state.settings.limits import Admission
 
 KEY, COMMIT = gateway_process.KEY, gateway_process.COMMIT
 MODEL = model_id(KEY.canonical, COMMIT)

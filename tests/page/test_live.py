@@ -51,7 +51,7 @@ def test_a_method_runs_and_is_drawn(server: running.Running, look: Look, shown: 
     page = looking.page
     page.goto(f"/page/jobs/{job['id']}")
     page.locator(".tag.completed").wait_for()
-    page.wait_for_function("document.querySelector('img.picture')?.naturalWidth > 300")
+    looking.until("document.querySelector('img.picture')?.naturalWidth > 300")
     rows = httpx.get(f"{server.url}/v1/jobs/{job['id']}/result", timeout=60).json()["result"]["tables"][0]["rows"]
     said = [cell for row in rows for cell in row if isinstance(cell, str)]
     told = page.get_by_role("region", name="Table").first.inner_text()

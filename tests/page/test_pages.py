@@ -160,7 +160,7 @@ def test_a_methods_tables_and_its_picture(keyed: Keyed, look: Look, shown: Shown
     looking = look(keyed.gateway.url)
     page = looking.sign_in(keyed.ours, f"/page/jobs/{job_id}")
     picture = page.get_by_role("img", name="The picture that lens.logit")
-    page.wait_for_function("document.querySelector('img.picture').complete")
+    looking.until("document.querySelector('img.picture').complete")
     assert picture.evaluate("[image => image.naturalWidth > 100][0](document.querySelector('img.picture'))")
     table = page.get_by_role("region", name="Table readings")
     assert table.locator("tbody tr").count() == 12

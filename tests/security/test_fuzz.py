@@ -20,7 +20,9 @@ from interlace.protocol.frames import HEADER, LONGEST_BODY, BrokenFrame, Frame, 
 from interlace.protocol.model import ModelKey
 from interlace_server.doors.admission import check_payload
 from interlace_server.nnsight_wire import Envelope
-from interlace_state.config import Admission, Config, RedisConfig
+from interlace_state.config import Config
+from interlace_state.settings.limits import Admission
+from interlace_state.settings.services import RedisConfig
 from interlace_state.store import State, open_state
 from interlace_workers import channel
 from interlace_workers.child.trace import _decompressed

@@ -9,8 +9,8 @@ import pytest
 from gateway_process import COMMIT, DEADLINE, HEADERS, KEY, Gateway, Worker, mint, publish, saved
 
 from interlace.protocol.model import ModelKey
-from interlace_state.config import LimitChanges
 from interlace_state.models import ModelCard
+from interlace_state.settings.limits import LimitChanges
 from interlace_state.store import State, open_state
 
 CALLS = [

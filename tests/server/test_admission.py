@@ -17,7 +17,7 @@ from gateway_process import HEADERS, MODEL_KEY, PICKLE, Gateway, Worker, envelop
 from interlace.protocol.errors import InvalidPayload, LimitExceeded
 from interlace.protocol.model import ModelKey
 from interlace_server.doors.admission import check_payload
-from interlace_state.config import Admission
+from interlace_state.settings.limits import Admission
 from interlace_state.store import State
 
 PATH = "nnsight.modeling.transformers.TransformersModel"

@@ -18,7 +18,7 @@ from gateway_process import DEADLINE, Gateway, Worker, publish, until
 
 from interlace_server.doors.connections import Bounds
 from interlace_state.audit import Audit
-from interlace_state.config import GatewayConfig
+from interlace_state.settings.gateway import GatewayConfig
 from interlace_state.store import open_state
 
 SOON = {"header_seconds": 1, "stall_seconds": 1, "drain_seconds": 0}

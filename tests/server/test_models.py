@@ -10,9 +10,9 @@ from gateway_process import COMMIT, DEADLINE, HEADERS, KEY, Gateway, mint, publi
 
 from interlace.protocol.hosting import Moment, Origin, Phase
 from interlace.protocol.model import ModelKey
-from interlace_state.config import ModelConfig
 from interlace_state.desired import Desired
 from interlace_state.models import ModelCard, ModelState, Replica
+from interlace_state.settings.models import ModelConfig
 from interlace_state.store import State, open_state
 
 NEW = ModelKey(repo_id="lab/new")

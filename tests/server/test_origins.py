@@ -13,7 +13,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from interlace_server.doors.origins import Origins
 from interlace_state.audit import Audit
-from interlace_state.config import GatewayConfig
+from interlace_state.settings.gateway import GatewayConfig
 from interlace_state.store import State, open_state
 
 EVIL = "http://evil.example"

@@ -143,7 +143,7 @@ def test_an_endpoint_that_is_no_url_is_one_sentence(tmp_path: Path, redis_url: s
 def test_the_library_is_loaded_for_an_endpoint_only() -> None:
     code = """
 import sys, interlace_server.__main__
-from interlace_state.config import TelemetryConfig
+from interlace_state.settings.services import TelemetryConfig
 from interlace_state.tracing import Tracing
 Tracing(TelemetryConfig(), "tests").begin("span").end()
 assert "opentelemetry.sdk.trace" not in sys.modules

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from interlace_state.config import Config, LifetimeConfig, RedisConfig, StoreConfig
+from interlace_state.config import Config
+from interlace_state.settings.services import LifetimeConfig, RedisConfig, StoreConfig
 from interlace_state.store import State, open_state
 
 

@@ -9,8 +9,8 @@ from interlace.protocol.artifact import AdapterRef, Artifact, ArtifactFile, Base
 from interlace.protocol.errors import AdapterRefused
 from interlace.protocol.model import ModelKey
 from interlace_state.adapters import check_base, check_policy, check_stated_base, check_takes
-from interlace_state.adapters_config import AdaptersConfig
 from interlace_state.models import ModelCard
+from interlace_state.settings.adapters import AdaptersConfig
 
 CARD = ModelCard(key=ModelKey(repo_id="lab/base"), commit="a" * 40, dtype="float32", config={})
 FILE = ArtifactFile(name="adapter_config.json", size=1, sha256="0" * 64)

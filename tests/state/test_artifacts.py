@@ -12,7 +12,9 @@ import torch
 
 from interlace.protocol.artifact import AdapterRef, Artifact, Base
 from interlace.protocol.errors import InvalidArtifact, LimitExceeded, StoreFull, UnknownArtifact
-from interlace_state.config import Admission, Config, StoreConfig
+from interlace_state.config import Config
+from interlace_state.settings.limits import Admission
+from interlace_state.settings.services import StoreConfig
 from interlace_state.store import State, open_state
 
 WEIGHTS = safetensors.torch.save({"base_model.model.a.lora_A.weight": torch.ones(2, 8)})

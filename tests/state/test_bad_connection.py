@@ -10,7 +10,8 @@ from meeting import MODEL, ends, history, lease, submitted
 
 from interlace.protocol.event import Ended, Log
 from interlace.protocol.job import JobState
-from interlace_state.config import Config, LifetimeConfig, RedisConfig
+from interlace_state.config import Config
+from interlace_state.settings.services import LifetimeConfig, RedisConfig
 from interlace_state.store import State, open_state
 
 

@@ -7,8 +7,10 @@ import pytest
 from pydantic import ValidationError
 
 from interlace.protocol.model import ModelKey
-from interlace_state.config import BatchingConfig, Config, LimitChanges, TenantConfig
+from interlace_state.config import Config
 from interlace_state.config_file import ConfigError, dump, load
+from interlace_state.settings.limits import LimitChanges, TenantConfig
+from interlace_state.settings.services import BatchingConfig
 
 Written = Callable[[str], Path]
 

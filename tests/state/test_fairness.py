@@ -15,10 +15,12 @@ from interlace.protocol.errors import IdempotencyConflict, InvalidRequest, Unkno
 from interlace.protocol.event import Ended
 from interlace.protocol.job import JobState
 from interlace.protocol.model import ModelKey
-from interlace_state.config import Config, LimitChanges, RedisConfig, StoreConfig, TenantConfig
+from interlace_state.config import Config
 from interlace_state.keys import Keys
 from interlace_state.models import ModelCard
 from interlace_state.queue import Lease
+from interlace_state.settings.limits import LimitChanges, TenantConfig
+from interlace_state.settings.services import RedisConfig, StoreConfig
 from interlace_state.store import State, open_state
 
 OTHER = ModelKey(repo_id="tests/other")

@@ -12,7 +12,7 @@ from interlace.protocol.lake import EntryChange, Measured
 from interlace_state.config import Config
 from interlace_state.lake.graph import Viewer
 from interlace_state.lake.records import Heritage, model_id
-from interlace_state.lake_config import LakeConfig
+from interlace_state.settings.lake import LakeConfig
 from interlace_state.store import State, open_state
 
 

@@ -15,9 +15,10 @@ from meeting import MODEL, ends, lapse, submitted
 
 from interlace.protocol.event import Ended, Log, StateChanged
 from interlace.protocol.job import Job, JobState
-from interlace_state.config import Config, RedisConfig, StoreConfig
+from interlace_state.config import Config
 from interlace_state.keys import Keys
 from interlace_state.queue import Lease
+from interlace_state.settings.services import RedisConfig, StoreConfig
 from interlace_state.store import State, open_state
 
 T = TypeVar("T")

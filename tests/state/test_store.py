@@ -11,8 +11,9 @@ from meeting import MODEL, lease, submitted
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from interlace_state import store
-from interlace_state.config import Config, RedisConfig, StoreConfig
+from interlace_state.config import Config
 from interlace_state.config_file import ConfigError
+from interlace_state.settings.services import RedisConfig, StoreConfig
 from interlace_state.store import State, open_state
 
 _STEPS = 12  # of the event loop, more than a command takes

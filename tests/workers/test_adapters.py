@@ -14,9 +14,11 @@ from uploads import ADAPTER, CONFIG, WEIGHTS
 from interlace.protocol.errors import AdapterRefused, UnknownArtifact
 from interlace.protocol.job import Job
 from interlace.protocol.model import ModelKey
-from interlace_state.adapters_config import AdaptersConfig
-from interlace_state.config import Admission, Config, RedisConfig, StoreConfig
+from interlace_state.config import Config
 from interlace_state.models import ModelCard
+from interlace_state.settings.adapters import AdaptersConfig
+from interlace_state.settings.limits import Admission
+from interlace_state.settings.services import RedisConfig, StoreConfig
 from interlace_state.store import State, open_state
 from interlace_workers.adapters import Adapters
 from interlace_workers.executors.base import Sealed

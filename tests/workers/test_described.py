@@ -14,7 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import interlace
 from interlace.protocol.model import ModelKey
-from interlace_state.config import ModelConfig
+from interlace_state.settings.models import ModelConfig
 from interlace_workers import sources
 from interlace_workers.sources import described
 

@@ -8,8 +8,9 @@ import pytest
 from meeting import lapse, lease, make_job, submit
 
 from interlace.protocol.event import Log
-from interlace_state.config import Config, LifetimeConfig, RedisConfig, StoreConfig
+from interlace_state.config import Config
 from interlace_state.keys import Keys
+from interlace_state.settings.services import LifetimeConfig, RedisConfig, StoreConfig
 from interlace_state.store import State, open_state
 from interlace_workers.journal import Journal, LeaseLost
 

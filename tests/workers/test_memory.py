@@ -3,8 +3,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from interlace_state.config import Config, ModelConfig
-from interlace_state.hosting import MemoryConfig
+from interlace_state.config import Config
+from interlace_state.settings.hosting import MemoryConfig
+from interlace_state.settings.models import ModelConfig
 from interlace_workers.memory import BASE_BYTES, Occupant, Room, judge, need, this_machine
 
 GIB = 1 << 30

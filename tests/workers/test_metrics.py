@@ -20,7 +20,7 @@ from transformers import AutoTokenizer
 
 from interlace.protocol.job import Cost, Job, JobState, Limits
 from interlace.protocol.model import ModelKey
-from interlace_state.config import TelemetryConfig
+from interlace_state.settings.services import TelemetryConfig
 from interlace_state.tracing import Tracing
 from interlace_workers import metrics, steps
 from interlace_workers.executors.base import Done, ExecutorLost, Failed, Happening, Step

@@ -15,7 +15,7 @@ import tiny_diffusion
 from hub_server import COMMIT, Hub
 
 from interlace.protocol.model import ModelKey
-from interlace_state.config import ModelConfig
+from interlace_state.settings.models import ModelConfig
 from interlace_workers import sources
 from interlace_workers.sources import pipeline
 
@@ -32,7 +32,7 @@ HUB_FILES = {
 RESOLVE = """
 import sys
 from pathlib import Path
-from interlace_state.config import ModelConfig
+from interlace_state.settings.models import ModelConfig
 from interlace_workers import sources
 try:
     source = sources.resolve(ModelConfig(source=sys.argv[1]), Path(sys.argv[2]), lambda line: None)

@@ -15,9 +15,11 @@ import pytest
 from interlace.protocol.event import Ended
 from interlace.protocol.job import Job, JobState, Limits
 from interlace.protocol.model import ModelKey
-from interlace_state.config import Config, ModelConfig, RedisConfig
+from interlace_state.config import Config
 from interlace_state.config_file import ConfigError, dump
 from interlace_state.models import ModelCard, ModelState, Replica
+from interlace_state.settings.models import ModelConfig
+from interlace_state.settings.services import RedisConfig
 from interlace_state.store import State, open_state
 from interlace_workers.placement import place
 

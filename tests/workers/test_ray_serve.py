@@ -1,7 +1,9 @@
 """What Ray is told of a model: GPUs and memory of each replica, and one name for one configuration."""
 
 from interlace.protocol.model import ModelKey
-from interlace_state.config import Config, ModelConfig, RayConfig
+from interlace_state.config import Config
+from interlace_state.settings.models import ModelConfig
+from interlace_state.settings.services import RayConfig
 from interlace_workers.order import Load
 from interlace_workers.placement import Placement
 from interlace_workers.runtimes import ray_serve

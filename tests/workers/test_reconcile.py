@@ -14,10 +14,12 @@ from interlace.protocol.event import Ended
 from interlace.protocol.hosting import Origin
 from interlace.protocol.job import JobState
 from interlace.protocol.model import ModelKey
-from interlace_state.config import Autoscale, Config, ModelConfig, RedisConfig
+from interlace_state.config import Config
 from interlace_state.desired import Desired
-from interlace_state.hosting import DeployConfig, MemoryConfig, OnDemandConfig
 from interlace_state.models import ModelState, Replica
+from interlace_state.settings.hosting import DeployConfig, MemoryConfig, OnDemandConfig
+from interlace_state.settings.models import Autoscale, ModelConfig
+from interlace_state.settings.services import RedisConfig
 from interlace_state.store import State, open_state
 from interlace_workers.feasible import forbidden
 from interlace_workers.placement import place

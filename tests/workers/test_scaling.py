@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from interlace_state.config import Autoscale, Config, ModelConfig, RedisConfig
+from interlace_state.config import Config
 from interlace_state.models import ModelCard, ModelState, Replica
+from interlace_state.settings.models import Autoscale, ModelConfig
+from interlace_state.settings.services import RedisConfig
 from interlace_state.store import State, open_state
 from interlace_workers.scaling import Scale, rule, scaled
 

@@ -22,7 +22,8 @@ from tiny_gguf import llama, write_gguf
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from interlace.protocol.model import ModelKey
-from interlace_state.config import Config, ModelConfig
+from interlace_state.config import Config
+from interlace_state.settings.models import ModelConfig
 from interlace_workers import sources
 from interlace_workers.sources import package
 from interlace_workers.sources.catalogue import Entry
@@ -33,7 +34,7 @@ SPEC = f"package:tiny-llama==1.0/{MEMBER}"
 RESOLVE = """
 import sys
 from pathlib import Path
-from interlace_state.config import ModelConfig
+from interlace_state.settings.models import ModelConfig
 from interlace_workers import sources
 try:
     model = ModelConfig(source=sys.argv[1], revision=sys.argv[3])

@@ -36,8 +36,8 @@ from interlace.protocol.model import ModelKey
 from interlace.protocol.safetensors import read_header
 from interlace_state import log
 from interlace_state.adapters import check_base, check_edit, check_policy, check_stated_base, check_takes
-from interlace_state.adapters_config import AdaptersConfig
 from interlace_state.models import ModelCard
+from interlace_state.settings.adapters import AdaptersConfig
 from interlace_state.store import State
 from interlace_workers.executors.base import Sealed
 from interlace_workers.order import Adapter, Use

@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from interlace_state.config import Config, ModelConfig
-from interlace_state.hosting import DeployConfig
+from interlace_state.config import Config
+from interlace_state.settings.hosting import DeployConfig
+from interlace_state.settings.models import ModelConfig
 from interlace_workers.sources import local
 
 #: Formats of checkpoints whose kernels are for GPUs, as transformers says of them.

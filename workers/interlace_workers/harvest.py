@@ -25,9 +25,9 @@ from interlace.protocol.method import (
     Provenance,
 )
 from interlace_state import log
-from interlace_state.config import Admission
 from interlace_state.lake.records import Heritage
 from interlace_state.models import ModelCard
+from interlace_state.settings.limits import Admission
 from interlace_state.store import State
 from interlace_workers.adapters import seal_bytes
 from interlace_workers.executors import given

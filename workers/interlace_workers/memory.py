@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from interlace_state.config import Config, ModelConfig
-from interlace_state.hosting import MemoryConfig
+from interlace_state.config import Config
+from interlace_state.settings.hosting import MemoryConfig
+from interlace_state.settings.models import ModelConfig
 
 #: What a replica's two processes hold beside the weights: measured with SmolLM2, see docs/models.md.
 BASE_BYTES = 480 << 20

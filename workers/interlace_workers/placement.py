@@ -8,9 +8,10 @@ from pathlib import Path
 
 from interlace.protocol.errors import ModelFailed, UnknownModel
 from interlace.protocol.model import ModelKey
-from interlace_state.config import Config, ModelConfig
+from interlace_state.config import Config
 from interlace_state.config_file import ConfigError
 from interlace_state.models import ModelCard
+from interlace_state.settings.models import ModelConfig
 from interlace_state.store import State
 from interlace_state.tracing import Tracing
 from interlace_workers import headstart, memory, sources

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from interlace_state.config import Autoscale, ModelConfig
+from interlace_state.settings.models import Autoscale, ModelConfig
 
 
 @dataclass(frozen=True)

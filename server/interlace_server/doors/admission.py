@@ -23,8 +23,9 @@ from interlace_server.doors.connections import SLOWEST
 from interlace_server.drain import Drain
 from interlace_server.errors import answer, note
 from interlace_state.audit import Audit
-from interlace_state.config import Admission as Limits
-from interlace_state.config import Config, GatewayConfig
+from interlace_state.config import Config
+from interlace_state.settings.gateway import GatewayConfig
+from interlace_state.settings.limits import Admission as Limits
 
 _FORM_BYTES = 64 << 10  # what a form has around its files
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"

@@ -15,8 +15,9 @@ from interlace.protocol.errors import InterlaceError, TooMany, Unauthorized
 from interlace_server.doors import visitors
 from interlace_server.errors import REDIS_DOWN, answer, note, refusal
 from interlace_state import log
-from interlace_state.config import Admission, Config
+from interlace_state.config import Config
 from interlace_state.models import HostedModel
+from interlace_state.settings.limits import Admission
 from interlace_state.store import State
 from interlace_state.tenants import ApiKey
 

@@ -19,8 +19,8 @@ from uvicorn.server import ServerState
 
 from interlace_state import log
 from interlace_state.audit import Audit
-from interlace_state.config import GatewayConfig, is_loopback
 from interlace_state.files import Piece
+from interlace_state.settings.gateway import GatewayConfig, is_loopback
 
 SLOWEST = 1 << 10  # bytes a second that a body has to come with, on average
 _MOST_HEADERS = 64 << 10  # bytes of a request's line, headers and trailers

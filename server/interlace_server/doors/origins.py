@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from interlace_server.errors import answer, note
 from interlace_state.audit import Audit
-from interlace_state.config import GatewayConfig, is_loopback
+from interlace_state.settings.gateway import GatewayConfig, is_loopback
 
 _PORTS = {"http": 80, "https": 443}
 _READS = frozenset({"GET", "HEAD", "OPTIONS"})  # a page may send them, but is not shown the answer: we allow no CORS

@@ -14,7 +14,7 @@ from interlace_server.gateway import TheGateway
 from interlace_server.page.frame import Nav, PageRoute, done, page, saying
 from interlace_server.page.home import row_of, rows_of
 from interlace_server.routes.admin import an_admin
-from interlace_state.config import Autoscale, ModelConfig
+from interlace_state.settings.models import Autoscale, ModelConfig
 
 NAV = Nav("/page/admin", "Admin", 90, admin=True)
 router = APIRouter(

@@ -15,7 +15,7 @@ from interlace_server.page.frame import PageRoute, done, page, saying
 from interlace_server.routes.admin import an_admin
 from interlace_server.usage import usage_of
 from interlace_state import log
-from interlace_state.config import LimitChanges
+from interlace_state.settings.limits import LimitChanges
 from interlace_state.tenants import TENANT, ApiKey, KeyEnded
 
 router = APIRouter(

@@ -18,9 +18,9 @@ from interlace_server.gateway import Gateway, TheGateway
 from interlace_server.hosting import ModelChanges, hosted
 from interlace_server.routes.admin import an_admin
 from interlace_server.views import model_view
-from interlace_state.config import Autoscale, ModelConfig
 from interlace_state.life import order
 from interlace_state.models import HostedModel
+from interlace_state.settings.models import Autoscale, ModelConfig
 
 router = APIRouter(prefix="/v1/models", tags=["models"], route_class=SharedPath)
 

@@ -31,8 +31,8 @@ from interlace_state.lake import card as cards
 from interlace_state.lake.graph import Snapshot, Viewer
 from interlace_state.lake.records import Heritage, ModelRecord, RunRecord, Shelf, Tombstone, model_id
 from interlace_state.lake.search import Query, WordIndex, facets, in_order, matching
-from interlace_state.lake_config import LakeConfig
 from interlace_state.models import ModelCard
+from interlace_state.settings.lake import LakeConfig
 
 _MOST_BEFORE = 32
 

@@ -15,7 +15,8 @@ from ray import serve
 
 from interlace.protocol.model import ModelKey
 from interlace_state import log
-from interlace_state.config import Config, ModelConfig
+from interlace_state.config import Config
+from interlace_state.settings.models import ModelConfig
 from interlace_state.store import State, open_state
 from interlace_state.tracing import Tracing
 from interlace_workers.executors.base import LoadFailed

@@ -14,8 +14,8 @@ from redis.exceptions import RedisError
 
 from interlace.protocol.model import ModelKey
 from interlace_state import log
-from interlace_state.config import ModelConfig
 from interlace_state.config_file import load
+from interlace_state.settings.models import ModelConfig
 from interlace_state.store import open_state
 from interlace_state.tracing import Tracing
 from interlace_workers.executors.base import ExecutorLost, LoadFailed

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from interlace_state.config import ModelConfig
+from interlace_state.settings.models import ModelConfig
 from interlace_workers.sources import hub, local, package, pipeline
 from interlace_workers.sources.card import card, dtype_of
 from interlace_workers.sources.catalogue import CATALOGUE, Entry, known

@@ -3,8 +3,8 @@
 import json
 
 from interlace.protocol.model import ModelKey
-from interlace_state.config import ModelConfig
 from interlace_state.models import ModelCard
+from interlace_state.settings.models import ModelConfig
 from interlace_workers.sources import described, pipeline, weights
 from interlace_workers.sources.source import Source
 

@@ -25,7 +25,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from interlace_state.config import ModelConfig
+from interlace_state.settings.models import ModelConfig
 from interlace_workers.sources import pipeline, weights
 from interlace_workers.sources.progress import watching
 from interlace_workers.sources.source import Say, Source, SourceError, Tell

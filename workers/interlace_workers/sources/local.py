@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from interlace_state.config import ModelConfig
+from interlace_state.settings.models import ModelConfig
 from interlace_workers.sources import pipeline, weights
 from interlace_workers.sources.source import Source, SourceError, as_repo_name
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from interlace_state.config import ModelConfig
+from interlace_state.settings.models import ModelConfig
 from interlace_workers.sources import weights
 from interlace_workers.sources.catalogue import Entry
 from interlace_workers.sources.source import Say, Source, SourceError, as_repo_name

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from interlace_state.section import Section
+from interlace_state.settings.section import Section
 
 
 class LakeConfig(Section):

@@ -1,6 +1,7 @@
 """What every section of the configuration is made of."""
 
 from collections.abc import Callable
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
@@ -22,3 +23,9 @@ def such(that: Callable[[str], object], sentence: str) -> AfterValidator:
         return value
 
     return AfterValidator(check)
+
+
+def is_http(url: str) -> bool:
+    """Whether it is a URL of HTTP with a host."""
+    parts = urlsplit(url)
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0

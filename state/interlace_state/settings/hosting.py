@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from interlace.protocol.model import is_repo_id
-from interlace_state.section import DECADE, MOST_BYTES, Section, such
+from interlace_state.settings.section import DECADE, MOST_BYTES, Section, such
 
 
 def _is_pattern(text: str) -> bool:

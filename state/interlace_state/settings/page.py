@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from interlace_state.section import DAY, Section
+from interlace_state.settings.section import DAY, Section
 
 
 class PageConfig(Section):

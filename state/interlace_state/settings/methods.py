@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from interlace_state.section import DAY, MOST_BYTES, Section
+from interlace_state.settings.section import DAY, MOST_BYTES, Section
 
 
 class MethodsConfig(Section):

@@ -1,0 +1,1 @@
+"""The sections of the configuration, which `interlace_state.config` puts together."""
