@@ -153,10 +153,15 @@ def small_gpt2(folder: Path, **changes: Any) -> dict[str, Any]:
     return {"source": str(folder), "repo_id": GPT2, "threads": 1, **changes}
 
 
+def _named_here(program: Path) -> str:
+    """A program of ours, as it is called from the checkout."""
+    return str(Path("benchmarks") / program.resolve().relative_to(Path(__file__).parent.resolve()))
+
+
 def circumstances() -> dict[str, Any]:
     """The command, the machine and its load: what a figure is worth nothing without."""
     return {
-        "command": " ".join([f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": " ".join([_named_here(Path(sys.argv[0])), *sys.argv[1:]]),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         "load": [round(one, 2) for one in os.getloadavg()],
         "versions": {name: version(name) for name in ("torch", "transformers", "nnsight", "ray") if find_spec(name)},
