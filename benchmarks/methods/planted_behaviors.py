@@ -8,10 +8,8 @@ are that behaviour's own.
 import random
 from dataclasses import dataclass
 
-import torch
+import small_reader
 from nnsight.modeling.transformers import TransformersModel
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 LENGTH = 24
 BEHAVIORS = 5
@@ -49,32 +47,14 @@ def streams(count: int, seed: int, *, templates: bool = False) -> Stream:
     return Stream(texts, answers)
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
-    every = ["<end>", *_FILLERS]
+def reader(seed: int, *, templates: bool = False, steps: int = 700, batch: int = 32) -> TransformersModel:
+    """A GPT-2 of three blocks, trained on streams."""
+    every = list(_FILLERS)
     for behavior in range(BEHAVIORS):
         every.append(f"query{behavior}")
         for content in range(_CONTENTS):
             every += [f"content{behavior}.{content}", f"answer{behavior}.{content}"]
-    plain = Tokenizer(models.WordLevel({word: number for number, word in enumerate(every)}, unk_token="<end>"))
-    plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="<end>", eos_token="<end>", model_max_length=64)
-
-
-def reader(seed: int, *, templates: bool = False, steps: int = 700, batch: int = 32) -> TransformersModel:
-    """A GPT-2 of three blocks, trained on streams."""
-    torch.manual_seed(seed)
-    words = tokenizer()
-    shape = {"n_layer": 3, "n_embd": 64, "n_head": 4, "n_positions": 32, "bos_token_id": 0, "eos_token_id": 0}
-    no_dropout = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
-    module = GPT2LMHeadModel(GPT2Config(vocab_size=len(words), **shape, **no_dropout))
-    optimizer = torch.optim.AdamW(module.parameters(), lr=3e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
-    for step in range(steps):
-        ids = torch.tensor(words(streams(batch, seed * 100_003 + step, templates=templates).texts)["input_ids"])
-        loss = module(input_ids=ids, labels=ids).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    module.eval()
-    return TransformersModel(module, tokenizer=words)
+    words = small_reader.tokenizer(every)
+    return small_reader.reader(
+        seed, words, lambda one: streams(batch, one, templates=templates).texts, steps=steps, lr=3e-3
+    )

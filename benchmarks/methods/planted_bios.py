@@ -8,10 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
+import small_reader
 from nnsight.modeling.transformers import TransformersModel
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 
 def _words(line: str) -> list[str]:
@@ -62,31 +60,13 @@ def bios(count: int, seed: int, *, ambiguous: bool) -> Bios:
     return Bios(texts, labels, cues)
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
-    words = ["<end>", *FILLERS, *(word for some in (PROFESSIONS, GENDERS) for own in some.values() for word in own)]
-    plain = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<end>"))
-    plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="<end>", eos_token="<end>", model_max_length=64)
-
-
 def reader(seed: int, *, steps: int = 800, batch: int = 32, width: int = 64) -> TransformersModel:
     """A GPT-2 of three blocks, trained on biographies in which gender and profession are independent."""
-    torch.manual_seed(seed)
-    words = tokenizer()
-    shape = {"n_layer": 3, "n_embd": width, "n_head": 4, "n_positions": 32, "bos_token_id": 0, "eos_token_id": 0}
-    no_dropout = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
-    module = GPT2LMHeadModel(GPT2Config(vocab_size=len(words), **shape, **no_dropout))
-    optimizer = torch.optim.AdamW(module.parameters(), lr=2e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
-    for step in range(steps):
-        ids = torch.tensor(words(bios(batch, seed * 100_003 + step, ambiguous=False).texts)["input_ids"])
-        loss = module(input_ids=ids, labels=ids).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    module.eval()
-    return TransformersModel(module, tokenizer=words)
+    own = [word for some in (PROFESSIONS, GENDERS) for words in some.values() for word in words]
+    words = small_reader.tokenizer([*FILLERS, *own])
+    return small_reader.reader(
+        seed, words, lambda one: bios(batch, one, ambiguous=False).texts, steps=steps, lr=2e-3, width=width
+    )
 
 
 def kind_of(word: str) -> tuple[str, str] | None:
