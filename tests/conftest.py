@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tls
 from hypothesis import HealthCheck, settings
 
 # A short path: unix sockets, whose names have room for 107 bytes, lie below it.
@@ -30,6 +31,7 @@ for _name in ("NDIF_HOST", "NDIF_API_KEY", "HF_ENDPOINT", "REDIS_URL"):
 # No machine is too slow for a property, and the same examples are tried each time.
 settings.register_profile("tests", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
+tls.share_context()
 
 
 def pytest_unconfigure() -> None:
