@@ -91,7 +91,7 @@ async def ends(executor: ForkExecutor, payload: bytes, result: Path) -> tuple[Ha
     async for happening in executor.run(job, payload, result):
         if isinstance(happening, Started):
             filled = [group for group in jobs() if (group / "memory.max").read_text() != "max\n"]
-    for _ in range(400):
+    for _ in range(1200):
         if not [group for group in filled if group.exists()]:
             break
         await asyncio.sleep(0.05)
