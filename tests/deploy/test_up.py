@@ -22,7 +22,7 @@ import pytest
 from interlace.protocol.event import Ended
 from interlace.protocol.job import Job, Limits
 from interlace.protocol.model import ModelKey
-from interlace_deploy.up import for_clients
+from interlace_deploy.commands.up import for_clients
 from interlace_state.config import Config
 from interlace_state.config_file import load
 from interlace_state.models import ModelCard
