@@ -127,8 +127,9 @@ def start() -> Iterator[Start]:
 
 
 def jobs() -> list[Path]:
+    """Those of this process; others on the machine may have theirs."""
     assert FOLDER is not None
-    return sorted(FOLDER.glob("interlace-job-*"))
+    return sorted(FOLDER.glob(f"interlace-job-{os.getpid()}-*"))
 
 
 def told(process: "subprocess.Popen[str]") -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import os
 import secrets
 import time
 from collections.abc import AsyncIterator
@@ -32,8 +33,9 @@ needs_groups = pytest.mark.skipif(FOLDER is None, reason=f"this machine gives no
 
 
 def jobs() -> list[Path]:
+    """Those of this process; others on the machine may have theirs."""
     assert FOLDER is not None
-    return sorted(FOLDER.glob("interlace-job-*"))
+    return sorted(FOLDER.glob(f"interlace-job-{os.getpid()}-*"))
 
 
 class Capture(Backend):  # type: ignore[misc]
