@@ -269,14 +269,17 @@ def test_commands(on: interlace.Client, server: running.Running, models: Lab) ->
     assert {"model deployed", "model scaled", "model forgotten", "model evicted", "model"} <= set(actions)
 
 
-def placer(server: running.Running) -> psutil.Process | None:
-    """The one that runs; None while none does."""
+def process_of(server: running.Running, words: str) -> psutil.Process | None:
+    """The one with these words in its command line; None while there is none."""
     for process in psutil.Process(server.process.pid).children(recursive=True):
         with contextlib.suppress(psutil.Error):  # it has just ended
-            words = process.cmdline()
-            if "interlace_workers" in words and "--config" in words:
+            if words in " ".join(process.cmdline()):
                 return process
     return None
+
+
+def placer(server: running.Running) -> psutil.Process | None:
+    return process_of(server, "-m interlace_workers --config")
 
 
 async def test_a_placer_that_dies_finds_all_of_it_again(
@@ -301,13 +304,50 @@ async def test_a_placer_that_dies_finds_all_of_it_again(
     await asyncio.to_thread(until, lambda: placer(server) not in (None, former), "there is another placer")
 
 
-def test_on_ray_a_model_is_deployed_evicted_and_changed(
-    home: Path, tiny_models: Path, models: Lab, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture(scope="module")
+def ray(home: Path, tiny_models: Path) -> Iterator[running.Running]:
+    """Nothing is configured; a model comes on demand."""
+    configuration = {
+        "runtime": "ray",
+        "on_demand": {"allow": [tiny.GPT2]},
+        "lifetimes": {"lease": 2},
+        "gateway": {"port": 0, "drain_seconds": 1},
+    }
+    with running.interlace(home, configuration, seconds=240) as one:
+        yield one
+
+
+async def test_on_ray_a_job_whose_worker_dies_runs_again(
+    models: Lab, ray: running.Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    configuration = {"runtime": "ray", "on_demand": {"allow": [tiny.GPT2]}, "gateway": {"port": 0, "drain_seconds": 1}}
-    with running.interlace(home, configuration, seconds=240) as server, interlace.connect(server.url) as on:
-        monkeypatch.setattr(CONFIG.API, "HOST", server.url)
-        client, local = models.client(tiny.GPT2), models.local(tiny.GPT2)
+    monkeypatch.setattr(CONFIG.API, "HOST", ray.url)
+    client = models.client(tiny.GPT2)
+    expected = await asyncio.to_thread(logits_of, client, remote=True)
+    replica = await asyncio.to_thread(process_of, ray, "ray::ServeReplica")
+    assert replica is not None
+    backend = posted(client, 2.0)
+    starts, result = 0, None
+    async with asyncio.timeout(DEADLINE):
+        async for update in backend:
+            if isinstance(update, dict):
+                result = update
+                continue
+            assert update.status.value != "ERROR", update.description
+            if update.status.value == "LOG" and "it runs" in update.description:
+                starts += 1
+                if starts == 1:
+                    replica.kill()
+    assert starts == 2
+    assert result is not None
+    assert torch.equal(result["logits"], expected)
+
+
+def test_on_ray_a_model_is_deployed_evicted_and_changed(
+    models: Lab, ray: running.Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CONFIG.API, "HOST", ray.url)
+    client, local = models.client(tiny.GPT2), models.local(tiny.GPT2)
+    with interlace.connect(ray.url) as on:
         expected = logits_of(local)
         torch.testing.assert_close(logits_of(client, remote=True), expected)  # on demand
         on.evict(tiny.GPT2)

@@ -1,4 +1,7 @@
-"""Promise: a worker that dies loses no job and no model: the job runs again, and the client's stream goes on."""
+"""Promise: a worker that dies loses no job and no model: the job runs again, and the client's stream goes on.
+
+On Ray: in `test_life.py`, which has a server there whose processes may be killed.
+"""
 
 import asyncio
 import time
@@ -130,16 +133,6 @@ def test_values_come_once_whatever_dies(client: Any, own_server: running.Running
         assert torch.equal(backend.job.result(DEADLINE)["logits"], expected)
         replayed = [event.name for _, event in mine.events(backend.job.id) if isinstance(event, Saved)]
     assert replayed == (["first", "second"] if victim == "interlace_server" else ["first", "first", "second"])
-
-
-async def test_a_job_runs_again_on_ray(
-    models: Lab, home: Any, tiny_models: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    entry = {"source": tiny.GPT2, "repo_id": tiny.GPT2, "threads": 1}
-    configuration = {"models": [entry], "lifetimes": {"lease": 2}, "gateway": {"port": 0, "drain_seconds": 1}}
-    with running.interlace(home, configuration, seconds=240) as server:
-        monkeypatch.setattr(CONFIG.API, "HOST", server.url)
-        await test_a_job_runs_again(models.client(tiny.GPT2), server, "ray::ServeReplica")
 
 
 async def test_a_replica_that_is_given_its_own_lapsed_job_runs_it_once_more(
