@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import tls
 from hypothesis import HealthCheck, settings
 
 #: Fixtures of the session whose start takes long.
@@ -26,14 +25,15 @@ os.environ |= {
     "OMP_WAIT_POLICY": "passive",
     "TOKENIZERS_PARALLELISM": "false",
     "NNSIGHT_CONFIG": str(_HOME / "no-nnsight-config.yaml"),
+    # httpx reads all certificates for each client, also for plain HTTP: 20 ms. Out of a folder it reads those it needs.
+    "SSL_CERT_DIR": str(_HOME / "no-certificates"),
 }
-for _name in ("NDIF_HOST", "NDIF_API_KEY", "HF_ENDPOINT", "REDIS_URL"):
+for _name in ("NDIF_HOST", "NDIF_API_KEY", "HF_ENDPOINT", "REDIS_URL", "SSL_CERT_FILE"):
     os.environ.pop(_name, None)
 
 # No machine is too slow for a property, and the same examples are tried each time.
 settings.register_profile("tests", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
-tls.share_context()
 
 
 def pytest_unconfigure() -> None:
