@@ -9,8 +9,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import http_clients
 import pytest
-import tls
 from hypothesis import HealthCheck, settings
 
 #: Fixtures of the session whose start takes long.
@@ -33,7 +33,8 @@ for _name in ("NDIF_HOST", "NDIF_API_KEY", "HF_ENDPOINT", "REDIS_URL"):
 # No machine is too slow for a property, and the same examples are tried each time.
 settings.register_profile("tests", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
-tls.share_context()
+http_clients.share_context()
+http_clients.be_patient()
 
 
 def pytest_unconfigure() -> None:

@@ -10,9 +10,9 @@ import sys
 import time
 from typing import Any
 
+import http_clients
 import httpx
 import tiny
-import tls
 import torch
 from nnsight import CONFIG, TransformersModel
 from nnsight.intervention.backends.remote import RemoteBackend, RemoteError
@@ -27,7 +27,7 @@ _ROWS = 4_000  # of the saved value: some 1 MiB, so that a kill can find it half
 
 
 def main(counts: list[int]) -> None:
-    tls.share_context()
+    http_clients.share_context()
     torch.set_num_threads(1)
     CONFIG.APP.REMOTE_LOGGING = False
     huggingface._ID_CACHE[tiny.GPT2] = tiny.GPT2  # no hub to ask
