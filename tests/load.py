@@ -10,7 +10,6 @@ import sys
 import time
 from typing import Any
 
-import http_clients
 import httpx
 import tiny
 import torch
@@ -27,7 +26,6 @@ _ROWS = 4_000  # of the saved value: some 1 MiB, so that a kill can find it half
 
 
 def main(counts: list[int]) -> None:
-    http_clients.share_context()
     torch.set_num_threads(1)
     CONFIG.APP.REMOTE_LOGGING = False
     huggingface._ID_CACHE[tiny.GPT2] = tiny.GPT2  # no hub to ask
