@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import http_clients
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -25,7 +26,8 @@ os.environ |= {
     "OMP_WAIT_POLICY": "passive",
     "TOKENIZERS_PARALLELISM": "false",
     "NNSIGHT_CONFIG": str(_HOME / "no-nnsight-config.yaml"),
-    # httpx reads all certificates for each client, also for plain HTTP: 20 ms. Out of a folder it reads those it needs.
+    # httpx reads a whole bundle of certificates for each client that is made, some 20 ms, also for plain HTTP; the
+    # stock client makes one for each request. From a folder it reads them when it needs one, and no test does.
     "SSL_CERT_DIR": str(_HOME / "no-certificates"),
 }
 for _name in ("NDIF_HOST", "NDIF_API_KEY", "HF_ENDPOINT", "REDIS_URL", "SSL_CERT_FILE"):
@@ -34,6 +36,7 @@ for _name in ("NDIF_HOST", "NDIF_API_KEY", "HF_ENDPOINT", "REDIS_URL", "SSL_CERT
 # No machine is too slow for a property, and the same examples are tried each time.
 settings.register_profile("tests", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
+http_clients.be_patient()
 
 
 def pytest_unconfigure() -> None:
