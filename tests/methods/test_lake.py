@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import small_models
+import tiny_diffusion
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -351,3 +352,23 @@ def test_what_jobs_make_is_in_the_lake(
     assert any(one.field.endswith("relative_distance") for one in compared.measured)
     recovered = client.lake.recover([sketch], model=repo, follow=False)
     assert recovered.warnings[0].startswith("duplicate")
+
+
+def test_an_exported_lora_is_what_diffusers_loads(client: interlace.Client, here: Any, tmp_path: Path) -> None:
+    path, dice = "up_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k", torch.Generator().manual_seed(0)
+    down, up = torch.randn(2, 64, generator=dice), torch.randn(96, 2, generator=dice)
+    tensors = {f"unet.{path}.lora_A.weight": down, f"unet.{path}.lora_B.weight": up}
+    kept = client.artifacts.keep("diffusers-lora", tensors, name="a style", model=tiny_diffusion.SHAPES)
+    folder = client.lake.export_folder(kept, tmp_path / "out")
+    assert "library_name: diffusers" in (folder / "README.md").read_text()
+    pipeline = here(tiny_diffusion.SHAPES).pipeline
+    plain = pipeline.unet.get_submodule(path).weight.clone()
+    pipeline.load_lora_weights(folder, adapter_name="exported")
+    try:
+        layer = pipeline.unet.get_submodule(path)
+        states = torch.randn(3, 64, generator=dice)
+        with torch.no_grad():
+            torch.testing.assert_close(layer(states), states @ (plain + up @ down).T, rtol=1e-4, atol=1e-4)
+    finally:
+        pipeline.unload_lora_weights()
+        client.lake.delete(kept)
