@@ -15,7 +15,7 @@ def curves(table: Table) -> list[int]:
     """The columns to draw over the first; none where it is no such table."""
     if not table.columns or table.columns[0] not in _OVER or len(table.rows) < _LEAST:
         return []
-    over = [row[0] for row in table.rows]
+    over: list[Any] = [row[0] for row in table.rows]
     if not _numbers(over) or any(one >= other for one, other in pairwise(over)):
         return []
     return [at for at in range(1, len(table.columns)) if _numbers([row[at] for row in table.rows])][:_MOST]

@@ -63,7 +63,7 @@ _WEIGHTS = (8.0, 4.0, 3.0, 4.0, 1.0)
 _EDITS = ("edit", "peft")
 _MOST_SAID = 4000  # characters of an entry's parameters
 #: A word that nothing has stands for words of its first letter that are so alike (difflib's ratio) and about as long.
-_ALIKE, _LONGER, _STAND_INS = 0.75, 3, 3
+_ALIKE, _LONGER, _STAND_INS = 0.7, 3, 3
 
 
 @dataclass(frozen=True)
