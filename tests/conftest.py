@@ -9,8 +9,12 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import http_clients
 import pytest
+from hypothesis import HealthCheck, settings
 
+#: Fixtures of the session whose start takes long.
+_SERVERS = {"ray_server", "process_server", "families_server", "method_server", "target"}
 # A short path: unix sockets, whose names have room for 107 bytes, lie below it.
 _HOME = Path(tempfile.mkdtemp(prefix="interlace-"))
 
@@ -22,16 +26,38 @@ os.environ |= {
     "OMP_WAIT_POLICY": "passive",
     "TOKENIZERS_PARALLELISM": "false",
     "NNSIGHT_CONFIG": str(_HOME / "no-nnsight-config.yaml"),
+    # httpx reads a whole bundle of certificates for each client that is made, some 20 ms, also for plain HTTP; the
+    # stock client makes one for each request. From a folder it reads them when it needs one, and no test does.
+    "SSL_CERT_DIR": str(_HOME / "no-certificates"),
 }
-for _name in ("NDIF_HOST", "NDIF_API_KEY", "HF_ENDPOINT", "REDIS_URL"):
+for _name in ("NDIF_HOST", "NDIF_API_KEY", "HF_ENDPOINT", "REDIS_URL", "SSL_CERT_FILE"):
     os.environ.pop(_name, None)
+
+# No machine is too slow for a property, and the same examples are tried each time.
+settings.register_profile("tests", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
+http_clients.be_patient()
 
 
 def pytest_unconfigure() -> None:
     shutil.rmtree(_HOME, ignore_errors=True)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    _group(config.rootpath, items)
+    _leave_out(items)
+
+
+def _group(root: Path, items: list[pytest.Item]) -> None:
+    """Of several processes one runs a file; and all files of a folder that share a server, so that one is started."""
+    sharing = {item.path for item in items if not _SERVERS.isdisjoint(getattr(item, "fixturenames", ()))}
+    for item in items:
+        group = item.path.parent if item.path in sharing else item.path
+        item.add_marker(pytest.mark.xdist_group(str(group.relative_to(root))))
+
+
+def _leave_out(items: list[pytest.Item]) -> None:
     """Leave out what needs a GPU where there is none."""
     if not any("gpu" in item.keywords for item in items):
         return
