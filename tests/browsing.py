@@ -58,13 +58,16 @@ def launched() -> Iterator[Browser]:
 class Looking:
     """A window of its own, and all that it has complained of."""
 
-    def __init__(self, browser: Browser, url: str, *, size: dict[str, int] = DESK, dark: bool = False) -> None:
+    def __init__(
+        self, browser: Browser, url: str, *, size: dict[str, int] = DESK, dark: bool = False, **more: Any
+    ) -> None:
         self._url = url
         self.context = browser.new_context(
             base_url=url,
             viewport=size,  # type: ignore[arg-type]  # a typed dictionary
             color_scheme="dark" if dark else "light",
             permissions=["clipboard-read", "clipboard-write"],
+            **more,
         )
         self.context.set_default_timeout(PATIENCE)
         self.page: Page = self.context.new_page()

@@ -316,6 +316,7 @@ CASES: dict[str, list[Case]] = {
         Case({"prompt": "a large red circle", "steps": 3, "show": [0, 2, 3]}, seed=4, model=tiny_diffusion.SHAPES)
     ],
     "lake.sketch@1": [Case({"title": "as it is"})],
+    "lake.merge@1": [Case({"shares": [0.5]}, {"of": _edit})],
     "lake.recover@1": [Case({}, {"models": _edit})],
     "lake.compare@1": [
         Case({"probes": PROMPTS}, {"other": _edit, "sae": _mirror}),
