@@ -7,7 +7,7 @@ import pytest
 from meeting import MODEL, lease, make_job
 
 from interlace.protocol.errors import InvalidRequest, UnknownJob
-from interlace.protocol.event import Ended, StateChanged
+from interlace.protocol.event import Ended, Picture, Progress, StateChanged
 from interlace.protocol.job import Cost, Job, JobState, ResultRef
 from interlace.protocol.jobs import JobView
 from interlace.protocol.model import ModelKey
@@ -174,3 +174,24 @@ async def test_the_collector_takes_out_what_is_over_its_lifetime_and_nothing_els
     assert await state.jobs.prune(2_000) == 2
     assert {one.decode() for one in await state.redis.zrange(keys.jobs, 0, -1)} == {old.id, young.id}
     assert await state.redis.zrange(keys.jobs_of("lab-a"), 0, -1) == [young.id.encode()]
+
+
+async def test_the_newest_picture_and_each_by_its_number(state: State) -> None:
+    job = await put(state)
+    assert await state.jobs.picture(job.id) is None
+    held = await lease(state)
+    first, second, again = (
+        Picture(number=number, title=title, step=number, size=2, data=title.encode()[:2])
+        for number, title in ((1, "ab"), (2, "cd"), (1, "ef"))
+    )
+    assert await state.queue.record(held, first, Progress(step=1), second)
+    assert await state.jobs.picture(job.id) == second
+    assert [await state.events.picture(job.id, number) for number in (1, 2, 3)] == [b"ab", b"cd", None]
+    assert await state.queue.record(held, again)  # of a run that has begun anew
+    assert await state.jobs.picture(job.id) == again
+    assert await state.events.picture(job.id, 1) == b"ef"
+    assert await state.events.value(job.id, 1) is None
+    await state.queue.finish(held, Ended(state=JobState.COMPLETED))
+    assert (await state.jobs.show(job.id, "local")).progress is None
+    await state.jobs.forget(await state.jobs.show(job.id, "local"))
+    assert await state.jobs.picture(job.id) is None

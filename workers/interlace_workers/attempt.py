@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from interlace.protocol.errors import InterlaceError, InvalidRequest, UnknownArtifact, UnknownJob
-from interlace.protocol.event import Ended, Event, Log, Progress, Saved, StateChanged
+from interlace.protocol.event import Ended, Event, Log, Picture, Progress, Saved, StateChanged
 from interlace.protocol.frames import BrokenFrame
 from interlace.protocol.job import Cost, JobKind, JobState
 from interlace_state import log
@@ -174,7 +174,7 @@ class Attempt:
                         self._watch.ran(failed)
                         return failed
                     continue
-                if isinstance(happening, Progress):
+                if isinstance(happening, (Progress, Picture)):
                     await self._journal.note(happening)
                     continue
                 if isinstance(happening, Printed):

@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, Request
 from starlette.responses import RedirectResponse, Response
 
-from interlace.protocol.errors import UnknownJob
+from interlace.protocol.errors import UnknownJob, UnknownPicture
 from interlace.protocol.job import JobState
 from interlace.protocol.jobs import JobView
 from interlace_server import job_actions
@@ -13,8 +13,8 @@ from interlace_server.doors.auth import Caller, TheCaller
 from interlace_server.gateway import Gateway, TheGateway
 from interlace_server.page.frame import Nav, PageRoute, digest, done, part, saying
 from interlace_server.page.pictures import Pictures, given
+from interlace_server.routes.jobs import NOT_KEPT, list_jobs, show_job
 from interlace_server.routes.jobs import job_result as fetch_result
-from interlace_server.routes.jobs import list_jobs, show_job
 
 NAV = Nav("/page/jobs", "Jobs", 20)
 router = APIRouter(prefix="/page/jobs", route_class=PageRoute, include_in_schema=False)
@@ -78,6 +78,16 @@ async def job_picture(request: Request, job_id: _JobId, caller: TheCaller, gatew
     return Response(png, media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
 
 
+@router.get("/{job_id}/shown.png")
+async def job_shown(job_id: _JobId, caller: TheCaller, gateway: TheGateway) -> Response:
+    """What a method has shown last while it runs; for the job's own tenant."""
+    await gateway.state.jobs.show(job_id, caller.tenant)
+    found = await gateway.state.jobs.picture(job_id)
+    if found is None or found.data is None:
+        raise UnknownPicture(job_id, 1)
+    return Response(found.data, media_type="image/png", headers=NOT_KEPT)
+
+
 @router.get("/{job_id}/result")
 async def job_result(request: Request, job_id: _JobId, caller: TheCaller, gateway: TheGateway) -> Response:
     """The result's bytes, as a file."""
@@ -108,8 +118,20 @@ async def _job(request: Request, template: str, job_id: str, caller: Caller, gat
     own = view.tenant == caller.tenant
     lines, more = await gateway.state.events.lines(job_id, _LINES)
     result = await given(gateway, view) if own and view.state.ended else None
-    seen = digest(view, lines)
-    return part(request, template, seen, job=view, lines=lines, more=more, given=result, own=own, share=_share(view))
+    shown = await gateway.state.jobs.picture(job_id) if own and view.state is not JobState.COMPLETED else None
+    shown = shown and shown.bare
+    return part(
+        request,
+        template,
+        digest(view, lines, shown),
+        job=view,
+        lines=lines,
+        more=more,
+        given=result,
+        own=own,
+        share=_share(view),
+        shown=shown,
+    )
 
 
 def _share(view: JobView) -> float | None:
