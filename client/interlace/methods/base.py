@@ -149,6 +149,8 @@ class ModelFacts:
     latents: tuple[int, int, int] | None = None
     #: Of a UNet: channels of each of its blocks, from the outside in.
     widths: tuple[int, ...] = ()
+    #: Of artifacts of images that the params name: how many images, their height and width, by that name.
+    images: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
 
 
 class Estimate(BaseModel):
