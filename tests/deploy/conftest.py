@@ -7,13 +7,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import redis_server
 
 Interlace = Callable[..., "subprocess.CompletedProcess[str]"]
-Until = Callable[[Callable[[], object], float], None]
+Until = Callable[[Callable[[], Any], float], Any]
 
 COMMAND = (sys.executable, "-m", "interlace_deploy")
 
@@ -49,13 +50,14 @@ def interlace(environ: dict[str, str], tmp_path: Path) -> Interlace:
 
 @pytest.fixture
 def until() -> Until:
-    """Wait for a condition, for so many seconds at most."""
+    """Wait for a condition, for so many seconds at most, and give what it gave."""
 
-    def wait(condition: Callable[[], object], seconds: float) -> None:
+    def wait(condition: Callable[[], Any], seconds: float) -> Any:
         deadline = time.monotonic() + seconds
-        while not condition():
+        while not (met := condition()):
             assert time.monotonic() < deadline, f"still not so after {seconds:g} s"
             time.sleep(0.02)
+        return met
 
     return wait
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from interlace_deploy.children import Child, rotate, tail
+from interlace_deploy.parts.children import Child, rotate, tail
 
 Until = Callable[[Callable[[], object], float], None]
 Start = Callable[[str], Awaitable[Child]]
@@ -93,7 +93,7 @@ async def test_a_terminal_interrupt_does_not_reach_it(start: Start, heard: list[
 
 def test_it_ends_when_we_are_killed(tmp_path: Path, until: Until) -> None:
     program = (
-        "import asyncio, os, sys; from pathlib import Path; from interlace_deploy.children import Child\n"
+        "import asyncio, os, sys; from pathlib import Path; from interlace_deploy.parts.children import Child\n"
         "async def main():\n"
         "    command = [sys.executable, '-c', 'import time; time.sleep(60)']\n"
         "    child = await Child.start('child', command, Path(sys.argv[1]), os.environ)\n"

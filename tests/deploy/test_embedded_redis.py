@@ -13,9 +13,9 @@ import psutil
 import pytest
 from redis.asyncio import Redis
 
-from interlace_deploy import embedded_redis
-from interlace_deploy.children import Child
-from interlace_deploy.embedded_redis import Binary, find_binary
+from interlace_deploy.parts import embedded_redis
+from interlace_deploy.parts.children import Child
+from interlace_deploy.parts.embedded_redis import Binary, find_binary
 from interlace_deploy.problems import CommandProblem
 
 Until = Callable[[Callable[[], object], float], None]

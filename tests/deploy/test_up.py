@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import hub_server
@@ -20,7 +21,7 @@ import pytest
 from interlace.protocol.event import Ended
 from interlace.protocol.job import Job, Limits
 from interlace.protocol.model import ModelKey
-from interlace_deploy.up import for_clients
+from interlace_deploy.commands.up import for_clients
 from interlace_state.config import Config
 from interlace_state.config_file import load
 from interlace_state.models import ModelCard
@@ -28,7 +29,7 @@ from interlace_state.settings.services import RedisConfig
 from interlace_state.store import open_state
 
 Interlace = Callable[..., "subprocess.CompletedProcess[str]"]
-Until = Callable[[Callable[[], object], float], None]
+Until = Callable[[Callable[[], Any], float], Any]
 Alive = Callable[[], list[str]]
 Foreground = Callable[..., "subprocess.Popen[str]"]
 
@@ -180,11 +181,9 @@ def test_a_second_ctrl_c_ends_all_at_once(
     foreground: Foreground, state_dir: Path, tmp_path: Path, until: Until, alive: Alive
 ) -> None:
     process = foreground()
-    until(lambda: part(state_dir, "interlace_workers") is not None, 30)
-    # A part that does not react, so that the first Ctrl-C would take its time.
-    workers = part(state_dir, "interlace_workers")
-    assert workers is not None
-    workers.suspend()
+    # A part that does not react, so that the first Ctrl-C would take its time. It is looked for once: the command
+    # line of a process is empty for a moment while it becomes another program.
+    until(lambda: part(state_dir, "interlace_workers"), 30).suspend()
     process.send_signal(signal.SIGINT)
     until(lambda: "stopping" in (tmp_path / "stderr").read_text(), 20)
     started = time.monotonic()

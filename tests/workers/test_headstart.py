@@ -8,8 +8,8 @@ import psutil
 import pytest
 
 from interlace_workers.executors.zygote_process import ZygoteProcess
-from interlace_workers.headstart import head_starts, take
 from interlace_workers.order import Load
+from interlace_workers.placement.headstart import head_starts, take
 from interlace_workers.spawn import spawn
 
 SECONDS = 60.0

@@ -22,11 +22,12 @@ from interlace.protocol.job import Cost, Job, JobState, Limits
 from interlace.protocol.model import ModelKey
 from interlace_state.settings.services import TelemetryConfig
 from interlace_state.tracing import Tracing
-from interlace_workers import metrics, steps
+from interlace_workers import steps
 from interlace_workers.executors.base import Done, ExecutorLost, Failed, Happening, Step
 from interlace_workers.executors.fork import ForkExecutor
 from interlace_workers.order import Load
-from interlace_workers.telemetry import Watch
+from interlace_workers.replicas import metrics
+from interlace_workers.replicas.telemetry import Watch
 
 in_module = pytest.mark.asyncio(loop_scope="module")
 

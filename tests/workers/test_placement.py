@@ -21,7 +21,7 @@ from interlace_state.models import ModelCard, ModelState, Replica
 from interlace_state.settings.models import ModelConfig
 from interlace_state.settings.services import RedisConfig
 from interlace_state.store import State, open_state
-from interlace_workers.placement import place
+from interlace_workers.placement.place import place
 
 Damage = Callable[[Path], Path]
 

@@ -21,9 +21,9 @@ from interlace_state.settings.hosting import DeployConfig, MemoryConfig, OnDeman
 from interlace_state.settings.models import Autoscale, ModelConfig
 from interlace_state.settings.services import RedisConfig
 from interlace_state.store import State, open_state
-from interlace_workers.feasible import forbidden
-from interlace_workers.placement import place
-from interlace_workers.reconcile import Reconciler
+from interlace_workers.placement.feasible import forbidden
+from interlace_workers.placement.place import place
+from interlace_workers.placement.reconcile import Reconciler
 
 GPT2, LLAMA = ModelKey(repo_id=tiny.GPT2), ModelKey(repo_id=tiny.LLAMA)
 

@@ -11,9 +11,9 @@ from parties import Capture, run
 from transformers import AutoTokenizer
 
 from interlace_workers.executors.base import Done
+from interlace_workers.executors.sharing import SharingExecutor
 from interlace_workers.executors.zygote_process import ZygoteProcess
 from interlace_workers.order import Load
-from interlace_workers.sharing import SharingExecutor
 
 
 @pytest.fixture
