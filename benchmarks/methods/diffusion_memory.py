@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
-import shapes
+import drawn_shapes
 import torch
 from claims import written
 
@@ -56,10 +56,10 @@ def inputs(client: interlace.Client) -> dict[str, dict[str, Any]]:
     def kept(pixels: torch.Tensor) -> str:
         return client.artifacts.upload_images(list(pixels), PROMPT, rights="drawn by a program").ref
 
-    many = kept(shapes.many("plain", 3, 0)[0][:64])
-    few = kept(shapes.many("plain", 1, 1)[0][:2])
+    many = kept(drawn_shapes.draw(64, 0).pixels)
+    few = kept(drawn_shapes.draw(2, 1).pixels)
     return {
-        "customize.pair": {"images": kept(shapes.pair("square", "red", "framed"))},
+        "customize.pair": {"images": kept(drawn_shapes.pair("square", "red", "edged"))},
         "customize.style": {"images": many},
         "images.stylise": {"images": many},
         "images.filter": {"images": many},
