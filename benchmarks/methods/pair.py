@@ -3,7 +3,7 @@
     python benchmarks/methods/pair.py [--seeds 21 22 23] [--styles edged grounded] [--json FILE]
 
 For each style and seed, on the pair "red square, plain and in the style": both LoRAs (`pair`), both with A random and
-trained (`no_orth`), and the usual style LoRA alone (`db`). Each draws eight prompts of other shapes and colours, twice,
+trained (`no_orth`), and the usual style LoRA alone (`db`). Each draws eight prompts of other shapes and colours,
 by style guidance and by scaling the LoRA, at several strengths. Two small networks judge each picture: what shape and
 colour it is (content), and which style it has; they were trained on drawings and on what the autoencoder makes of them,
 in all styles. The score of a way is the best over its strengths of min(content, style): either alone is easily had. The
@@ -43,7 +43,7 @@ STYLES = ("plain", "edged", "grounded", "barred")
 SUBJECT, SUFFIX = "a large red sks square", "in vex style"
 #: None of the pair's shape or colour.
 PROMPTS = [(shape, colour) for shape in ("circle", "triangle", "cross", "ring") for colour in ("blue", "purple")]
-DRAW: dict[str, Any] = {"guidance": 3.0, "steps": 10, "batch": 8, "per_prompt": 2}
+DRAW: dict[str, Any] = {"guidance": 3.0, "steps": 10, "batch": 8}
 TRAIN: dict[str, Any] = {
     "subject": SUBJECT,
     "suffix": SUFFIX,
@@ -61,6 +61,8 @@ SCHEMES: dict[str, dict[str, Any]] = {
     "db": {"joint": False, "orthogonal": False, "lr": 2e-3},
 }
 STRENGTHS = {"style_guidance": (1.0, 1.5, 2.0, 3.0), "lora_scale": (0.5, 1.0, 1.5)}
+#: How each scheme draws.
+WAYS = {"pair": ("style_guidance", "lora_scale"), "no_orth": ("style_guidance",), "db": ("lora_scale",)}
 #: The one style in which random rows are tried, too.
 RANDOM_ROWS = "edged"
 CLAIMS = [
@@ -213,7 +215,7 @@ def cell(bench: Bench, style: str, seed: int) -> tuple[dict[str, float], dict[st
             figures |= {name: result.metric(name).value for name in ("orth_max", "update_cosine")}
             zero = [{"adapter": adapter, "suffix": SUFFIX, "strength": 0.0}]
             figures["zero_is_bare"] = float(torch.equal(bench.drawn(seed, zero), bare))
-        for how in ("style_guidance",) if scheme == "no_orth" else STRENGTHS:
+        for how in WAYS[scheme]:
             curves[f"{scheme} {how}"] = bench.curve(style, seed, result.style, how)
             figures[f"{scheme} {how}"] = max(min(one["content"], one["style"]) for one in curves[f"{scheme} {how}"])
     figures["cpu_seconds"] = round(time.process_time() - began, 1)
