@@ -6,7 +6,7 @@ from redis.asyncio import Redis
 
 from interlace.protocol import event as words
 from interlace.protocol.errors import UnknownJob
-from interlace.protocol.event import Ended, Event, Log, Picture, Saved, StateChanged
+from interlace.protocol.event import Ended, Event, Log, Saved, StateChanged
 from interlace_state.keys import Keys
 
 _BLOCK_MS = 2_000  # well under `store.ANSWER_SECONDS`, which counts this wait
@@ -31,19 +31,12 @@ class Events:
 
     async def value(self, job_id: str, number: int) -> bytes | None:
         """The bytes of a streamed value that travelled in its event, in the last of that number; None for another."""
-        return await self._numbered(job_id, Saved, number)
-
-    async def picture(self, job_id: str, number: int) -> bytes | None:
-        """The PNG of the last picture of that number that a job has shown; None for another."""
-        return await self._numbered(job_id, Picture, number)
-
-    async def _numbered(self, job_id: str, kind: type[Saved | Picture], number: int) -> bytes | None:
         stream, first, found = self._keys.events(job_id), "-", None
         sign = f'"number":{number},'.encode()
         while entries := await self._redis.xrange(stream, min=first, count=_BATCH):
             for _, fields in entries:
                 event = words.decode(fields[b"e"]) if sign in fields[b"e"] else None
-                if isinstance(event, Saved | Picture) and isinstance(event, kind) and event.number == number:
+                if isinstance(event, Saved) and event.number == number:
                     found = event.data
             first = f"({entries[-1][0].decode()}"
         return found

@@ -96,7 +96,7 @@ class Jobs:
         return job
 
     async def picture(self, job_id: str) -> Picture | None:
-        """The newest picture that a job has shown, with its bytes."""
+        """The newest picture that a job has shown; `Values` has its bytes."""
         data = await self._redis.hget(self._keys.job(job_id), "picture")
         event = None if data is None else words.decode(data)
         return event if isinstance(event, Picture) else None

@@ -115,7 +115,8 @@ def test_a_job_from_its_first_word_to_its_end(keyed: Keyed, look: Look) -> None:
     assert page.get_by_role("progressbar").get_attribute("value") == "0.3"
     assert page.locator("#log").inner_text() == f"first line\n{HTML}\n"
     png = preview(torch.zeros(2, 32, 32, 3, dtype=torch.uint8))
-    picture = Picture(number=1, title=HTML, step=3, size=len(png), data=png)
+    work(keyed, lambda worker: worker.state.values.keep(job_id, 1, png))
+    picture = Picture(number=1, title=HTML, step=3, size=len(png))
     assert work(keyed, lambda worker: worker.state.queue.record(lease, picture))
     page.locator("#shown img").wait_for()
     looking.until("document.querySelector('#shown img').naturalWidth > 100")

@@ -85,7 +85,7 @@ class Picture(_Event):
     step: int | None = Field(default=None, ge=0, le=_MOST_STEPS)
     #: Bytes of the PNG.
     size: int
-    #: The PNG; None where it lies at `/v1/jobs/{id}/pictures/{number}`.
+    #: The PNG, while it travels; it lies at `/v1/jobs/{id}/pictures/{number}`.
     data: bytes | None = None
 
     @property

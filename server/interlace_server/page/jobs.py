@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, Request
 from starlette.responses import RedirectResponse, Response
 
-from interlace.protocol.errors import UnknownJob, UnknownPicture
+from interlace.protocol.errors import UnknownJob
 from interlace.protocol.job import JobState
 from interlace.protocol.jobs import JobView
 from interlace_server import job_actions
@@ -13,8 +13,8 @@ from interlace_server.doors.auth import Caller, TheCaller
 from interlace_server.gateway import Gateway, TheGateway
 from interlace_server.page.frame import Nav, PageRoute, digest, done, part, saying
 from interlace_server.page.pictures import Pictures, given
-from interlace_server.routes.jobs import NOT_KEPT, list_jobs, show_job
 from interlace_server.routes.jobs import job_result as fetch_result
+from interlace_server.routes.jobs import list_jobs, picture, show_job
 
 NAV = Nav("/page/jobs", "Jobs", 20)
 router = APIRouter(prefix="/page/jobs", route_class=PageRoute, include_in_schema=False)
@@ -83,9 +83,7 @@ async def job_shown(job_id: _JobId, caller: TheCaller, gateway: TheGateway) -> R
     """What a method has shown last while it runs; for the job's own tenant."""
     await gateway.state.jobs.show(job_id, caller.tenant)
     found = await gateway.state.jobs.picture(job_id)
-    if found is None or found.data is None:
-        raise UnknownPicture(job_id, 1)
-    return Response(found.data, media_type="image/png", headers=NOT_KEPT)
+    return await picture(gateway, job_id, 0 if found is None else found.number)
 
 
 @router.get("/{job_id}/result")
@@ -119,7 +117,6 @@ async def _job(request: Request, template: str, job_id: str, caller: Caller, gat
     lines, more = await gateway.state.events.lines(job_id, _LINES)
     result = await given(gateway, view) if own and view.state.ended else None
     shown = await gateway.state.jobs.picture(job_id) if own and view.state is not JobState.COMPLETED else None
-    shown = shown and shown.bare
     return part(
         request,
         template,

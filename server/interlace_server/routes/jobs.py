@@ -9,10 +9,11 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from interlace.protocol import event as words
-from interlace.protocol.errors import Forbidden, NotCompleted, UnknownPicture
+from interlace.protocol.errors import Forbidden, NotCompleted, UnknownPicture, UnknownValue
 from interlace.protocol.event import Picture, Saved
 from interlace.protocol.job import JobState
 from interlace.protocol.jobs import JobPage, JobView
+from interlace.protocol.picture import check_picture
 from interlace_server import job_actions, sse
 from interlace_server.allow import SharedPath
 from interlace_server.delivery import BYTES, deliver, deliver_bytes, deliver_part, described
@@ -36,7 +37,7 @@ _STREAM: Responses = {
 _PNG = {"image/png": {"schema": {"type": "string", "format": "binary"}}}
 _PICTURE: Responses = {200: {"description": "The PNG.", "content": _PNG}}
 #: A job that runs again may show another under a number.
-NOT_KEPT = {"Cache-Control": "private, no-store"}
+_NOT_KEPT = {"Cache-Control": "private, no-store"}
 _VALUE = described("A value is what torch.save wrote.")
 _MOST_VALUES = 1 << 40
 _GONE: Responses = {204: {"description": "The job had ended; now its record, events and result are gone."}}
@@ -144,10 +145,7 @@ async def job_picture(
 ) -> Response:
     """A picture that a job of one's own has shown while it ran: a PNG. It is not for other tenants, admins included."""
     await gateway.state.jobs.show(job_id, caller.tenant)
-    png = await gateway.state.events.picture(job_id, number)
-    if png is None:
-        raise UnknownPicture(job_id, number)
-    return Response(png, media_type="image/png", headers=NOT_KEPT)
+    return await picture(gateway, job_id, number)
 
 
 @router.get("/{job_id}/events", response_class=StreamingResponse, responses=_STREAM | refusals(401, 404, 422, 429, 503))
@@ -183,3 +181,13 @@ async def _events(gateway: Gateway, job_id: str, after: str, until: str | None) 
         yield sse.sent(event_id, event.type, words.encode(event))
         if until is not None and order(event_id) >= order(until):
             return
+
+
+async def picture(gateway: Gateway, job_id: str, number: int) -> Response:
+    """A picture that a job has shown. Raises UnknownPicture."""
+    try:
+        png = await gateway.state.values.read(job_id, number)
+        check_picture(png)
+    except (UnknownValue, ValueError):
+        raise UnknownPicture(job_id, number) from None
+    return Response(png, media_type="image/png", headers=_NOT_KEPT)

@@ -18,7 +18,7 @@ from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from redis.exceptions import RedisError
 
-from interlace.protocol.errors import InterlaceError, InvalidRequest, ShuttingDown, TooMany
+from interlace.protocol.errors import InterlaceError, InvalidRequest, ShuttingDown, TooMany, UnknownValue
 from interlace.protocol.event import Ended, Event, Picture, Saved
 from interlace_server import metrics
 from interlace_server.doors.auth import Caller, caller_of
@@ -189,7 +189,8 @@ class Stream:
         if isinstance(event, Saved) and event.size <= most:
             return event.data if event.data is not None else await state.values.read(job_id, event.number)
         if isinstance(event, Picture):
-            return event.data
+            with suppress(UnknownValue):
+                return await state.values.read(job_id, event.number)
         if isinstance(event, Ended) and event.result is not None and event.result.size <= most:
             return await state.results.read(job_id)
         return None

@@ -47,7 +47,7 @@ class Told:
 
 
 class Gallery:
-    """Pictures: a day's job has a hundred of them, of 64 KiB at most, since events lie in Redis."""
+    """Pictures: a day's job has a hundred of them, of 64 KiB at most."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._pace = Pace(period=2.0, burst=8, silence=0.1, clock=clock)

@@ -174,7 +174,10 @@ class Attempt:
                         self._watch.ran(failed)
                         return failed
                     continue
-                if isinstance(happening, (Progress, Picture)):
+                if isinstance(happening, Picture):
+                    await self._shown(happening)
+                    continue
+                if isinstance(happening, Progress):
                     await self._journal.note(happening)
                     continue
                 if isinstance(happening, Printed):
@@ -219,6 +222,16 @@ class Attempt:
         except Exception as error:  # noqa: BLE001 - the edge of the store, as above
             return Failed(_not_stored("store a value that your job streamed", error), Cost(), reason="not_stored")
         return event
+
+    async def _shown(self, picture: Picture) -> None:
+        """Put a picture where who watches finds it; one that cannot be stored is not missed."""
+        assert picture.data is not None
+        try:
+            await self._state.values.keep(self._lease.job.id, picture.number, picture.data)
+        except Exception as error:  # noqa: BLE001 - the edge of the store, as above
+            log.failure("store_failed", error)
+            return
+        await self._journal.note(picture.bare)
 
 
 def _sum(first: Cost, second: Cost) -> Cost:
