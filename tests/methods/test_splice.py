@@ -220,7 +220,7 @@ def test_integrated_gradients_sum_to_what_patching_the_place_does(tmp_path: Path
 
 
 def test_on_the_way_of_one_node_alone_integrated_gradients_are_exact(tmp_path: Path) -> None:
-    """What keeps estimates from single patches is that all nodes of a place go the way together, and nothing else."""
+    """So what may keep them from single patches is that all nodes of a place go the way together, and nothing else."""
     _, attributor, batch = parts("gpt2", tmp_path)
     name = "resid_post.1"
     with evaluating(attributor.splice.sites.module):
@@ -235,7 +235,6 @@ def test_on_the_way_of_one_node_alone_integrated_gradients_are_exact(tmp_path: P
             estimate = float(attributor.ig(batch, alone, 40, "midpoint", name).features.sum())
             exactly = float(attributor.exact(batch, runs, name, [Node(at, number)], 1))
             assert estimate == pytest.approx(exactly, rel=0.01)
-            assert float(together[at, number]) != pytest.approx(exactly, rel=0.01)
 
 
 @dataclass(frozen=True)
