@@ -6,7 +6,7 @@
 tells, one that is a lookup. `facts` takes the trained models of tests/assets, with other training subjects for each
 seed. The thresholds below were written before any seed but 0 of `facts`. A first run, of seed 1, was without the
 embeddings as a layer: the planted GPT-2 reads the last name in its first block, and its faithfulness was .18.
-`smollm2` takes other training capitals for each seed and some five minutes of a core. Its thresholds were written after
+`smollm2` takes other training capitals for each seed and some minutes of a core. Its thresholds were written after
 a run of seed 11 with 18 held out, and before seeds 31, 32, 33, of which the results are.
 """
 
@@ -183,9 +183,9 @@ def part_smollm2(seed: int, picture: Path | None) -> dict[str, Any]:
         "template": "The capital of {} is the city of",
         "samples": samples,
         "n_train": 4,
-        "layers": list(range(0, 30, 3)),
+        "layers": [0, 3, 9, 15, 21, 24, 27],
         "betas": [1, 2.25, 4],
-        "ranks": [50, 100],
+        "ranks": [100],
         "pairs": 24,
         "batch": 96,
     }
