@@ -20,7 +20,7 @@ from nnsight.intervention.backends.remote import AsyncRemoteBackend
 from parity import Lab
 
 PROMPT = "The Eiffel Tower is in the city of"
-DEADLINE = 180.0  # seconds
+DEADLINE = 420.0  # seconds: to start anything on Ray takes minutes on a busy machine
 IDLE = 2.0  # seconds
 
 

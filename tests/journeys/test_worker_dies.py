@@ -23,7 +23,7 @@ from interlace_state.config_file import load
 from interlace_state.store import open_state
 
 PROMPT = "The Eiffel Tower is in the city of"
-DEADLINE = 180.0  # seconds
+DEADLINE = 420.0  # seconds
 
 
 @pytest.fixture(scope="module")
