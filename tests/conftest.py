@@ -13,8 +13,6 @@ import http_clients
 import pytest
 from hypothesis import HealthCheck, settings
 
-#: Fixtures of the session whose start takes long.
-_SERVERS = {"ray_server", "process_server", "families_server", "method_server", "target"}
 # A short path: unix sockets, whose names have room for 107 bytes, lie below it.
 _HOME = Path(tempfile.mkdtemp(prefix="interlace-"))
 
@@ -43,21 +41,7 @@ def pytest_unconfigure() -> None:
     shutil.rmtree(_HOME, ignore_errors=True)
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    _group(config.rootpath, items)
-    _leave_out(items)
-
-
-def _group(root: Path, items: list[pytest.Item]) -> None:
-    """Of several processes one runs a file; and all files of a folder that share a server, so that one is started."""
-    sharing = {item.path for item in items if not _SERVERS.isdisjoint(getattr(item, "fixturenames", ()))}
-    for item in items:
-        group = item.path.parent if item.path in sharing else item.path
-        item.add_marker(pytest.mark.xdist_group(str(group.relative_to(root))))
-
-
-def _leave_out(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leave out what needs a GPU where there is none."""
     if not any("gpu" in item.keywords for item in items):
         return

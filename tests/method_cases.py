@@ -301,7 +301,11 @@ CASES: dict[str, list[Case]] = {
             {
                 "pairs": PAIRS,
                 "senders": {"family": "parts", "sites": ["attn_out"], "positions": "each"},
-                "receivers": [*_RECEIVERS, {"site": "head", "layer": 2, "head": 1, "position": -1}],
+                "receivers": [
+                    *_RECEIVERS,
+                    {"site": "head", "layer": 2, "head": 1, "position": -1},
+                    {"site": "attn_q", "layer": 2},
+                ],
                 "through": "mlps",
                 "joint": True,
                 "batch": 3,

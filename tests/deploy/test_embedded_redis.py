@@ -192,7 +192,7 @@ async def test_a_socket_path_that_is_too_long(binary: Binary, tmp_path: Path) ->
 
 def test_it_ends_when_its_parent_is_killed(state_dir: Path, until: Until) -> None:
     program = (
-        "import asyncio, os, sys; from pathlib import Path; from interlace_deploy import embedded_redis as e\n"
+        "import asyncio, os, sys; from pathlib import Path; from interlace_deploy.parts import embedded_redis as e\n"
         "async def main(folder):\n"
         "    binary = e.find_binary(os.environ['PATH'])\n"
         "    child, _ = await e.start(binary, folder / 'redis', folder / 'r.sock', folder / 'log', os.environ)\n"

@@ -64,6 +64,7 @@ BROKEN = "wrote to the channel that reports its end"
         "say(name=b'n' * 257)",
         "say(name=b'\\xff')",
         "say(kind=9)",
+        "say(kind=8)",  # a trace shows no picture
         "tell(b'nonsense')",
         "tell(b'{\"step\": -1}')",
         'tell(b\'{"step": 1, "of": 1e999}\')',

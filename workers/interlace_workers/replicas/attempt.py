@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from interlace.protocol.errors import InterlaceError, InvalidRequest, UnknownArtifact, UnknownJob
-from interlace.protocol.event import Ended, Event, Log, Progress, Saved, StateChanged
+from interlace.protocol.event import Ended, Event, Log, Picture, Progress, Saved, StateChanged
 from interlace.protocol.frames import BrokenFrame
 from interlace.protocol.job import Cost, JobKind, JobState
 from interlace_state import log
@@ -174,6 +174,9 @@ class Attempt:
                         self._watch.ran(failed)
                         return failed
                     continue
+                if isinstance(happening, Picture):
+                    await self._shown(happening)
+                    continue
                 if isinstance(happening, Progress):
                     await self._journal.note(happening)
                     continue
@@ -219,6 +222,16 @@ class Attempt:
         except Exception as error:  # noqa: BLE001 - the edge of the store, as above
             return Failed(_not_stored("store a value that your job streamed", error), Cost(), reason="not_stored")
         return event
+
+    async def _shown(self, picture: Picture) -> None:
+        """Put a picture where who watches finds it; one that cannot be stored is not missed."""
+        assert picture.data is not None
+        try:
+            await self._state.values.keep(self._lease.job.id, picture.number, picture.data)
+        except Exception as error:  # noqa: BLE001 - the edge of the store, as above
+            log.failure("store_failed", error)
+            return
+        await self._journal.note(picture.bare)
 
 
 def _sum(first: Cost, second: Cost) -> Cost:
