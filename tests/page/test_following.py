@@ -14,7 +14,8 @@ from interlace.protocol.event import Progress
 from interlace_server.page.curves import curves
 from interlace_state.queue import Lease
 
-TRAINING = {"method": "lens.logit", "model": KEY.repo_id, "params": {"prompts": ["The Eiffel Tower"]}}
+#: A method that draws no picture of its own.
+TRAINING = {"method": "lake.sketch", "model": KEY.repo_id, "params": {}}
 ROWS = [[step, 2.0 / (1 + step), f"w{step}"] for step in range(6)]
 DRAWN = """one => {
   const canvas = one.querySelector("canvas");
@@ -38,7 +39,7 @@ def tell(keyed: Keyed, lease: Lease, steps: Sequence[int]) -> None:
 
 
 def finish(keyed: Keyed, lease: Lease) -> None:
-    origin = {"job": lease.job.id, "method": "lens.logit@1", "model": "m", "revision": "r", "dtype": "float32"}
+    origin = {"job": lease.job.id, "method": "lake.sketch@1", "model": "m", "revision": "r", "dtype": "float32"}
     origin |= {"device": "cpu", "libraries": {}, "params": {}, "seed": 0}
     result = {"tables": [{"name": "curve", "columns": ["step", "loss", "word"], "rows": ROWS}]}
     said = {"status": "completed", "result": result, "provenance": origin, "cost": {}, "warnings": []}

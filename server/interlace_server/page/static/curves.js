@@ -12,7 +12,7 @@
     box.className = "curve";
     box.tabIndex = 0;
     box.setAttribute("role", "img");
-    const one = { box, over, name, data: [[], []], plot: null };
+    const one = { box, over, name, data: [[], []], plot: null, at: null };
     box.addEventListener("keydown", (event) => walk(one, event));
     new ResizeObserver(() => one.plot?.setSize({ width: box.clientWidth, height: TALL })).observe(box);
     drawn.add(one);
@@ -47,7 +47,7 @@
     if (!by || !one.plot) return;
     event.preventDefault();
     const last = one.data[0].length - 1;
-    const at = Math.min(last, Math.max(0, (one.plot.cursor.idx ?? (by > 0 ? -1 : last + 1)) + by));
+    const at = one.at = Math.min(last, Math.max(0, (one.at ?? (by > 0 ? -1 : last + 1)) + by));
     const [left, top] = [one.plot.valToPos(one.data[0][at], "x"), one.plot.valToPos(one.data[1][at] ?? 0, "y")];
     one.plot.setCursor({ left, top });
   }
