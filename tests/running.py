@@ -20,7 +20,7 @@ import psutil
 
 from interlace_deploy.parts import tether
 
-_STOP = 60.0  # seconds
+_STOP = 120.0  # seconds
 #: What hosts the models of `families_server` and the pipelines. RUNTIME=ray in the environment has one of each run
 #: through Ray Serve, by hand: pytest tests/journeys/test_{mamba,encoders_and_seq2seq,vision,diffusion}.py -k "mini"
 RUNTIME = os.environ.get("RUNTIME", "process")

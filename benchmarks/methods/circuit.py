@@ -307,16 +307,16 @@ def costs(folder: Path) -> dict[str, float]:
         saes.append({"sae": report.artifact("sae", weights, made.config())})
     figures: dict[str, float] = {}
     few: dict[str, Any] = {"saes": saes, "data": data, "aggregate": "sum_pos", "check": 0, "batch": 2}
-    _cost(figures, "circuit.nodes, atp", NODES, model, {**few, "method": "atp"}, report)
-    nodes = _cost(figures, "circuit.nodes, ig, N=10", NODES, model, few, report)
+    cost(figures, "circuit.nodes, atp", NODES, model, {**few, "method": "atp"}, report)
+    nodes = cost(figures, "circuit.nodes, ig, N=10", NODES, model, few, report)
     figures["rows that exact would take"] = nodes.metric("active_nodes").value
     asked = {"saes": saes, "data": data, "nodes": nodes.circuit, "batch": 2}
-    _cost(figures, "circuit.edges, 30 nodes", EDGES, model, {**asked, "max_nodes": 30}, report)
-    _cost(figures, "circuit.evaluate, 2 sizes", EVALUATE, model, {**asked, "sizes": [50, 200], "controls": 1}, report)
+    cost(figures, "circuit.edges, 30 nodes", EDGES, model, {**asked, "max_nodes": 30}, report)
+    cost(figures, "circuit.evaluate, 2 sizes", EVALUATE, model, {**asked, "sizes": [50, 200], "controls": 1}, report)
     return figures
 
 
-def _cost(figures: dict[str, float], name: str, spec: Any, model: Any, params: Any, report: Any) -> Any:
+def cost(figures: dict[str, float], name: str, spec: Any, model: Any, params: Any, report: Any) -> Any:
     before, started = dict(report.cost), time.process_time()
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     held = _megabytes("VmRSS")

@@ -21,7 +21,7 @@ _HOLDER = (
     "with run.claim():\n"
     "    run.record('http://127.0.0.1:1')\n"
     "    print('held', flush=True)\n"
-    "    time.sleep(60)"
+    "    time.sleep(600)"
 )
 
 

@@ -1,6 +1,8 @@
 """Planted behaviours are found again by clustering what a model foresees, and what carries each is named."""
 
+import json
 import re
+from base64 import b64decode
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,6 +18,8 @@ from interlace.methods import find
 from interlace.methods.behaviors import grouping, samples, vectors
 from interlace.methods.behaviors.spec import ClusterResult
 from interlace.methods.notebook import Notebook, run
+from interlace.methods.shared.attribution import ERROR
+from interlace.methods.shared.circuit import Circuit
 from interlace.methods.shared.metrics import LogitMetric
 from interlace.methods.shared.sites import Sites, evaluating
 from interlace.protocol.errors import InvalidRequest
@@ -43,10 +47,15 @@ def model() -> Any:
 TEXTS = [" ".join([FILLERS[n % 4], *RULES[n % 3], FILLERS[(n + 1) % 4], *RULES[(n + 1) % 3]]) for n in range(24)]
 
 
-def dictionary() -> tuple[str, dict[str, torch.Tensor], dict[str, Any]]:
-    """A feature for each word."""
-    weights = {"W_enc": torch.eye(32), "W_dec": torch.eye(32), "b_enc": torch.zeros(32), "b_dec": 4 * torch.eye(32)[-1]}
-    return "sae", weights, {"architecture": "standard", "metadata": {"layer": 0, "site": "resid_post"}}
+def dictionary(layer: int = 0, share: float = 1.0) -> tuple[str, dict[str, torch.Tensor], dict[str, Any]]:
+    """A feature for each word, which explains ``share`` of it."""
+    weights = {
+        "W_enc": torch.eye(32),
+        "W_dec": share * torch.eye(32),
+        "b_enc": torch.zeros(32),
+        "b_dec": 4 * torch.eye(32)[-1],
+    }
+    return "sae", weights, {"architecture": "standard", "metadata": {"layer": layer, "site": "resid_post"}}
 
 
 def cluster(model: Any, folder: Path, **more: Any) -> ClusterResult:
@@ -77,6 +86,34 @@ def test_each_behaviour_is_a_cluster_and_has_its_feature(
         assert one.loss < 0.3
     assert found.metric("silhouette", "vectors").value > found.metric("silhouette", "shuffled").value
     assert {one.feature for one in found.features} >= {one.nodes[0].feature for one in found.clusters}
+
+
+def test_each_cluster_has_a_circuit_that_others_take(model: Any, tmp_path: Path) -> None:
+    saes = [Notebook(tmp_path, bar=False).artifact(*dictionary(layer, 0.95)) for layer in (0, 1)]
+    found = cluster(model, tmp_path, saes=saes, circuit_edges=8, circuit_nodes=20)
+    assert found.artifacts == tuple(one.circuit for one in found.clusters)
+    notebook = Notebook(tmp_path, bar=False)
+    for one in found.clusters:
+        assert one.circuit is not None
+        kept = Circuit.of(notebook.open(one.circuit, "circuit"))
+        assert {(node.name, node.feature) for node in kept.nodes} >= {(node.place, node.feature) for node in one.nodes}
+        assert any(node.feature == ERROR for node in kept.nodes)
+        # The same feature of block 0 acts by way of that of block 1, and this on the answer.
+        asks = one.nodes[0].feature
+        first, second = (next(n for n in one.nodes if n.place == f"resid_post.{layer}") for layer in (0, 1))
+        assert first.feature == second.feature == asks
+        graph = one.graph()
+        assert {(line.source, line.target) for line in graph.lines} >= {
+            (f"resid_post.0/*/{asks}", f"resid_post.1/*/{asks}"),
+            (f"resid_post.1/*/{asks}", "m"),
+        }
+        told = [(kept.nodes[edge.source].feature, edge.weight) for edge in kept.edges]
+        assert told == [(one.nodes[source].feature, pytest.approx(weight)) for source, _, weight in one.edges]
+        params = {"saes": saes, "data": one.examples(), "nodes": one.circuit, "sizes": [4], "ablation": "zero"}
+        measured = run(find("circuit.evaluate"), model, params, notebook)
+        table = measured.table("faithfulness")
+        assert dict(zip(table.columns, table.rows[0], strict=True))["faithfulness"] > 0.8
+    assert len(cluster(model, tmp_path / "fewer", circuits=1).artifacts) == 1
 
 
 def test_gradients_are_projected_and_leave_the_model_alone(model: Any) -> None:
@@ -168,10 +205,16 @@ def test_the_report_is_one_page_that_needs_nothing(model: Any, tmp_path: Path) -
     reader = _Reader()
     reader.feed(found.page())
     assert {"script", "link", "img", "b"}.isdisjoint(reader.tags), "words of texts are no markup"
-    assert all(re.fullmatch(r"#c\d", link) for link in reader.links)
+    inside = [link for link in reader.links if not link.startswith("data:application/json;base64,")]
+    assert all(re.fullmatch(r"#c\d", link) for link in inside)
+    graphs = [json.loads(b64decode(link.partition(",")[2])) for link in reader.links if link not in inside]
+    assert [{node["feature"] for node in one["nodes"] if node["id"] != "m"} for one in graphs] == [
+        {node.feature for node in one.nodes} for one in found.clusters
+    ], "each cluster's circuit is a link that holds it"
+    assert reader.tags.count("svg") == len(found.clusters)
     said = "".join(reader.words)
     assert "<b>" in said
-    assert all(word in said for word in ("cold", "three", "Paris", "What carries it"))
+    assert all(word in said for word in ("cold", "three", "Paris", "What carries it", "Kept as"))
     assert len(found.plot().axes) == 3
 
 

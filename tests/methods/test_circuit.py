@@ -21,6 +21,7 @@ from interlace.methods.notebook import Notebook, run
 from interlace.methods.shared.circuit import Circuit
 from interlace.methods.shared.dictionary import Dictionary
 from interlace.methods.shared.graph import METRIC_ID, Graph
+from interlace.methods.shared.ranking import spearman
 from interlace.methods.shared.sites import Sites
 from interlace.protocol.errors import InvalidArtifact, InvalidRequest
 
@@ -190,7 +191,14 @@ def test_estimates_are_held_against_exact_patching_and_cost_what_was_said(report
     assert len(rows) == 10
     for *node, _, value in rows:
         assert value == pytest.approx(known.get(tuple(node), 0.0), abs=1e-6)
+    estimates, exactly = (torch.tensor(column) for column in list(zip(*rows, strict=True))[-2:])
+    assert result.metric("spearman").value == pytest.approx(spearman(estimates, exactly))
     assert result.metric("slope").n == 10
+    near = run(NODES, model, {**asked, "check": 10, "ig_reach": 1e-4, "ig_steps": 1}, report)
+    one_gradient = run(NODES, model, {**asked, "check": 10, "method": "atp"}, report)
+    told = [[row[-2] for row in one.table("checked").rows] for one in (near, one_gradient)]
+    assert told[0] == pytest.approx(told[1], rel=1e-2, abs=1e-6), "all points are at the clean run"
+    assert told[0] != pytest.approx([row[-2] for row in rows], rel=1e-2, abs=1e-6)
     assert result.rows <= 20
     spent = Notebook(tmp_path / "other", bar=False)
     saes = kept(spent)

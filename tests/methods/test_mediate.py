@@ -12,10 +12,10 @@ from small_models import FACTS_GPT, FACTS_MAMBA, facts, of_family
 
 from interlace.methods import find
 from interlace.methods.base import ModelFacts
-from interlace.methods.mediate.gradients import spearman
 from interlace.methods.mediate.spec import MediateParams
 from interlace.methods.notebook import Notebook, run
 from interlace.methods.shared import capture
+from interlace.methods.shared.ranking import spearman
 from interlace.methods.shared.sites import Sites
 from interlace.protocol.errors import InvalidRequest
 

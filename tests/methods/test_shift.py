@@ -131,6 +131,19 @@ def test_what_is_refused(model: Any, tmp_path: Path) -> None:
         shift(model, notebook, head=other)
 
 
+def test_blocks_behind_the_head_do_not_run(model: Any, tmp_path: Path) -> None:
+    notebook, ran = Notebook(tmp_path, bar=False), []
+    handle = model._module.transformer.h[1].register_forward_hook(lambda *_: ran.append(1))
+    try:
+        assert shift(model, notebook, layer=0, candidates=2, reading={"k": 1, "logits": 0}).candidates
+        assert not ran
+        later = {"sae": notebook.artifact(*dictionary()), "site": "resid_post", "layer": 1}
+        with pytest.raises(InvalidRequest, match=r"resid_post\.1 come after the states that the head reads"):
+            shift(model, notebook, layer=0, saes=[later])
+    finally:
+        handle.remove()
+
+
 def test_the_cost_counts_both_calls() -> None:
     facts = ModelFacts(n_params=10**6, n_layers=2, hidden_size=16, vocab_size=10)
     params = {"saes": "artifact:0123456789abcdef", **AMBIGUOUS, **BALANCED, "layer": 1, "ig_steps": 10}

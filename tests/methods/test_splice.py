@@ -1,5 +1,7 @@
 """A splice by itself changes nothing, and its gradients are those that they are said to be, exactly."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import small_models
 import torch
 from torch import Tensor
 
+from interlace.methods.base import Report
 from interlace.methods.notebook import Notebook
 from interlace.methods.sae import formats
 from interlace.methods.shared.attribution import ERROR, Attributor, Batch, Endpoints, Node, Runs, batches, shares
@@ -214,6 +217,66 @@ def test_integrated_gradients_sum_to_what_patching_the_place_does(tmp_path: Path
         ablation = Batch(batch.numbers, batch.clean, None)
         gaps = _gaps(attributor, ablation, "resid_post.2", {"midpoint": (8, 40)})
         assert gaps["midpoint", 40] < gaps["midpoint", 8]
+
+
+def test_on_the_way_of_one_node_alone_integrated_gradients_are_exact(tmp_path: Path) -> None:
+    """So what may keep them from single patches is that all nodes of a place go the way together, and nothing else."""
+    _, attributor, batch = parts("gpt2", tmp_path)
+    name = "resid_post.1"
+    with evaluating(attributor.splice.sites.module):
+        runs = attributor.runs(batch)
+        clean, patch = runs.clean[name], runs.patch[name]
+        together = attributor.ig(batch, runs, 40, "midpoint", name).features[0]
+        for index in together.abs().flatten().topk(3).indices.tolist():
+            at, number = divmod(index, together.shape[1])
+            features = clean.features.clone()
+            features[0, at, number] = patch.features[0, at, number]
+            alone = replace(runs, patch={**runs.patch, name: Values(features, clean.error)})
+            estimate = float(attributor.ig(batch, alone, 40, "midpoint", name).features.sum())
+            exactly = float(attributor.exact(batch, runs, name, [Node(at, number)], 1))
+            assert estimate == pytest.approx(exactly, rel=0.01)
+
+
+@dataclass(frozen=True)
+class _AtMost:
+    """What another says, up to a limit."""
+
+    measure: Measure
+    most: float
+
+    @property
+    def report(self) -> Report:
+        return self.measure.report
+
+    def __call__(self, ids: Tensor, numbers: Sequence[int]) -> Tensor:
+        return self.measure(ids, numbers).clamp_max(self.most)
+
+
+def test_nodes_that_stand_in_for_each_other(tmp_path: Path) -> None:
+    """Either of two is enough: taking out one does nothing, both do, and integrated gradients share that out."""
+    _, attributor, batch = parts("gpt2", tmp_path)
+    name, attributor = "resid_post.1", probe(attributor, "resid_post", 1)
+    with evaluating(attributor.splice.sites.module):
+        runs = attributor.runs(batch)
+        linear = attributor.atp(batch, replace(runs, patch=_nothing(runs)))[name].features[0]
+        nodes = [Node(*divmod(one, linear.shape[1])) for one in (-linear).flatten().topk(2).indices.tolist()]
+        one, other = (-float(linear[node]) for node in nodes)
+        attributor = replace(attributor, measure=_AtMost(attributor.measure, float(runs.m_clean) - one))
+        runs = attributor.runs(batch)
+        features = runs.clean[name].features.clone()
+        for node in nodes:
+            features[(0, *node)] = 0.0
+        runs = replace(runs, patch={**runs.patch, name: Values(features, runs.clean[name].error)})
+        assert float(attributor.exact(batch, runs, name, nodes, 2).abs().max()) < 1e-4
+        whole = attributor.ig(batch, runs, 400, "midpoint", name).features[0]
+        assert float(whole.sum()) == pytest.approx(-other, rel=0.02)
+        assert all(float(whole[node]) < -0.2 * other for node in nodes)
+        near = attributor.ig(batch, runs, 10, "midpoint", name, reach=0.25).features
+        assert not near.any(), "as each by itself"
+
+
+def _nothing(runs: Runs) -> dict[str, Values]:
+    return {name: Values(*(torch.zeros_like(one) for one in own)) for name, own in runs.clean.items()}
 
 
 def _gaps(

@@ -1,8 +1,9 @@
-"""A model's process, started by the placer while the runtime still comes up: its first replica takes it over.
+"""A model's process, started by the placer as soon as a replica is wanted: the replica takes it over once it is there.
 
-Imports and weights take as long as Ray does; side by side they cost half of the time. The placer waits at a socket in a
-folder that only its own account may enter. Who asks there gets the process, once; a replica that finds nothing there,
-as on another machine, starts a process of its own.
+Imports and weights take as long as Ray, or its new actor, does; side by side they cost half of the time. The placer
+waits at a socket in a folder that only its own account may enter, where replicas of a model look each time that they
+start. Who asks there gets the process, once; a replica that finds nothing there, as on another machine, starts one of
+its own.
 """
 
 import asyncio
@@ -31,29 +32,36 @@ class HeadStarts:
     def __init__(self, folder: Path, first: Spawned) -> None:
         self._folder = folder
         self._first: Spawned | None = first
-        self._offered: dict[str, Spawned] = {}
+        self._offered: dict[Path, tuple[Spawned, asyncio.Task[None]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def start(self, load: Load) -> Path:
-        """Start loading; the place where a replica asks for the process."""
+    def place(self, name: str) -> Path:
+        """Where replicas of one load ask for a process."""
+        return self._folder / f"{name}.ahead"
+
+    def start(self, load: Load, place: Path) -> int:
+        """Start loading, and offer the process at that place instead of one that was offered there; its id."""
+        self.withdraw(place)
         zygote, self._first = self._first or spawn(), None
         channel.send(zygote.end, {"load": asdict(load)})
-        place = self._folder / str(zygote.pid)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         listener.bind(str(place))
         listener.listen()
         listener.setblocking(False)
-        self._offered[str(place)] = zygote
-        self._keep(self._hand_over(zygote, listener, place, load), f"head start {zygote.pid}")
-        return place
+        offering = self._keep(self._hand_over(zygote, listener, place, load), f"head start {zygote.pid}")
+        self._offered[place] = zygote, offering
+        return zygote.pid
 
     def meeting_place(self, name: str) -> Path:
         """Where replicas of one load may meet; see `sharing`."""
         return self._folder / f"{name}.share"
 
-    def withdraw(self, place: str) -> None:
+    def withdraw(self, place: Path) -> None:
         """End the process that was offered there, if nobody has taken it."""
-        if (zygote := self._offered.pop(place, None)) is not None:
+        if (offer := self._offered.pop(place, None)) is not None:
+            zygote, offering = offer
+            offering.cancel()
+            place.unlink()
             _end(zygote)
             self._keep(zygote.wait(), "withdrawn")
 
@@ -67,22 +75,22 @@ class HeadStarts:
     def close(self) -> None:
         """End what nobody has taken."""
         self.spare()
-        for zygote in self._offered.values():
+        for zygote, _ in self._offered.values():
             _end(zygote)
         for task in self._tasks:
             task.cancel()
 
-    def _keep(self, work: Coroutine[None, None, None], name: str) -> None:
+    def _keep(self, work: Coroutine[None, None, None], name: str) -> "asyncio.Task[None]":
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _hand_over(self, zygote: Spawned, listener: socket.socket, place: Path, load: Load) -> None:
         """Give the process to the first who asks. It ends with whoever holds its channel: us, until then."""
         with listener:
             asker, _ = await asyncio.get_running_loop().sock_accept(listener)
-        if self._offered.pop(str(place), None) is None:
-            return  # it was withdrawn meanwhile
+        del self._offered[place]
         place.unlink()
         with asker, zygote.end, contextlib.suppress(OSError):
             message = {"pid": zygote.pid, "load": asdict(load)}

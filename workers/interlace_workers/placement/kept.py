@@ -40,8 +40,6 @@ class Kept:
     target: int = 0
     #: Why it has fewer than it needs.
     waits: str = ""
-    #: Where a process may be that loads it ahead of its first replica.
-    ahead: str = ""
     jobs: int = 0
     live: int = 0
     submitted: int = -1

@@ -39,7 +39,7 @@ class Placement:
     need_bytes: int
     #: Of its record.
     generation: int = 0
-    #: Where the first replica finds a process that loads it already; "" if there is none.
+    #: Where a replica that starts may find a process that loads it already; "" if it never does.
     ahead: str = ""
     #: Where its replicas meet that share the weights; "" if they do not.
     share: str = ""

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from redis.exceptions import RedisError
 
@@ -238,11 +239,15 @@ class Reconciler:
             kept.placement = self._met(replace(placement, generation=kept.record.generation))
 
     def _met(self, placement: Placement) -> Placement:
-        """Its replicas share the weights, where all are on this machine."""
-        if self._ahead is None or placement.load.resident:
+        """Its replicas share the weights, and the first finds them half loaded, where all are on this machine."""
+        if self._ahead is None:
             return placement
-        place = self._ahead.meeting_place(f"{placement.key.slug}-{placement.generation}")
-        return replace(placement, share=str(place))
+        name = f"{placement.key.slug}-{placement.generation}"
+        if not placement.model.gpus:
+            placement = replace(placement, ahead=str(self._ahead.place(name)))
+        if placement.load.resident:
+            return placement
+        return replace(placement, share=str(self._ahead.meeting_place(name)))
 
     async def _rename(self, kept: Kept, key: ModelKey) -> None:
         """The hub writes its name in another way than whoever asked for it, and clients will, too."""
@@ -275,14 +280,10 @@ class Reconciler:
                     await self._let_go(verdict.leave, kept)
                 kept.waits = verdict.text
                 break
-            if not kept.target and self._ahead is not None and self._takes(kept):
-                kept.ahead = str(self._ahead.start(kept.placement.load))
+            if not kept.target and not kept.is_ready and self._ahead is not None and kept.placement.ahead:
+                self._ahead.start(kept.placement.load, Path(kept.placement.ahead))
             kept.target += 1
         return kept.target
-
-    def _takes(self, kept: Kept) -> bool:
-        """Whether its first replica takes over a process that loads the model already."""
-        return not kept.record.model.gpus and (self._host is None or self._host.takes_ahead(kept.key))
 
     async def _judge(self, kept: Kept) -> memory.Verdict:
         others = [one for one in self._kept.values() if one.planned_bytes]
@@ -302,9 +303,8 @@ class Reconciler:
                 log.info("evicted", model=str(kept.key), **{"for": str(for_whom.key)})
 
     def _withdraw_ahead(self, kept: Kept) -> None:
-        if kept.ahead and self._ahead is not None:
-            self._ahead.withdraw(kept.ahead)
-        kept.ahead = ""
+        if self._ahead is not None and kept.placement is not None and kept.placement.ahead:
+            self._ahead.withdraw(Path(kept.placement.ahead))
 
     async def _apply(self) -> None:
         """Have the runtime host what was decided, and say where each model stands."""
@@ -314,8 +314,8 @@ class Reconciler:
             if kept.placement is not None and kept.described:
                 if kept.hosted is not None and kept.hosted.wanted != kept.target:
                     await self._state.models.want(kept.key, kept.target)
-                wanted.append((replace(kept.placement, ahead=kept.ahead), kept.target))
-            if not kept.target:
+                wanted.append((kept.placement, kept.target))
+            if not kept.target or kept.is_ready:  # by one that was about to stop, perhaps
                 self._withdraw_ahead(kept)
         await self._host.keep(wanted)
         for kept in list(self._kept.values()):

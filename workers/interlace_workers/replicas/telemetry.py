@@ -39,7 +39,7 @@ class Telemetry:
 
     def loaded(self, loaded: Loaded) -> None:
         """The model is there."""
-        seconds = time.monotonic() - self._started
+        seconds = time.monotonic() - self._started if loaded.seconds is None else loaded.seconds
         metrics.WEIGHTS_BYTES.set(loaded.size_bytes)
         metrics.PARAMETERS.set(loaded.n_params)
         metrics.LOAD_SECONDS.set(seconds)

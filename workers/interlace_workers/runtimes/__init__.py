@@ -25,9 +25,6 @@ class Host(Protocol):
     async def drop(self, key: ModelKey) -> None:
         """Stop what runs of a model, let its jobs end, and forget it: another placement may come."""
 
-    def takes_ahead(self, key: ModelKey) -> bool:
-        """Whether the next replica of a model that has none asks for the process at `Placement.ahead`."""
-
     async def rooms(self, planned: int, resident: int) -> Sequence[Room]:
         """The machines and what they have free, where replicas here are planned with so many bytes."""
 

@@ -56,9 +56,6 @@ class ProcessHost:
         if (pool := self._pools.pop(key.slug, None)) is not None:
             await pool.close()
 
-    def takes_ahead(self, key: ModelKey) -> bool:
-        return True
-
     async def rooms(self, planned: int, resident: int) -> Sequence[Room]:
         return [this_machine(self._config, planned, resident)]
 

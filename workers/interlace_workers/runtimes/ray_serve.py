@@ -110,9 +110,6 @@ class RayHost:
         if self._placements.pop(key.slug, None) is not None:
             await asyncio.to_thread(serve.delete, key.slug)
 
-    def takes_ahead(self, key: ModelKey) -> bool:
-        return key.slug not in self._placements  # later ones are started with what the first was told
-
     async def rooms(self, planned: int, resident: int) -> Sequence[Room]:
         if self._config.ray.address is None:
             return [this_machine(self._config, planned, resident)]

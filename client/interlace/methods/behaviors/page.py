@@ -1,5 +1,6 @@
 """The report of `behaviors.cluster` as one HTML page. Whatever comes from texts is escaped; there is no script."""
 
+from base64 import b64encode
 from collections.abc import Mapping
 from html import escape
 
@@ -15,7 +16,7 @@ code, .line { font-family: ui-monospace, monospace; font-size: 13px; white-space
 .line { border-left: 3px solid #ddd; margin: .15rem 0; padding-left: .5rem; }
 .token { background: #bfe3c0; border-radius: 2px; } .quiet { color: #595959; }
 table { border-collapse: collapse; } td, th { padding: .1rem .6rem .1rem 0; text-align: left; vertical-align: top; }
-summary { cursor: pointer; }
+summary { cursor: pointer; } .wide { overflow-x: auto; }
 """
 
 
@@ -42,10 +43,23 @@ def page(result: ClusterResult) -> str:
 def _cluster(one: Cluster, shown: Mapping[tuple[str, int], Description]) -> str:
     lines = "".join(_sample(sample) for sample in one.exemplars)
     nodes = "".join(_node(node, shown.get((node.place, node.feature))) for node in one.nodes)
-    circuit = f"<h3>What carries it</h3>{nodes}" if nodes else ""
+    circuit = f"<h3>What carries it</h3>{_circuit(one)}{nodes}" if nodes else ""
     return (
         f'<section id="c{one.number}"><h2>Cluster {one.number}: {_tokens(one, 4)}</h2>'
         f'<p class="quiet">{one.size} samples, {one.loss:.3f} nats on average</p>{lines}{circuit}</section>'
+    )
+
+
+def _circuit(one: Cluster) -> str:
+    """Its picture, its artifact's name, and the graph as a file: a link that holds what it leads to."""
+    graph = one.graph()
+    data = b64encode(graph.json().encode()).decode()
+    file = f"cluster-{one.number}.json"
+    return (
+        f"<details><summary>The circuit of {len(one.nodes)} features and {len(one.edges)} edges</summary>"
+        f'<div class="wide">{graph.svg()}</div></details>'
+        f'<p class="quiet">Kept as <code>{escape(one.circuit or "-")}</code>; '
+        f'<a download="{file}" href="data:application/json;base64,{data}">what is drawn, as JSON</a></p>'
     )
 
 

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from interlace.methods.base import Metric, Report, Table
 from interlace.methods.behaviors import grouping, vectors
+from interlace.methods.behaviors.circuits import Carried, Circuits
 from interlace.methods.behaviors.samples import Chosen, chosen
-from interlace.methods.behaviors.spec import Cluster, ClusterParams, ClusterResult, Node, Sample
-from interlace.methods.shared.attribution import Attributor, Batch
-from interlace.methods.shared.capture import by_length
+from interlace.methods.behaviors.spec import Cluster, ClusterParams, ClusterResult, Sample
+from interlace.methods.shared.attribution import Attributor
 from interlace.methods.shared.contexts import Watched, described, token_texts
 from interlace.methods.shared.corpus import Corpus
 from interlace.methods.shared.described import Description
@@ -78,6 +78,7 @@ class _Clustering:
         return ClusterResult(
             metrics=tuple(self._metrics(there, {"vectors": (rows, groups), "shuffled": (dealt, chance)})),
             tables=_tables(samples, groups.tolist(), chance.tolist(), clusters),
+            artifacts=tuple(one.artifact for one in circuits if one.artifact is not None),
             warnings=tuple(self.warnings),
             clusters=tuple(clusters),
             features=tuple(self._shown(clusters, corpus)),
@@ -101,48 +102,28 @@ class _Clustering:
             raise InvalidRequest(f"{len(kept)} samples have a vector; expected more than {self.params.clusters}.")
         return [samples[number] for number in kept], rows[kept]
 
-    def _circuits(
-        self, measure: LogitMetric, samples: Sequence[Chosen], groups: Sequence[int]
-    ) -> dict[int, tuple[Node, ...]]:
-        """The features that each cluster's answers depend on most, by zeroing them."""
+    def _circuits(self, measure: LogitMetric, samples: Sequence[Chosen], groups: Sequence[int]) -> list[Carried]:
+        """What the answers of each of the largest clusters depend on most, by zeroing it."""
         if self.splice is None:
-            return {}
+            return []
         answers = torch.tensor([one.token for one in samples])
         own = LogitMetric("neg_logprob", self.sites, self.report, answers, measure.others[: len(samples)])
-        attributor = Attributor(self.splice, own)
-        found = {}
-        for group in range(max(groups) + 1):
+        finder = Circuits(Attributor(self.splice, own), self.params, self.report)
+        found, most = [], min(max(groups) + 1, self.params.circuits)
+        for group in range(most):
             members = [number for number, one in enumerate(groups) if one == group][: self.params.circuit_samples]
             if self.report.stopping:
                 self.warnings.append(f"Cancelled before the circuit of cluster {group}.")
                 break
-            found[group] = self._nodes(attributor, samples, members)
-            self.report.progress(group + 1, max(groups) + 1)
+            found.append(finder.of(group, samples, members))
+            self.report.progress(group + 1, most)
         return found
 
-    def _nodes(self, attributor: Attributor, samples: Sequence[Chosen], members: Sequence[int]) -> tuple[Node, ...]:
-        splice, params = attributor.splice, self.params
-        sums = {one.name: torch.zeros(one.d_sae, dtype=torch.float64) for one in splice.coders}
-        for numbers, ids in by_length([samples[number].before for number in members], params.model_batch):
-            batch = Batch([members[number] for number in numbers], ids, None)
-            runs = attributor.runs(batch)
-            every = attributor.atp(batch, runs) if params.method == "atp" else None
-            for name in splice.names:
-                one = attributor.ig(batch, runs, params.ig_steps, "clean_first", name) if every is None else every[name]
-                sums[name] += one.features.detach().sum((0, 1)).double().cpu()
-        nodes = [
-            Node(place=name, feature=int(one), effect=float(own[one]) / len(members))
-            for name, own in sums.items()
-            for one in own.nonzero().flatten()
-        ]
-        return tuple(sorted(nodes, key=lambda one: (-abs(one.effect), one.place, one.feature))[: params.nodes])
-
-    def _clusters(
-        self, samples: Sequence[Chosen], groups: Sequence[int], circuits: dict[int, tuple[Node, ...]]
-    ) -> list[Cluster]:
+    def _clusters(self, samples: Sequence[Chosen], groups: Sequence[int], circuits: Sequence[Carried]) -> list[Cluster]:
         found = []
         for group in range(max(groups) + 1):
             own = [sample for sample, one in zip(samples, groups, strict=True) if one == group]
+            carried = circuits[group] if group < len(circuits) else Carried()
             common = Counter(one.token for one in own).most_common(_COMMONEST)
             found.append(
                 Cluster(
@@ -151,7 +132,9 @@ class _Clustering:
                     loss=sum(one.loss for one in own) / len(own),
                     tokens=tuple((self._text(token), count) for token, count in common),
                     exemplars=tuple(self._sample(one) for one in own[: self.params.exemplars]),
-                    nodes=circuits.get(group, ()),
+                    nodes=carried.nodes,
+                    circuit=carried.artifact,
+                    edges=carried.edges,
                 )
             )
         return found

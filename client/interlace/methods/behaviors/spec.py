@@ -6,9 +6,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from interlace.methods.base import Citation, Estimate, ModelFacts, Params, Result, Spec, Texts
+from interlace.methods.base import ArtifactName, Citation, Estimate, ModelFacts, Params, Result, Spec, Texts
 from interlace.methods.shared.described import Description, Reading
 from interlace.methods.shared.examples import TAKES_SAES, Saes, saes_of
+from interlace.methods.shared.graph import Graph
 
 _FLOAT = 4  # bytes
 _EXPANSION = 8  # features for each dimension, where the dictionary is not known
@@ -45,6 +46,13 @@ class ClusterParams(Params):
     """Features of a cluster's circuit, those with the largest effects."""
     circuit_samples: int = Field(default=16, ge=1, le=1000)
     """Of each cluster, that effects are averaged over."""
+    circuits: int = Field(default=50, ge=0, le=1000)
+    """Clusters, the largest first, whose circuit is found. Each is kept as an artifact."""
+    circuit_nodes: int = Field(default=500, ge=1, le=20_000)
+    """Nodes of such an artifact: features and errors, the largest effects first, positions summed."""
+    circuit_edges: int = Field(default=0, ge=0, le=20_000)
+    """Edges between the `nodes` features that are shown, the largest first. They take a backward for each of these and
+    each batch of samples of one length; 0: none."""
     method: Literal["ig", "atp"] = "ig"
     ig_steps: int = Field(default=10, ge=1, le=1000)
     exemplars: int = Field(default=10, ge=1, le=100)
@@ -108,9 +116,31 @@ class Cluster(BaseModel):
     tokens: tuple[tuple[str, int], ...]
     exemplars: tuple[Sample, ...]
     nodes: tuple[Node, ...] = ()
+    circuit: ArtifactName | None = None
+    """An artifact of kind `circuit`: more nodes than are shown here, errors among them, and edges where they were asked
+    for. `circuit.edges` and `circuit.evaluate` take it, with `examples` as `data`."""
+    edges: tuple[tuple[int, int, float], ...] = ()
+    """Source and target, which are rows of `nodes` (target -1: -log P), and weight in nats."""
+
+    def examples(self) -> list[dict[str, str]]:
+        """The exemplars as `data` of `circuit.nodes`, `circuit.edges`, `circuit.evaluate`."""
+        return [{"clean": "".join(one.before), "answer": one.token} for one in self.exemplars]
+
+    def graph(self) -> Graph:
+        """The circuit to draw or to take elsewhere: `.svg()`, `.html()`, `.json()`."""
+        rows = [(*_site(one.place), None, one.feature, one.effect) for one in self.nodes]
+        return Graph.of_tables(rows, self.edges, metric="-log P")
+
+
+def _site(place: str) -> tuple[str, int | None]:
+    """`SITE.LAYER`, as a splice names its places."""
+    site, _, layer = place.rpartition(".")
+    return (site, int(layer)) if layer.isdigit() else (place, None)
 
 
 class ClusterResult(Result):
+    """Artifacts are the circuits of the largest clusters."""
+
     clusters: tuple[Cluster, ...]
     features: tuple[Description, ...] = ()
     """What the texts show of all features that are in some circuit."""
@@ -129,18 +159,25 @@ def cost(params: ClusterParams, model: ModelFacts) -> Estimate:
     saes = 0 if params.saes is None else len(saes_of(params.saes))
     grads = params.samples if params.vectors == "param_grad" else ceil(params.samples / params.model_batch)
     steps = params.ig_steps * saes if params.method == "ig" else 1
-    circuits = params.clusters * ceil(params.circuit_samples / params.model_batch) if saes else 0
-    forwards = ceil(texts / params.model_batch) * (2 if saes else 1) + grads + circuits * (1 + steps)
+    found = min(params.clusters, params.circuits)
+    circuits = found * ceil(params.circuit_samples / params.model_batch) if saes else 0
+    edges = circuits * (1 + params.nodes) if params.circuit_edges else 0
+    forwards = (
+        ceil(texts / params.model_batch) * (2 if saes else 1)
+        + grads
+        + circuits * (1 + steps)
+        + 3 * bool(edges) * circuits
+    )
     d_sae = saes * _EXPANSION * model.hidden_size
     width = params.dims if params.vectors == "param_grad" else d_sae * (params.last or 1)
     projection = (1 + params.nonzeros) * model.n_params if params.vectors == "param_grad" else 0
     rows = params.model_batch * params.context
     vectors = 3 * params.samples * width + (params.samples**2 if params.clustering == "spectral" else 0)
     live = rows * (2 * model.vocab_size + 6 * d_sae + 16 * model.n_layers * model.hidden_size)
-    samples = params.samples + params.clusters * params.circuit_samples * (1 + steps) * bool(saes)
+    samples = params.samples + found * params.circuit_samples * (1 + steps + 3 * bool(edges)) * bool(saes)
     return Estimate(
         forwards=forwards,
-        backwards=(grads if params.vectors != "sae_act" else 0) + circuits * steps,
+        backwards=(grads if params.vectors != "sae_act" else 0) + circuits * steps + edges,
         tokens=texts * params.context * (2 if saes else 1) + samples * min(params.before, params.context),
         peak_bytes=(projection + vectors + live + 2 * d_sae * model.hidden_size) * _FLOAT,
     )

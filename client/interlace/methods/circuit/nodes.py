@@ -13,6 +13,7 @@ from interlace.methods.shared import intervals
 from interlace.methods.shared.attribution import ERROR, Attributor, Batch, Effects, Node, Runs, patched_whole
 from interlace.methods.shared.circuit import Circuit, CircuitNode, sites_of
 from interlace.methods.shared.examples import UNITS
+from interlace.methods.shared.ranking import pearson, spearman
 from interlace.methods.shared.sites import evaluating
 from interlace.methods.shared.splice import Spliced
 from interlace.protocol.errors import InvalidRequest
@@ -132,7 +133,8 @@ class _Nodes:
         effects: dict[str, Effects] = attributor.atp(batch, runs) if params.method == "atp" else {}
         for name, tally in tallies.items():
             if params.method == "ig":
-                effects[name] = attributor.ig(batch, runs, params.ig_steps, params.ig_endpoints, name)
+                way = params.ig_steps, params.ig_endpoints, name, params.ig_reach
+                effects[name] = attributor.ig(batch, runs, *way)
             with attributor.splice.intervened({name: patched_whole(runs.patch[name])}):
                 whole = attributor.measure(batch.clean, batch.numbers)
             tally.add(runs, effects.pop(name, None), whole)
@@ -251,14 +253,13 @@ def _sites(tallies: dict[str, _Tally], circuit: Circuit, n: int) -> Table:
 
 
 def quality(estimates: Sequence[float], exact: Sequence[float]) -> list[Metric]:
-    """Pearson's correlation of estimates with exact effects, and their slope on them (1 where they are right)."""
+    """Pearson's and Spearman's correlation of estimates with exact effects, and their slope on them (1 where they are
+    right), which a few large effects make up."""
     one, other = torch.tensor(estimates, dtype=torch.float64), torch.tensor(exact, dtype=torch.float64)
     square = float(other @ other)
     slope = float(one @ other) / square if square else float("nan")
-    a, b = one - one.mean(), other - other.mean()
-    norm = float(a.norm() * b.norm())
-    pearson = float(a @ b) / norm if norm else float("nan")
     return [
-        Metric(name="pearson", value=pearson, n=len(one), split="checked"),
+        Metric(name="pearson", value=pearson(one, other), n=len(one), split="checked"),
+        Metric(name="spearman", value=spearman(one, other), n=len(one), split="checked"),
         Metric(name="slope", value=slope, n=len(one), split="checked"),
     ]

@@ -36,6 +36,9 @@ class NodesParams(Asking):
     ig_steps: Annotated[int, Field(ge=1, le=1000)] = 10
     ig_endpoints: Literal["clean_first", "patch_first", "midpoint"] = "clean_first"
     """Which end the points of `ig` include: clean (the paper's code), patch (the paper, Eq. 4), or neither."""
+    ig_reach: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """How much of the way to the patch the points of `ig` go. 1 is the paper's: effects sum to patching a whole place.
+    Less (.25) is nearer to patching one node by itself, where the effects of all do not add up to the whole."""
     aggregate: Literal["none", "sum_pos"] = "none"
     """`none` keeps positions, for prompts of one template and one number of tokens; `sum_pos` sums effects over
     positions, where opposite signs cancel. `exact` then patches a feature at all positions at once."""
@@ -52,7 +55,7 @@ class NodesParams(Asking):
 class NodesResult(Result):
     """Tables `nodes` (site, layer, position, feature, effect: the largest first; feature -1 is the error, position None
     a sum), `sites` (what each dictionary explains and the effects at it), `examples`, and `checked` (estimate, exact).
-    Metrics `m_clean`, `total_effect`; of an estimate `pearson` and `slope` on exact effects."""
+    Metrics `m_clean`, `total_effect`; of an estimate `pearson`, `spearman` and `slope` on exact effects."""
 
     circuit: ArtifactName
     """An artifact of kind `circuit`, without edges."""

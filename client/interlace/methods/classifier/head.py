@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from interlace.methods.base import Opened, Report
-from interlace.methods.shared.capture import by_length, captured, last_logits
+from interlace.methods.shared.capture import by_length, state_at
 from interlace.methods.shared.corpus import Corpus
 from interlace.methods.shared.intervals import share
 from interlace.methods.shared.sites import Place, Sites
@@ -48,12 +48,11 @@ class Pooled:
     report: Report
 
     def __call__(self, ids: Tensor) -> Tensor:
-        """[rows, tokens] of equal length -> [rows, width], in float32; gradients where they are enabled."""
+        """[rows, tokens] of equal length -> [rows, width], in float32; gradients where they are enabled. Blocks after
+        the place do not run."""
         self.report.count(forwards=1, tokens=ids.numel())
         device = next(self.sites.module.parameters()).device
-        with captured({"": self.place}) as states:
-            last_logits(self.sites.module, ids.to(device))
-        state = states[""].float()
+        state = state_at(self.sites.module, ids.to(device), self.place).float()
         return state[:, min(self.skip_first, state.shape[1] - 1) :].mean(1)
 
     def of(self, corpus: Corpus, size: int) -> Tensor:

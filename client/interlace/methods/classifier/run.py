@@ -12,7 +12,7 @@ from interlace.methods.base import Metric, Report, Table
 from interlace.methods.classifier.head import Head, HeadMeasure, Judged, Pooled, trained
 from interlace.methods.classifier.spec import Candidate, Marked, ShiftParams, ShiftResult
 from interlace.methods.shared.attribution import Attributor, Batch
-from interlace.methods.shared.capture import by_length
+from interlace.methods.shared.capture import by_length, state_at
 from interlace.methods.shared.contexts import Watched, described
 from interlace.methods.shared.corpus import Corpus
 from interlace.methods.shared.examples import saes_of
@@ -49,6 +49,7 @@ class _Shift:
         saes = saes_of(params.saes)
         splice = Splice.open(model, [(report.open(one.sae, "sae"), one.site, one.layer) for one in saes])
         pooled = Pooled(splice.sites, splice.sites.place(params.site, params.layer), params.skip_first, report)
+        _check_order(splice, pooled)
         classes = sorted(set(params.labels))
         named = [("ambiguous", params.ambiguous, params.labels), ("oracle", params.oracle, params.oracle_labels)]
         named.append(("balanced", params.balanced, params.intended))
@@ -312,3 +313,15 @@ def _metrics(rows: Sequence[tuple[str, int, Judged]]) -> list[Metric]:
             mean = sum(values) / len(values)
             found.append(Metric(name=metric, value=mean, unit="fraction", n=own[0].n, ci95=interval, split=name))
     return found
+
+
+def _check_order(splice: Splice, pooled: Pooled) -> None:
+    """Raises InvalidRequest for dictionaries at places that come after what the head reads."""
+    ids = torch.ones(1, 2, dtype=torch.long, device=next(splice.sites.module.parameters()).device)
+    with torch.no_grad(), splice.watched() as seen:
+        state_at(splice.sites.module, ids, pooled.place)
+    if later := [name for name in splice.names if name not in seen]:
+        raise InvalidRequest(
+            f"{', '.join(later)} come after the states that the head reads, and cannot matter to it; leave them out of "
+            "`saes`, or take a later `layer`."
+        )

@@ -9,6 +9,7 @@ from interlace.methods.base import Metric
 from interlace.methods.mediate.basis import Unit, by_place
 from interlace.methods.mediate.patching import Patcher
 from interlace.methods.shared import capture
+from interlace.methods.shared.ranking import spearman
 from interlace.methods.shared.sites import Place
 
 
@@ -84,16 +85,3 @@ def quality(estimates: Tensor, exact: Tensor) -> list[Metric]:
         Metric(name="ranking_quality", value=spearman(estimates, exact), n=n, split="checked"),
         Metric(name="slope", value=slope, n=n, split="checked"),
     ]
-
-
-def spearman(first: Tensor, second: Tensor) -> float:
-    """Of two rows of numbers, ties by their mean rank; NaN where one is constant."""
-    ranks = [_ranks(one) - (len(one) - 1) / 2 for one in (first, second)]
-    norm = float(ranks[0].norm() * ranks[1].norm())
-    return float(ranks[0] @ ranks[1]) / norm if norm else float("nan")
-
-
-def _ranks(values: Tensor) -> Tensor:
-    below = (values[None, :] < values[:, None]).sum(1)
-    same = (values[None, :] == values[:, None]).sum(1)
-    return below.double() + (same.double() - 1) / 2

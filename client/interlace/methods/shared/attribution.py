@@ -9,6 +9,10 @@ effect is a sum over its dimensions.
            and its error moving together, in place of the one at clean (Eq. 4)
 ``exact``  one patched row for each node and example
 
+Nodes that stand in for each other, and norms that make up for what is taken away, are in the way of `ig` and not of
+`exact`: the effects of `ig` sum to patching the whole place, exact ones need not come near it. Where they do not, no
+share of the whole is any node's exact effect, and `reach` keeps the points near the clean run.
+
 The paper's points are ``k/N clean + (1 - k/N) patch`` for k < N, which has the patch's end and not the clean one; its
 code's are the opposite. Both are here, and the midpoints, whose error is of second order.
 """
@@ -106,10 +110,11 @@ class Attributor:
         gradients = self.gradients(batch)
         return {name: _product(gradients[name], runs.delta(name)) for name in self.splice.names}
 
-    def ig(self, batch: Batch, runs: Runs, steps: int, endpoints: Endpoints, name: str) -> Effects:
-        """Of one place: ``steps`` forwards and backwards."""
+    def ig(self, batch: Batch, runs: Runs, steps: int, endpoints: Endpoints, name: str, reach: float = 1.0) -> Effects:
+        """Of one place: ``steps`` forwards and backwards. Points go ``reach`` of the way; effects sum to patching the
+        whole place where that is 1."""
         delta, total = runs.delta(name), None
-        for share in shares(steps, endpoints):
+        for share in (reach * one for one in shares(steps, endpoints)):
             moved = Values(
                 *(
                     (old + share * change).requires_grad_(True)

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -139,6 +139,24 @@ def last_logits(module: nn.Module, ids: Tensor, **more: Any) -> Tensor:
     mask = torch.ones_like(ids)
     logits: Tensor = module(input_ids=ids, attention_mask=mask, use_cache=False, **more).logits[:, -1]
     return logits
+
+
+class _PlaceReached(Exception):
+    """The rest of the forward is of no interest."""
+
+
+def state_at(module: nn.Module, ids: Tensor, place: Place) -> Tensor:
+    """The state at a place, [rows, tokens, width], of a forward that ends there; gradients go through where they are
+    enabled, and changes of enclosing blocks are in it."""
+    found: list[Tensor] = []
+
+    def keep(state: Tensor) -> Tensor:
+        found.append(state)
+        raise _PlaceReached
+
+    with suppress(_PlaceReached), altered([(place, keep)]):
+        last_logits(module, ids)
+    return found[0]
 
 
 def right_padded(rows: Sequence[Sequence[int]]) -> Tensor:
