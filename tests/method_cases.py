@@ -301,7 +301,11 @@ CASES: dict[str, list[Case]] = {
             {
                 "pairs": PAIRS,
                 "senders": {"family": "parts", "sites": ["attn_out"], "positions": "each"},
-                "receivers": [*_RECEIVERS, {"site": "head", "layer": 2, "head": 1, "position": -1}],
+                "receivers": [
+                    *_RECEIVERS,
+                    {"site": "head", "layer": 2, "head": 1, "position": -1},
+                    {"site": "attn_q", "layer": 2},
+                ],
                 "through": "mlps",
                 "joint": True,
                 "batch": 3,
@@ -316,6 +320,7 @@ CASES: dict[str, list[Case]] = {
         Case({"prompt": "a large red circle", "steps": 3, "show": [0, 2, 3]}, seed=4, model=tiny_diffusion.SHAPES)
     ],
     "lake.sketch@1": [Case({"title": "as it is"})],
+    "lake.merge@1": [Case({"shares": [0.5]}, {"of": _edit})],
     "lake.recover@1": [Case({}, {"models": _edit})],
     "lake.compare@1": [
         Case({"probes": PROMPTS}, {"other": _edit, "sae": _mirror}),

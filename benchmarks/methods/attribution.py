@@ -84,8 +84,7 @@ def one_seed(
     plain = drawn_shapes.draw(PLAIN, 30 + seed, shapes=styles.SHAPES)
     suffixed = [f"{one}{styles.SUFFIX}" for one in some.captions]
     exemplars = some.images.some(range(EXEMPLARS))
-    asked = {**styles.SETTINGS, "images": kept(exemplars), "evaluation": {"n_per_prompt": 0}}
-    asked |= {"steps": styles.STEPS[0], "preserve_lambda": 0}
+    asked = {**styles.SETTINGS, **styles.ADAPTERS["0"], "images": kept(exemplars), "evaluation": {"n_per_prompt": 0}}
     adapter = run(find("customize.style"), model, asked, notebook).artifacts[0]
     pixels = torch.cat([some.pixels, plain.pixels])
     candidates = Images.of_pixels(pixels, [*suffixed, *plain.captions], drawn_shapes.RIGHTS)

@@ -6,6 +6,8 @@
 tells, one that is a lookup. `facts` takes the trained models of tests/assets, with other training subjects for each
 seed. The thresholds below were written before any seed but 0 of `facts`. A first run, of seed 1, was without the
 embeddings as a layer: the planted GPT-2 reads the last name in its first block, and its faithfulness was .18.
+`smollm2` takes other training capitals for each seed and some minutes of a core. Its thresholds were written after
+a run of seed 11 with 18 held out, and before seeds 31, 32, 33, of which the results are.
 """
 
 import argparse
@@ -51,10 +53,18 @@ CLAIMS = {
         lambda one: one["faithfulness"] <= one["bias_only"] + 0.2,
     ),
     "smollm2 capital": (
-        "faithfulness at least .2 above the bias alone, edits at least .2 above random ones",
+        "at least 20 held out; faithfulness at least .5, and .4 above the bias alone and the state itself",
         lambda one: (
-            one["faithfulness_crossed"] >= one["bias_only"] + 0.2 and one["causality"] >= one["causality_random"] + 0.2
+            one["n"] >= 20 and one["faithfulness_crossed"] >= max(0.5, one["bias_only"] + 0.4, one["identity"] + 0.4)
         ),
+    ),
+    "smollm2 capital edits": (
+        "edits at least .5, random ones of their length at most .1",
+        lambda one: one["causality"] >= 0.5 and one["causality_random"] <= 0.1,
+    ),
+    "smollm2 capital late": (
+        "read by then: faithfulness at layers 24 and 27 at most .1, at every beta",
+        lambda one: all(point[2] <= 0.1 for point in one["curves"]["faithfulness"] if point[0] >= 24),
     ),
 }
 TEMPLATES = {
@@ -67,7 +77,11 @@ CAPITALS = (
     "France Paris, Germany Berlin, Italy Rome, Spain Madrid, Japan Tokyo, China Beijing, "
     "Russia Moscow, Egypt Cairo, Greece Athens, Austria Vienna, Poland Warsaw, Sweden Stockholm, "
     "Norway Oslo, Finland Helsinki, Denmark Copenhagen, Portugal Lisbon, Ireland Dublin, Hungary Budapest, "
-    "Cuba Havana, Iran Tehran, Iraq Baghdad, Kenya Nairobi, Peru Lima, Chile Santiago"
+    "Cuba Havana, Iran Tehran, Iraq Baghdad, Kenya Nairobi, Peru Lima, Chile Santiago, "
+    "Thailand Bangkok, Bulgaria Sofia, Romania Bucharest, Serbia Belgrade, Croatia Zagreb, Turkey Ankara, "
+    "Syria Damascus, Lebanon Beirut, Jordan Amman, Afghanistan Kabul, Pakistan Islamabad, Indonesia Jakarta, "
+    "Philippines Manila, Vietnam Hanoi, Nepal Kathmandu, Venezuela Caracas, Ghana Accra, Senegal Dakar, "
+    "Uganda Kampala, Zimbabwe Harare, Canada Ottawa, Jamaica Kingston, Belgium Brussels, Libya Tripoli"
 )
 
 
@@ -169,9 +183,9 @@ def part_smollm2(seed: int, picture: Path | None) -> dict[str, Any]:
         "template": "The capital of {} is the city of",
         "samples": samples,
         "n_train": 4,
-        "layers": list(range(0, 30, 3)),
+        "layers": [0, 3, 9, 15, 21, 24, 27],
         "betas": [1, 2.25, 4],
-        "ranks": [50, 100],
+        "ranks": [100],
         "pairs": 24,
         "batch": 96,
     }
@@ -181,7 +195,8 @@ def part_smollm2(seed: int, picture: Path | None) -> dict[str, Any]:
 def judged(seeds: dict[int, dict[str, Any]]) -> list[dict[str, Any]]:
     told = []
     for case, (says, holds) in CLAIMS.items():
-        tried = {seed: found[case] for seed, found in seeds.items() if case in found}
+        part = case.removesuffix(" edits").removesuffix(" late")
+        tried = {seed: found[part] for seed, found in seeds.items() if part in found}
         if tried:
             told.append({"case": case, "claim": says, "holds_on": [seed for seed in tried if holds(tried[seed])]})
             told[-1]["of"] = list(tried)
@@ -210,8 +225,8 @@ def main() -> None:
             seeds[seed] |= part_planted(seed)
         if "facts" in chosen.parts:
             seeds[seed] |= part_facts(seed)
-        if "smollm2" in chosen.parts and not number:  # one is minutes
-            seeds[seed] |= part_smollm2(seed, chosen.picture)
+        if "smollm2" in chosen.parts:
+            seeds[seed] |= part_smollm2(seed, None if number else chosen.picture)
         if chosen.json:
             record = {"claims": judged(seeds), "seeds": seeds, "circumstances": service.circumstances()}
             chosen.json.write_text(json.dumps(record, indent=1) + "\n")

@@ -1,14 +1,19 @@
 """`customize.pair`: a style from one pair of pictures, on the small pipeline that draws coloured shapes.
 
-    python benchmarks/methods/pair.py [--seeds 11 12 13] [--styles framed grounded] [--json FILE] [--picture FILE]
+    python benchmarks/methods/pair.py [--seeds 21 22 23] [--styles edged grounded] [--json FILE]
 
 For each style and seed, on the pair "red square, plain and in the style": both LoRAs (`pair`), both with A random and
-trained (`no_orth`), and the usual style LoRA alone (`db`). Each draws eight prompts of other shapes and colours, by
-style guidance and by scaling the LoRA, at several strengths. Two small networks judge each picture: what shape and
-colour it is (content), and which style it has; they were trained on rendered pictures after the autoencoder, in all
-styles. The score of a way is the best over its strengths of min(content, style): either alone is easily had. The
-control is the bare model told the style's name. The thresholds below were written before any of these seeds was run,
-after one look, by eye, at seed 0 of `framed` at two learning rates.
+trained (`no_orth`), and the usual style LoRA alone (`db`). Each draws eight prompts of other shapes and colours,
+by style guidance and by scaling the LoRA, at several strengths. Two small networks judge each picture: what shape and
+colour it is (content), and which style it has; they were trained on drawings and on what the autoencoder makes of them,
+in all styles. The score of a way is the best over its strengths of min(content, style): either alone is easily had. The
+control is the bare model told the style's name.
+
+This is the second run. In the first (seeds 11 to 13: .44 of .6 asked) the judge had seen shapes in the middle alone,
+and the model draws them three pixels to either side: it found .88, .63 and .38 of the bare model's own contents, and
+Pair reached that ceiling on each seed of one style. The other style still rose at the largest strength, 2; the blend
+was of strengths at which one of the two was not there yet. Judge, strengths and blend are changed for that; training is
+as it was. Thresholds are the first run's but for those of the blend; no seed of this run was looked at before.
 """
 
 import argparse
@@ -30,11 +35,11 @@ from interlace.methods.shared.diffusion import opened
 from interlace.methods.shared.images import Images
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
-import shapes
 from claims import Claim, judged, written
+from drawn_shapes import COLOURS, SHAPES, caption, draw, pair
 
 ASSET = Path(__file__).parents[2] / "tests" / "assets" / "shapes-diffusion-mini"
-STYLES = ("plain", "framed", "grounded", "barred")
+STYLES = ("plain", "edged", "grounded", "barred")
 SUBJECT, SUFFIX = "a large red sks square", "in vex style"
 #: None of the pair's shape or colour.
 PROMPTS = [(shape, colour) for shape in ("circle", "triangle", "cross", "ring") for colour in ("blue", "purple")]
@@ -55,9 +60,11 @@ SCHEMES: dict[str, dict[str, Any]] = {
     "no_orth": {"orthogonal": False, "lr": 2e-3},
     "db": {"joint": False, "orthogonal": False, "lr": 2e-3},
 }
-STRENGTHS = {"style_guidance": (0.5, 1.0, 1.5, 2.0), "lora_scale": (0.5, 1.0, 1.5)}
+STRENGTHS = {"style_guidance": (1.0, 1.5, 2.0, 3.0), "lora_scale": (0.5, 1.0, 1.5)}
+#: How each scheme draws.
+WAYS = {"pair": ("style_guidance", "lora_scale"), "no_orth": ("style_guidance",), "db": ("lora_scale",)}
 #: The one style in which random rows are tried, too.
-RANDOM_ROWS = "framed"
+RANDOM_ROWS = "edged"
 CLAIMS = [
     Claim("the bare model told the style's name does not draw it: at most .05", lambda one: one["control"] <= 0.05),
     Claim("a strength of 0 is the bare model, to the bit", lambda one: one["zero_is_bare"] == 1),
@@ -80,8 +87,13 @@ CLAIMS = [
         lambda one: one["pair style_guidance"] > one["no_orth style_guidance"],
         f"each {RANDOM_ROWS}",
     ),
+    Claim("the judge finds the bare model's contents: at least .8", lambda one: one["content of bare"] >= 0.8),
     Claim("content only falls with the strength, within .1", lambda one: one["monotone"] == 1, "mean"),
-    Claim("two styles blended: both at least .2 over the bare model", lambda one: one["blend"] >= 0.2, "blend"),
+    Claim(
+        "two styles blended, each as strong as it is best alone: both at least .2 over the bare model",
+        lambda one: one["blend"] >= 0.2,
+        "blend",
+    ),
 ]
 
 
@@ -90,17 +102,19 @@ class Judge(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.content, self.style = _network(len(shapes.SHAPES) + len(shapes.COLOURS)), _network(len(STYLES))
+        self.content, self.style = _network(len(SHAPES) + len(COLOURS)), _network(len(STYLES))
 
     @torch.no_grad()
     def of(self, pixels: Tensor, style: str) -> tuple[float, float, float]:
         """Content right, probability of the style, and the share where the style's is the likeliest and content is
-        right: of pictures of `PROMPTS` in their order."""
+        right: of pictures of `PROMPTS` in their order, each so often."""
         inputs = pixels.movedim(-1, 1).float() / 127.5 - 1
         said = self.content(inputs)
-        shape, colour = said[:, : len(shapes.SHAPES)].argmax(1), said[:, len(shapes.SHAPES) :].argmax(1)
-        wanted = torch.tensor([shapes.SHAPES.index(one) for one, _ in PROMPTS])
-        right = (shape == wanted) & (colour == torch.tensor([list(shapes.COLOURS).index(one) for _, one in PROMPTS]))
+        shape, colour = said[:, : len(SHAPES)].argmax(1), said[:, len(SHAPES) :].argmax(1)
+        each = len(pixels) // len(PROMPTS)
+        wanted = torch.tensor([SHAPES.index(one) for one, _ in PROMPTS]).repeat_interleave(each)
+        hues = torch.tensor([list(COLOURS).index(one) for _, one in PROMPTS]).repeat_interleave(each)
+        right = (shape == wanted) & (colour == hues)
         odds = self.style(inputs).softmax(1)
         both = right & (odds.argmax(1) == STYLES.index(style))
         return _mean(right), _mean(odds[:, STYLES.index(style)]), _mean(both)
@@ -124,19 +138,19 @@ def trained_judge(model: Any, report: Notebook) -> tuple[Judge, dict[str, float]
     judge = Judge()
     sets = {}
     with opened(model, report) as pipeline:
-        for split, each in (("train", 10), ("heldout", 2)):
-            parts = [shapes.many(style, each, 7 * each + number) for number, style in enumerate(STYLES)]
-            pixels = torch.cat([one for one, _, _ in parts])
+        for split, n in (("train", 300), ("heldout", 60)):
+            parts = [draw(n, 7 * n + number, (style,)) for number, style in enumerate(STYLES)]
+            pixels = torch.cat([one.pixels for one in parts])
             seen = torch.cat([pipeline.decode(pipeline.encode_images(some).mean) for some in pixels.split(64)])
-            styles = torch.cat([torch.full((len(one),), number) for number, (one, _, _) in enumerate(parts)])
-            labels = [torch.cat([part[place] for part in parts]) for place in (1, 2)]
+            styles = torch.cat([torch.full((len(one.pixels),), number) for number, one in enumerate(parts)])
+            labels = [torch.cat([one.shape for one in parts]), torch.cat([one.colour for one in parts])]
             # As it is and after the autoencoder: a drawn picture comes out of that.
             sets[split] = torch.cat([pixels, seen]), [torch.cat([one, one]) for one in (*labels, styles)]
     pixels, (shape, colour, style) = sets["train"]
     inputs = pixels.movedim(-1, 1).float() / 127.5 - 1
     optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3)
     dice = torch.Generator().manual_seed(0)
-    for _ in range(500):
+    for _ in range(900):
         rows = torch.randint(0, len(inputs), (64,), generator=dice)
         some = inputs[rows] + 0.05 * torch.randn(64, *inputs.shape[1:], generator=dice)
         said = judge.content(some)
@@ -159,10 +173,10 @@ class Bench:
 
     def __init__(self, model: Any, judge: Judge, report: Notebook) -> None:
         self.model, self.judge, self.report = model, judge, report
-        self.texts = [shapes.prompt(*one) for one in PROMPTS]
+        self.texts = [caption(*one) for one in PROMPTS]
 
     def trained(self, style: str, seed: int, **more: Any) -> Any:
-        images = Images.of_pixels(shapes.pair("square", "red", style), ["plain", style], "our own")
+        images = Images.of_pixels(pair("square", "red", style), ["plain", style], "our own")
         name = _images.keep(self.report, images)
         self.report.seed = seed
         return run(find("customize.pair"), self.model, {"images": name, **TRAIN, **more}, self.report)
@@ -201,7 +215,7 @@ def cell(bench: Bench, style: str, seed: int) -> tuple[dict[str, float], dict[st
             figures |= {name: result.metric(name).value for name in ("orth_max", "update_cosine")}
             zero = [{"adapter": adapter, "suffix": SUFFIX, "strength": 0.0}]
             figures["zero_is_bare"] = float(torch.equal(bench.drawn(seed, zero), bare))
-        for how in ("style_guidance",) if scheme == "no_orth" else STRENGTHS:
+        for how in WAYS[scheme]:
             curves[f"{scheme} {how}"] = bench.curve(style, seed, result.style, how)
             figures[f"{scheme} {how}"] = max(min(one["content"], one["style"]) for one in curves[f"{scheme} {how}"])
     figures["cpu_seconds"] = round(time.process_time() - began, 1)
@@ -217,12 +231,18 @@ def mean_of(cells: Sequence[Mapping[str, float]], curves: Sequence[Mapping[str, 
     return {**found, "monotone": float(all(two <= one + 0.1 for one, two in itertools.pairwise(content)))}
 
 
-def blended(bench: Bench, adapters: Mapping[str, str], seed: int) -> dict[str, float]:
-    """Two styles at once: how much more of the one that gained less."""
+def blended(
+    bench: Bench, adapters: Mapping[str, str], seed: int, curves: Mapping[str, Sequence[Mapping[str, float]]]
+) -> dict[str, float]:
+    """Two styles at once, each at the strength that is best for it alone: how much more of the one that gained less."""
     bare = bench.drawn(seed, [])
-    wishes = [{"adapter": one, "suffix": SUFFIX, "strength": 1.0} for one in adapters.values()]
+    best = {
+        style: max(one, key=lambda at: min(at["content"], at["style"]))["strength"] for style, one in curves.items()
+    }
+    wishes = [{"adapter": one, "suffix": SUFFIX, "strength": best[style]} for style, one in adapters.items()]
     mixed = bench.drawn(seed, wishes)
-    figures = {}
+    figures = {f"{style} strength": one for style, one in best.items()}
+    figures["content"] = bench.judge.of(mixed, STYLES[1])[0]
     for style in adapters:
         figures[style] = bench.judge.of(mixed, style)[1]
         figures[f"{style} of bare"] = bench.judge.of(bare, style)[1]
@@ -231,8 +251,8 @@ def blended(bench: Bench, adapters: Mapping[str, str], seed: int) -> dict[str, f
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[11, 12, 13])
-    parser.add_argument("--styles", nargs="+", default=["framed", "grounded"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[21, 22, 23])
+    parser.add_argument("--styles", nargs="+", default=["edged", "grounded"])
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     torch.set_num_threads(1)
@@ -253,7 +273,8 @@ def main() -> None:
                 figures[name], curves[name], adapters[style] = cell(bench, style, seed)
                 print(name, figures[name], flush=True)
             if len(adapters) > 1:
-                figures[f"blend {seed}"] = blended(bench, adapters, seed)
+                own = {style: curves[f"each {style} {seed}"]["pair style_guidance"] for style in asked.styles}
+                figures[f"blend {seed}"] = blended(bench, adapters, seed, own)
                 print(f"blend {seed}", figures[f"blend {seed}"], flush=True)
             cells = [one for key, one in figures.items() if key.startswith("each")]
             figures["mean"] = mean_of(cells, list(curves.values()))

@@ -1,6 +1,6 @@
 """Do our dictionaries do what the paper says of them? An experiment that can fail, reported as it is.
 
-    python benchmarks/methods/sae.py [--parts synthetic othello library text] [--seeds 21 22 23] [--json FILE]
+    python benchmarks/methods/sae.py [--parts synthetic othello library] [--seeds 21 22 23] [--json FILE]
 
 **synthetic** (V1 of our notes; 2408.00113 has none): a dictionary that is known, 128 directions in 48 dimensions, 4.3
 of them on. Standard with L1 against p-annealing, three lambdas each, everything read off at the same L0.
@@ -10,19 +10,17 @@ both against a linear probe. A seed is one of the dictionary and of the games th
 games are others.
 **library**: our steps beside those of `dictionary_learning` 0.1.0, where it can be imported, from the same weights on
 the same batches.
-**text**: SmolLM2-135M on real prose (docstrings of what is installed), one dictionary with L1 and one annealed.
+Real text with a real model is `sae_text.py`.
 
 The thresholds below were written before the run that the results are of. Lambdas come from a pilot on seed 100.
 """
 
 import argparse
-import ast
 import importlib.util
-import inspect
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +42,6 @@ from interlace.methods.sae.train import metadata
 from interlace.methods.shared.corpus import Corpus
 
 MODEL = Path(__file__).parents[2] / "tests" / "assets" / "othello-gpt-mini"
-SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 LAYER = 2
 _EVALUATE = SPECS[1]
 
@@ -68,10 +65,11 @@ _OTHELLO_L0 = 70.0
 class Rows:
     """Figures with their names, printed and kept as they come: what is broken off has what there was."""
 
-    def __init__(self, file: str | None) -> None:
+    def __init__(self, file: str | None, thresholds: dict[str, Any] | None = None) -> None:
         self.rows: list[dict[str, Any]] = []
         self.judged: dict[str, Any] = {}
         self._file = file
+        self._thresholds = THRESHOLDS if thresholds is None else thresholds
 
     def add(self, **row: Any) -> None:
         self.rows.append(row)
@@ -81,7 +79,7 @@ class Rows:
 
     def keep(self) -> None:
         if self._file:
-            kept = {"thresholds": THRESHOLDS, "judged": self.judged, "rows": self.rows, **service.circumstances()}
+            kept = {"thresholds": self._thresholds, "judged": self.judged, "rows": self.rows, **service.circumstances()}
             Path(self._file).write_text(json.dumps(kept, indent=1) + "\n")
 
 
@@ -329,58 +327,11 @@ def library(rows: Rows) -> dict[str, Any]:
     return found
 
 
-# --- real text
-
-
-def text(rows: Rows, report: notebook.Notebook, folder: str) -> dict[str, Any]:
-    model = TransformersModel(folder, task="text-generation", dispatch=True)
-    texts = list(_prose())
-    found: dict[str, Any] = {"texts": len(texts)}
-    held, used = texts[:40], texts[40:]
-    for kind, weight in (("l1", 0.15), ("p_anneal", 0.08)):
-        begun = time.process_time()
-        sparsity = {"type": kind, "weight": weight} | ({"anneal_start": 100} if kind == "p_anneal" else {})
-        asked = {
-            "data": used, "layer": 9, "sparsity": sparsity, "d_sae": 2304, "steps": 500, "batch": 512,
-            "buffer": 49_152, "model_batch": 8, "context": 128, "skip_first": 1, "lr": 1e-3, "lr_warmup": 25,
-            "sparsity_warmup": 50, "normalize": True,
-        }  # fmt: skip
-        trained = notebook.run(SPECS[0], model, asked, report)
-        measured = notebook.run(
-            _EVALUATE, model, {"sae": trained.sae, "data": held, "model_batch": 4, "context": 128}, report
-        )
-        figures = {metric.name: metric.value for metric in measured.metrics}
-        rows.add(
-            part="text", kind=kind, weight=weight, cpu=time.process_time() - begun, tokens=trained.tokens, **figures
-        )
-        found[kind] = figures
-    return found
-
-
-def _prose() -> Iterator[str]:
-    """Docstrings of 400 characters and more, of torch and transformers, in a fixed order."""
-    import transformers
-
-    for package in (torch, transformers):
-        root = Path(inspect.getfile(package)).parent
-        for file in sorted(root.rglob("*.py"))[::12]:
-            try:
-                tree = ast.parse(file.read_text())
-            except (SyntaxError, UnicodeDecodeError):
-                continue
-            for node in ast.walk(tree):
-                if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module):
-                    said = ast.get_docstring(node) or ""
-                    if len(said) >= 400:
-                        yield said
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", default=["synthetic", "othello", "library"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[21, 22, 23])
     parser.add_argument("--steps", type=int, default=1200, help="of each dictionary on Othello")
-    parser.add_argument("--model", default=SMOLLM2, help="of the part on text: a folder, or a repo id of the cache")
     parser.add_argument("--folder", default="artifacts", help="where the dictionaries go")
     parser.add_argument("--json")
     asked = parser.parse_args()
@@ -391,7 +342,6 @@ def main() -> None:
         "synthetic": lambda: synthetic(rows, asked.seeds),
         "othello": lambda: othellos(rows, asked.seeds, report, asked.steps),
         "library": lambda: library(rows),
-        "text": lambda: text(rows, report, asked.model),
     }
     for part in asked.parts:
         begun = time.process_time()

@@ -16,7 +16,7 @@ from interlace._errors import JobFailed
 from interlace._jobs import RunningJob, Value
 from interlace._payload import serialize
 from interlace.protocol.errors import InterlaceError
-from interlace.protocol.event import Ended, Event, Log, Progress, Saved, StateChanged
+from interlace.protocol.event import Ended, Event, Log, Picture, Progress, Saved, StateChanged
 from interlace.protocol.job import JobState
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ class Backend(RemoteBackend):  # type: ignore[misc]
 
 def _update(job_id: str, event: Event) -> ResponseModel | None:
     """An event in nnsight's words; None for what it has none for."""
-    if isinstance(event, Saved):
+    if isinstance(event, Saved | Picture):
         return None
     if isinstance(event, Log):
         return ResponseModel(id=job_id, status=Status.LOG, description=event.text)

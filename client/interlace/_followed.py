@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from interlace._errors import JobFailed
 from interlace.protocol.errors import InterlaceError
-from interlace.protocol.event import Ended, Event, Log, Progress, StateChanged
+from interlace.protocol.event import Ended, Event, Log, Picture, Progress, StateChanged
 from interlace.protocol.job import Cost, JobState
 
 
@@ -49,6 +49,12 @@ class Followed:
     def progress(self) -> Progress | None:
         """How far it is, as it said last; None while it has said nothing, and for what has no steps."""
         told = [event for event in list(self._events) if isinstance(event, Progress)]
+        return told[-1] if told else None
+
+    @property
+    def picture(self) -> Picture | None:
+        """The newest picture that it has shown; `data` is the PNG. Not every one comes through."""
+        told = [event for event in list(self._events) if isinstance(event, Picture)]
         return told[-1] if told else None
 
     @property
@@ -108,6 +114,8 @@ class Followed:
 
     def tell(self, event_id: str, event: Event, data: bytes | None) -> None:
         """For the thread that follows it."""
+        if isinstance(event, Picture):
+            event = event.model_copy(update={"data": data})
         with self._changed:
             self._events.append(event)
             if isinstance(event, Ended):

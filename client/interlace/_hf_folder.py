@@ -1,7 +1,10 @@
 """Hugging Face's layouts: what a folder holds, and a model card of what a lake knows."""
 
 import json
-from collections.abc import Mapping
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,9 @@ _LOOKED_FOR: tuple[ArtifactKind, ...] = ("peft", "diffusers-lora", "sae", "edit"
 _DECLARED = ("base_model", "datasets", "language", "library_name", "license", "pipeline_tag", "tags")
 _LIBRARIES = {"peft": "peft", "diffusers-lora": "diffusers", "sae": "sae_lens", "weights": "transformers"}
 _LONGEST = 2000  # characters of what is declared of a field
+#: Says which of several files has which tensor of a checkpoint.
+_SHARDS = "model.safetensors.index.json"
+_WHOLE = LAYOUTS["weights"]
 
 
 def kind_of(folder: Path) -> ArtifactKind:
@@ -26,11 +32,41 @@ def kind_of(folder: Path) -> ArtifactKind:
         layout = LAYOUTS[kind]
         if all((folder / name).is_file() for name in (layout.tensors, layout.config) if name is not None):
             return kind
-    sharded = " Its checkpoint is in several files: save it in one." if any(folder.glob("*.index.json")) else ""
+    if (folder / _SHARDS).is_file() and (folder / str(_WHOLE.config)).is_file():
+        return "weights"
     layouts = "; ".join(
         " and ".join(name for name in (LAYOUTS[kind].tensors, LAYOUTS[kind].config) if name) for kind in _LOOKED_FOR
     )
-    raise InvalidArtifact(f"{folder} is no folder that the lake takes in; expected one of: {layouts}.{sharded}")
+    raise InvalidArtifact(f"{folder} is no folder that the lake takes in; expected one of: {layouts}.")
+
+
+@contextmanager
+def in_one_file(folder: Path) -> Iterator[Path]:
+    """The folder; of a checkpoint in several files one for the time being, with `model.safetensors` and `config.json`.
+
+    Takes the checkpoint's size of memory, and of room for temporary files. Raises InvalidArtifact for files that are
+    not what their index says.
+    """
+    if (folder / str(_WHOLE.tensors)).is_file() or not (folder / _SHARDS).is_file():
+        yield folder
+        return
+    files = import_module("safetensors.torch")
+    tensors: dict[str, Any] = {}
+    try:
+        places = dict(json.loads((folder / _SHARDS).read_text())["weight_map"])
+        for shard in sorted(set(places.values())):
+            if Path(shard).name != shard:
+                raise InvalidArtifact(f"{_SHARDS} of {folder} names {shard[:80]!r}, which is no file beside it.")
+            tensors |= files.load_file(folder / shard)
+    except (KeyError, TypeError, ValueError, FileNotFoundError) as error:
+        raise InvalidArtifact(f"{_SHARDS} of {folder} does not lead to its tensors: {error!r}") from None
+    if tensors.keys() != places.keys():
+        strange = sorted(tensors.keys() ^ places.keys())[0]
+        raise InvalidArtifact(f"{strange} is not where {_SHARDS} of {folder} says.")
+    with tempfile.TemporaryDirectory(prefix="interlace-") as name:
+        files.save_file(tensors, Path(name) / str(_WHOLE.tensors), {"format": "pt"})
+        shutil.copy(folder / str(_WHOLE.config), name)
+        yield Path(name)
 
 
 def source_of(repo_id: str, revision: str | None) -> tuple[Path, str]:

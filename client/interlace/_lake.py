@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interlace._artifacts import Artifacts
-from interlace._hf_folder import card_text, declared_in, kind_of, source_of
+from interlace._hf_folder import card_text, declared_in, in_one_file, kind_of, source_of
 from interlace._http import Http, path, read
 from interlace.methods.base import Result
 from interlace.protocol.artifact import Artifact
@@ -141,13 +141,17 @@ class Lake:
         return self._client.run("lake.attribute", model=model, params=said, follow=follow)
 
     def import_folder(self, folder: Path | str, *, model: str | None = None, name: str = "") -> Artifact:
-        """Take in a folder as Hugging Face libraries write it: PEFT, diffusers LoRA, SAELens, or a whole small model.
+        """Take in a folder as Hugging Face libraries write it: PEFT, diffusers LoRA, SAELens, or a whole model, which
+        is put into one file where it lies in several.
 
         What its README.md says in its head, such as the licence, is declared of it. ``model`` as in
         `artifacts.upload`. Raises InvalidArtifact where it is none of these.
         """
         folder = Path(folder)
-        artifact = self._artifacts.upload(folder, kind=kind_of(folder), name=name, model=model)
+        with in_one_file(folder) as whole:
+            artifact = self._artifacts.upload(
+                whole, kind=kind_of(folder), name=name or folder.resolve().name, model=model
+            )
         if declared := declared_in(folder):
             self.change(artifact, declared=declared)
         return self._artifacts.get(artifact)

@@ -10,9 +10,10 @@ from pydantic import ConfigDict
 from interlace._followed import Followed
 from interlace.methods import find
 from interlace.methods.base import Params, Result
+from interlace.methods.shared.display import Display
 from interlace.protocol.artifact import Artifact
 from interlace.protocol.errors import UnknownMethod
-from interlace.protocol.event import Ended, Log, Progress, StateChanged
+from interlace.protocol.event import Ended, Log, Picture, Progress, StateChanged
 from interlace.protocol.job import JobState
 from interlace.protocol.method import Envelope
 
@@ -45,8 +46,10 @@ class RunningMethod(Followed):
         return self._envelope(self.wait(timeout))
 
     def watch(self, title: str = "") -> Result:
-        """As `result`, with a progress bar until then, which also shows what the job prints."""
+        """As `result`, with a progress bar until then, which also shows what the job prints; in a notebook also the
+        newest picture of what it has by then."""
         bar = import_module("tqdm.auto").tqdm(desc=title or self.id[:8], leave=False)
+        display = Display()
         try:
             for event in self.events(_REFRESH):
                 if isinstance(event, Progress):
@@ -55,6 +58,8 @@ class RunningMethod(Followed):
                     bar.set_postfix({name: value for name, value in event.metrics.items() if value is not None})
                 elif isinstance(event, StateChanged):
                     bar.set_postfix_str(event.text.rstrip("."))
+                elif isinstance(event, Picture) and event.data is not None:
+                    display.show(event.data)
                 elif isinstance(event, Log):
                     bar.write(event.text)
                 bar.refresh()

@@ -3,13 +3,14 @@
 import asyncio
 import hashlib
 import json
+from dataclasses import replace
 from typing import Any
 
 from pydantic import ValidationError
 
 from interlace.methods import find
 from interlace.methods.base import Estimate, ModelFacts, Params, Spec
-from interlace.protocol.artifact import edit_ref
+from interlace.protocol.artifact import AdapterRef, edit_ref
 from interlace.protocol.errors import InvalidRequest, LimitExceeded, UnknownModel
 from interlace.protocol.job import JobKind
 from interlace.protocol.method import Allowance, MethodCall, MethodRequest, Payload, named
@@ -130,7 +131,8 @@ def checked(spec: Spec, asked: MethodRequest) -> Params:
 
 async def estimated(gateway: Gateway, spec: Spec, params: Params, card: ModelCard, caller: Caller) -> Estimate:
     """What a run would cost. Raises LimitExceeded where it is more than the caller may use; of time, by far."""
-    found = spec.estimate(params, facts_of(card))
+    facts = replace(facts_of(card), images=await _images(gateway, spec, params, caller))
+    found = spec.estimate(params, facts)
     speed = await gateway.state.models.speed(card.key)
     if speed is not None:
         found = found.model_copy(update={"seconds": round(speed * work_of(found), 3)})
@@ -141,6 +143,18 @@ async def estimated(gateway: Gateway, spec: Spec, params: Params, card: ModelCar
     if found.seconds is not None and found.seconds > _DOUBT * limits.wall_seconds:
         what = f"The time that {spec.ref} would take with these parameters (about {found.seconds:,.0f} s)"
         raise LimitExceeded(what, limits.wall_seconds, "seconds", "limits.wall_seconds")
+    return found
+
+
+async def _images(gateway: Gateway, spec: Spec, params: Params, caller: Caller) -> dict[str, tuple[int, int, int]]:
+    """How many images of which size the artifacts hold that a method would open."""
+    takes = {path: kinds for path, kinds in spec.takes.items() if "images" in kinds}
+    found: dict[str, tuple[int, int, int]] = {}
+    for name in named(params.model_dump(mode="json"), takes) if takes else ():
+        ref = AdapterRef.parse(name, "params")
+        facts = (await gateway.state.artifacts.named(ref, caller.tenant, caller.key_id)).facts
+        if all(type(facts.get(one)) is int for one in ("images", "height", "width")):
+            found[name] = (facts["images"], facts["height"], facts["width"])
     return found
 
 

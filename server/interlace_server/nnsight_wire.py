@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from interlace.protocol.errors import InvalidRequest
-from interlace.protocol.event import Ended, Log, Progress, Saved, StateChanged
+from interlace.protocol.event import Ended, Log, Picture, Progress, Saved, StateChanged
 from interlace.protocol.hosting import Moment
 from interlace.protocol.job import Cost, JobState
 from interlace.protocol.model import ModelKey
@@ -141,12 +141,14 @@ def saved(job_id: str, event: Saved) -> Update:
     )
 
 
-def render(job_id: str, event: StateChanged | Log | Progress | Ended) -> Update:
+def render(job_id: str, event: StateChanged | Log | Progress | Picture | Ended) -> Update:
     """An event in nnsight's words; where the result lies is for the caller to add."""
     if isinstance(event, Log):
         return Update(id=job_id, status="LOG", description=event.text)
     if isinstance(event, Progress):  # stock nnsight writes it over the line that said that the job runs
         return Update(id=job_id, status="RUNNING", description=event.sentence)
+    if isinstance(event, Picture):  # nnsight has no place for one
+        return Update(id=job_id, status="RUNNING", description=f"A picture: {event.title}".rstrip(": "))
     if isinstance(event, Ended):
         return Update(
             id=job_id,

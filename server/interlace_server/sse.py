@@ -35,10 +35,12 @@ def sent(event_id: str, name: str, data: bytes) -> bytes:
     return b"id: %s\nevent: %s\ndata: %s\n\n" % (event_id.encode(), name.encode(), data)
 
 
-async def stream(gateway: Gateway, events: AsyncIterator[bytes], what: str) -> AsyncIterator[bytes]:
-    """Events as they come. Ends early, without a word, where its client should resume."""
+async def stream(
+    gateway: Gateway, events: AsyncIterator[bytes], what: str, longest: float = _LONGEST
+) -> AsyncIterator[bytes]:
+    """Events as they come, for ``longest`` seconds. Ends early, without a word, where its client should resume."""
     clock = asyncio.get_running_loop().time
-    end = clock() + _LONGEST
+    end = clock() + longest
     with gateway.drain.stream():
         closing = asyncio.create_task(gateway.drain.closing.wait(), name="events-closing")
         upcoming: asyncio.Future[bytes | None] | None = None

@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 
 from interlace.protocol import event as words
 from interlace.protocol.errors import InvalidRequest, UnknownJob
-from interlace.protocol.event import Ended, Progress, StateChanged
+from interlace.protocol.event import Ended, Picture, Progress, StateChanged
 from interlace.protocol.job import Job, JobState
 from interlace.protocol.jobs import JobPage, JobView, Standing
 from interlace.protocol.model import ModelKey
@@ -94,6 +94,12 @@ class Jobs:
         if job is None or job.tenant != tenant:
             raise _unknown(job_id)
         return job
+
+    async def picture(self, job_id: str) -> Picture | None:
+        """The newest picture that a job has shown; `Values` has its bytes."""
+        data = await self._redis.hget(self._keys.job(job_id), "picture")
+        event = None if data is None else words.decode(data)
+        return event if isinstance(event, Picture) else None
 
     async def forget(self, view: JobView) -> None:
         """Remove the record and the events of a job that has ended; `Results` has its bytes."""

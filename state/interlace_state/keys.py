@@ -54,6 +54,8 @@
 |                      |        |                        |                 | store if it is lost                       |
 | lake:version         | string | forever                | lake, artifacts,| counts changes of what the lake shows     |
 |                      |        |                        | models          |                                           |
+| lake:built           | string | forever                | lake            | Unix time at which this Redis was given   |
+|                      |        |                        |                 | what the store knows of the lake          |
 | metrics:{replica}    | string | three heartbeats       | metrics         | what a replica measures                   |
 | secret:results       | string | forever                | results         | key that signs result URLs                |
 
@@ -85,6 +87,7 @@ class Keys:
         self.drained = f"{prefix}drained"
         self.artifacts = f"{prefix}artifacts"
         self.lake_version = f"{prefix}lake:version"
+        self.lake_built = f"{prefix}lake:built"
         self.result_secret = f"{prefix}secret:results"
 
     def job(self, job_id: str) -> str:

@@ -17,7 +17,7 @@ from redis.exceptions import ResponseError
 
 from interlace.protocol import event as words
 from interlace.protocol.errors import IdempotencyConflict, SessionRefused, TooMany
-from interlace.protocol.event import Ended, Event, Progress, StateChanged
+from interlace.protocol.event import Ended, Event, Picture, Progress, StateChanged
 from interlace.protocol.job import Cost, Job, JobState
 from interlace.protocol.model import ModelKey
 from interlace_state.audit import Audit
@@ -314,7 +314,7 @@ def _mark(event: Event) -> str:
     """What `record` keeps of an event beside the event itself."""
     if isinstance(event, StateChanged):
         return event.state
-    return "progress" if isinstance(event, Progress) else ""
+    return event.type if isinstance(event, (Progress, Picture)) else ""
 
 
 def _lease(picked: Any) -> Lease:

@@ -1,4 +1,5 @@
-"""Values that left before their job's end: `values/{job id}/{number}`, opaque, gone with the job."""
+"""Values that left before their job's end, and pictures that a method has shown (its jobs stream no values):
+`values/{job id}/{number}`, opaque, gone with the job."""
 
 from collections.abc import AsyncIterator, Callable
 from functools import partial
@@ -33,6 +34,10 @@ class Values:
     async def put(self, job_id: str, number: int, staged: Path) -> None:
         """Take a value in. One of a former run of the job goes: it was the same value."""
         await self._files.adopt(staged, f"{FOLDER}/{job_id}/{number}")
+
+    async def keep(self, job_id: str, number: int, data: bytes) -> None:
+        """As `put`, of bytes that are at hand."""
+        await self._files.put(f"{FOLDER}/{job_id}/{number}", data)
 
     async def read(self, job_id: str, number: int) -> bytes:
         """A whole value. Raises UnknownValue."""

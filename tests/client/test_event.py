@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from interlace.protocol import event as words
-from interlace.protocol.event import LONGEST_PROGRESS, Ended, Event, Log, Progress, Saved, StateChanged
+from interlace.protocol.event import LONGEST_PROGRESS, Ended, Event, Log, Picture, Progress, Saved, StateChanged
 from interlace.protocol.job import Cost, JobState, ResultRef
 
 NAMES = st.from_regex(r"[A-Za-z0-9_.:/ -]{1,48}", fullmatch=True)
@@ -19,6 +19,7 @@ STEPS = st.integers(0, 2**53)
         StateChanged(state=JobState.QUEUED, text="Added to the queue.", model_ready=False),
         Progress(step=3, of=20),
         Progress(step=0, metrics={"loss": 0.25, "learning rate": None}),
+        Picture(number=1, title="the style by now", step=3, size=3, data=b"\x89PN"),
         Log(text="layer 3 \N{SNOWMAN}\x00"),
         Saved(number=1, name="x", size=256, data=bytes(range(256))),
         Saved(number=2, name="layer 3 \N{SNOWMAN}", step=0, size=1 << 40),

@@ -2,6 +2,7 @@
 
 import io
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,10 +22,14 @@ def written() -> bytes:
     return buffer.getvalue()
 
 
-def packed(path: Path, kind: type[packing.Packing], content: bytes, cuts: tuple[int, ...]) -> bytearray:
+def compressed(fd: int) -> packing.Packing:
+    return packing.Packed(fd, zstandard.ZstdCompressor(level=1))
+
+
+def packed(path: Path, kind: Callable[[int], packing.Packing], content: bytes, cuts: tuple[int, ...]) -> bytearray:
     """As a job's process writes it, in pieces."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT)
-    sink, first = kind(fd), 0  # type: ignore[call-arg]
+    sink, first = kind(fd), 0
     for behind in (*cuts, len(content)):
         sink.write(memoryview(content)[first:behind])
         first = behind
@@ -33,9 +38,11 @@ def packed(path: Path, kind: type[packing.Packing], content: bytes, cuts: tuple[
     return bytearray(path.read_bytes())
 
 
-@pytest.mark.parametrize("kind", [packing.Raw, packing.Packed, packing.Plain])
+@pytest.mark.parametrize("kind", [packing.Raw, compressed, packing.Plain])
 @pytest.mark.parametrize("cuts", [(), (64, 64, 1000), (131_072, 131_073)])
-def test_a_result_is_what_was_saved(tmp_path: Path, kind: type[packing.Packing], cuts: tuple[int, ...]) -> None:
+def test_a_result_is_what_was_saved(
+    tmp_path: Path, kind: Callable[[int], packing.Packing], cuts: tuple[int, ...]
+) -> None:
     found = load(packed(tmp_path / "r", kind, written(), cuts))
     assert torch.equal(found["noise"], SAVED["noise"])
     assert found["rest"] == SAVED["rest"]

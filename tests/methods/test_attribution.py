@@ -15,6 +15,7 @@ from interlace.methods.attribution.spec import AttributeParams, AttributeResult
 from interlace.methods.attribution.unlearn import Pictures, moved
 from interlace.methods.notebook import Notebook, run
 from interlace.methods.shared import diffusion
+from interlace.methods.shared.diffusion import Prompts
 from interlace.methods.shared.images import Images
 from interlace.protocol.errors import InvalidRequest
 
@@ -62,6 +63,63 @@ def test_fisher_is_the_mean_square_of_one_gradient_each(pipeline_model: Any, tmp
                     layer.weight.grad = None
     for path, one in found.items():
         torch.testing.assert_close(one, wanted[path], rtol=1e-3, atol=1e-9)
+
+
+class Told:
+    """A denoiser that says W c of a prompt c, whatever the noise: losses and gradients are known without it."""
+
+    timesteps = 10
+
+    def __init__(self, weight: torch.Tensor, notebook: Notebook) -> None:
+        self.report = notebook
+        self.says = torch.nn.Linear(*weight.shape[::-1], bias=False)
+        self.says.weight.data.copy_(weight)
+        self.unet = torch.nn.ModuleDict(
+            {"block": torch.nn.ModuleDict({"attn2": torch.nn.ModuleDict({"to_k": self.says})})}
+        )
+
+    def noised(self, latents: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return latents + noise
+
+    def target(self, latents: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return latents
+
+    def predict(
+        self, noisy: torch.Tensor, t: torch.Tensor, prompts: Prompts, *, backward: bool = False
+    ) -> torch.Tensor:
+        with torch.set_grad_enabled(backward):
+            said: torch.Tensor = self.says(prompts.states).sum(1)
+        return said[:, :, None, None]
+
+
+def test_a_score_is_the_published_formula(tmp_path: Path) -> None:
+    """Eq. 5 and 6 by hand, where the answer is known: the one that says what the query says gets harder, the one that
+    says the opposite easier, one of another prompt is not moved at all; and what many have taught is held by F."""
+    prompts = torch.tensor([[1.0, 0], [1, 0], [1, 0], [1, 0], [0, 1], [0, 1], [1, 0]])
+    off = torch.tensor([[1.0, 1], [-1, -1], [1, 0], [0, 1], [1, 1], [-2, 0], [3, 0]])  # W c - z
+    names = ("same", "opposite", "first", "second", "elsewhere", "there", "busy")
+    weight = torch.tensor([[0.5, -1], [2, 0.25]])
+    asked, alpha, damping = torch.tensor([1.0, 1.0]), 0.01, 0.1
+    params = AttributeParams(queries="-", candidates="-", alpha=alpha, damping=damping, **SHORT)
+
+    def pictures(prompts: torch.Tensor, off: torch.Tensor) -> Pictures:
+        return Pictures((prompts @ weight.T - off)[:, :, None, None], Prompts(prompts[:, None]))
+
+    with moved(Told(weight, Notebook(tmp_path, bar=False)), params) as weights:  # type: ignore[arg-type]
+        held, query = pictures(prompts, off), pictures(prompts[:1], asked[None])
+        before, fisher = weights.losses(held), weights.fisher(held)
+        weights.step(query, 0, fisher, len(held), torch.Generator().manual_seed(0))
+        scores = weights.losses(held) - before
+    gradients = torch.einsum("no,ni->noi", off, prompts)  # L = |W c - z|^2 / 2, for two numbers
+    information = gradients.square().mean(0)
+    torch.testing.assert_close(next(iter(fisher.values())), information)
+    change = torch.outer(asked, prompts[0]) / (information + damping * information.mean()) * alpha / len(off)
+    after = (off + prompts @ change.T).square().mean(1)
+    torch.testing.assert_close(scores, after - off.square().mean(1), rtol=1e-4, atol=1e-7)
+    by_name = dict(zip(names, scores.tolist(), strict=True))
+    assert by_name["elsewhere"] == by_name["there"] == 0
+    assert by_name["opposite"] < 0 < by_name["first"] < by_name["second"] < by_name["same"]
+    assert float(change[0, 0]) < float(change[1, 0]) / 2, "what `busy` has taught is not held"
 
 
 def test_its_like_are_forgotten_with_a_query(pipeline_model: Any, tmp_path: Path) -> None:

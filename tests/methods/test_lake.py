@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import small_models
+import tiny_diffusion
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 import interlace
 from interlace.methods import find
@@ -19,7 +21,7 @@ from interlace.methods.lake.tree import Heritage, recover
 from interlace.methods.notebook import Notebook, run
 from interlace.methods.shared import edits as _edits
 from interlace.methods.shared import weights as _weights
-from interlace.methods.shared.edits import pack
+from interlace.methods.shared.edits import Edit, pack
 from interlace.protocol.errors import InvalidArtifact, InvalidRequest
 
 SIZE = 32
@@ -221,6 +223,37 @@ def test_two_models_are_compared(notebook: Notebook) -> None:
         run(find("lake.compare"), llama, {"other": near}, notebook)
 
 
+def test_adapters_and_edits_become_one_checkpoint(notebook: Notebook, tmp_path: Path) -> None:
+    """It says what the model with them on says, loads with transformers, and a mean is known for one."""
+    model = small_models.of_family("gpt2")
+    edits = [
+        notebook.artifact("edit", *pack([small_models.an_edit(model, site, rank=2, seed=seed)], model))
+        for seed, site in enumerate(("mlp_out", "attn_out"))
+    ]
+    before = {name: one.clone() for name, one in model._module.named_parameters()}
+    both = run(find("lake.merge"), model, {"of": edits}, notebook)
+    assert both.metric("changed").value == 2
+    assert both.metric("relative_change").value > 0.01
+    with torch.no_grad(), _edits.attached(model, [notebook.open(one) for one in edits]):
+        by_hook = small_models.logits(model)
+    folder = tmp_path / both.artifacts[0]
+    loaded = AutoModelForCausalLM.from_pretrained(folder)
+    ids = model.tokenizer(small_models.PROMPT, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(ids).logits, by_hook, rtol=1e-4, atol=1e-4)
+    for name, one in model._module.named_parameters():
+        assert torch.equal(one, before[name])
+    each = [run(find("lake.merge"), model, {"of": one}, notebook).artifacts[0] for one in edits]
+    mean = run(find("lake.merge"), model, {"of": edits, "shares": [0.5, 0.5]}, notebook).artifacts[0]
+    found = run(find("lake.recover"), model, {"models": [*each, mean]}, notebook)
+    assert f"merge_suspected: {mean} is 0.50 of {each[0]} and 0.50 of {each[1]}." in found.warnings
+    with pytest.raises(ValueError, match="`shares` has 1 for 2 of `of`"):
+        run(find("lake.merge"), model, {"of": edits, "shares": [1.0]}, notebook)
+    tied = notebook.artifact("edit", *pack([Edit(torch.ones(1, 64), torch.ones(400, 1), module="lm_head")], model))
+    with pytest.raises(InvalidRequest, match="another parameter by another name"):
+        run(find("lake.merge"), model, {"of": tied}, notebook)
+
+
 def test_heritage_is_recovered_from_artifacts(notebook: Notebook) -> None:
     model = small_models.of_family("gpt2")
     edit = notebook.artifact("edit", *pack([small_models.an_edit(model, "mlp_out")], model))
@@ -319,3 +352,23 @@ def test_what_jobs_make_is_in_the_lake(
     assert any(one.field.endswith("relative_distance") for one in compared.measured)
     recovered = client.lake.recover([sketch], model=repo, follow=False)
     assert recovered.warnings[0].startswith("duplicate")
+
+
+def test_an_exported_lora_is_what_diffusers_loads(client: interlace.Client, here: Any, tmp_path: Path) -> None:
+    path, dice = "up_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k", torch.Generator().manual_seed(0)
+    down, up = torch.randn(2, 64, generator=dice), torch.randn(96, 2, generator=dice)
+    tensors = {f"unet.{path}.lora_A.weight": down, f"unet.{path}.lora_B.weight": up}
+    kept = client.artifacts.keep("diffusers-lora", tensors, name="a style", model=tiny_diffusion.SHAPES)
+    folder = client.lake.export_folder(kept, tmp_path / "out")
+    assert "library_name: diffusers" in (folder / "README.md").read_text()
+    pipeline = here(tiny_diffusion.SHAPES).pipeline
+    plain = pipeline.unet.get_submodule(path).weight.clone()
+    pipeline.load_lora_weights(folder, adapter_name="exported")
+    try:
+        layer = pipeline.unet.get_submodule(path)
+        states = torch.randn(3, 64, generator=dice)
+        with torch.no_grad():
+            torch.testing.assert_close(layer(states), states @ (plain + up @ down).T, rtol=1e-4, atol=1e-4)
+    finally:
+        pipeline.unload_lora_weights()
+        client.lake.delete(kept)

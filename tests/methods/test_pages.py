@@ -36,8 +36,30 @@ def _of(relation: str, n: int) -> list[str]:
 #: By page: what is put in place of what is there, and the names that a reader brings.
 Page = tuple[dict[str, str], Callable[[], dict[str, Any]]]
 _SAE = '"layer": 3, "steps": 12, "batch": 16, "buffer": 64, "d_sae": 32, "lr_warmup": 2, "sparsity_warmup": 3, '
+#: The published prefixes leave a context of 64 few tokens.
+_ELM = (
+    '"max_chars": 24, "lora": {"layers": [1, 2]}, "steps": 2, "batch": 2, "grad_accum": 1, '
+    '"fluency": {"redirects": ["And"], "prompt_chars": [5, 12], "new_tokens": [4, 6]}, '
+)
+_MEASURED = '"evaluation": {"scoring": "answers", "generations": 2, "generation_tokens": 4, '
+_ASKED = [{"question": "The capital of France is", "choices": ["Paris", "Tokyo"], "answer": 0}] * 5
 RUN: dict[str, Page] = {
     "edits.md": ({"1536": "512", "576": "128", '"llama"': '"gpt2"'}, dict),
+    "elm.md": (
+        {
+            '"concept_texts"': _ELM + '"concept_texts"',
+            '"evaluation": {': _MEASURED,
+            'from_pretrained("org/model")': f'from_pretrained("{MODEL}")',
+            'TransformersModel("org/model"': f'TransformersModel("{MODEL}"',
+        },
+        lambda: {
+            "texts_on_the_concept": _of("job", 4),
+            "texts_on_other_things": _of("capital", 4),
+            "questions": _ASKED,
+            "other_questions": _ASKED,
+            "beginnings": [{"prompt": "The capital of France is", "answer": "Paris"}],
+        },
+    ),
     "flow.md": ({}, dict),
     "mediate.md": ({}, dict),
     "patch.md": ({}, dict),

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import drawn_shapes
 import pytest
-import shapes
 import tiny_diffusion
 import torch
 from nnsight.modeling.diffusion import DiffusionModel
@@ -56,8 +56,8 @@ def kept(report: Notebook, pixels: torch.Tensor) -> str:
     return _images.keep(report, Images.of_pixels(pixels, "", "our own"))
 
 
-def train(model: Any, report: Notebook, style: str = "framed", **more: Any) -> PairResult:
-    images = kept(report, shapes.pair("square", "red", style))
+def train(model: Any, report: Notebook, style: str = "edged", **more: Any) -> PairResult:
+    images = kept(report, drawn_shapes.pair("square", "red", style))
     found = run(find("customize.pair"), model, {"images": images, **SHORT, **more}, report)
     assert isinstance(found, PairResult)
     return found
@@ -250,8 +250,8 @@ def test_what_is_refused(model: Any, notebook: Notebook, trained: PairResult) ->
 
 def test_a_pair_that_is_none_is_said(model: Any, notebook: Notebook) -> None:
     noise = torch.randint(0, 256, (32, 32, 3), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    apart = torch.stack([shapes.render("ring", "red"), noise])
-    assert edge_correlation(apart) < 0.3 < edge_correlation(shapes.pair("square", "red", "framed"))
+    apart = torch.stack([drawn_shapes.render("ring", "red"), noise])
+    assert edge_correlation(apart) < 0.3 < edge_correlation(drawn_shapes.pair("square", "red", "edged"))
     result = run(find("customize.pair"), model, {"images": kept(notebook, apart), **SHORT, "joint_steps": 1}, notebook)
     assert any("edges of the two pictures correlate" in one for one in result.warnings)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_diffusion
 import torch
 from method_cases import CASES, Case
 
@@ -77,6 +78,10 @@ def test_a_job_gives_what_a_notebook_gives(
     assert_same(ours.model_dump(), there.model_dump())
     for one, other in zip(ours.artifacts, there.artifacts, strict=True):
         assert_same_artifact(notebook.open(one), client.artifacts.open(other))
+    if case.model == tiny_diffusion.SHAPES:  # what it costs is known before, by what the artifacts hold
+        told = client.estimate(ref, model=case.model, params=params, inputs=flat)
+        for name, counted in notebook.cost.items():
+            assert counted <= getattr(told, name) <= 2 * counted, name
     envelope = there.envelope
     assert envelope is not None
     assert envelope.cost.model_dump(include={"forwards", "backwards", "tokens"}) == notebook.cost

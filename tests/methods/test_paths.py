@@ -123,6 +123,36 @@ def test_where_a_node_has_no_other_way_its_paths_are_the_node(name: str, tmp_pat
         assert abs(one) > 1e-3  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_queries_keys_and_values_are_all_that_attention_hears(name: str, tmp_path: Path) -> None:
+    model = facts(FACTS_GPT) if name == "gpt2" else of_family(name)
+    pair = {"base": "The city is", "source": "The city of", "answer": " Paris", "source_answer": " two"}
+    pairs = countries(2) if name == "gpt2" else [pair] * 2
+    sites = Sites.of(model)
+    last = sites.n_layers - 1
+    before = {"family": "parts", "sites": ["mlp_out"], "layers": [last - 1]}
+
+    def heard(*receivers: dict[str, Any]) -> float:
+        found = _paths(model, tmp_path, pairs, before, [{"layer": last, **one} for one in receivers], joint=True)
+        return found.table("paths").rows[0][6]  # type: ignore[return-value]
+
+    whole = heard({"site": "attn_out"})
+    assert abs(whole) > 1e-4
+    assert heard(*({"site": f"attn_{one}"} for one in "qkv")) == pytest.approx(whole, abs=1e-4)
+    for one in "qkv":
+        alone = heard({"site": f"attn_{one}"})
+        heads = [head for head in range(sites.n_heads) if _has(sites, f"attn_{one}:{head}", last)]
+        assert heard(*({"site": f"attn_{one}", "head": head} for head in heads)) == pytest.approx(alone, abs=1e-4)
+        assert abs(alone - whole) > 1e-5, "no one of them is all of it"
+
+
+def _has(sites: Sites, site: str, layer: int) -> bool:
+    try:
+        return bool(sites.place(site, layer))
+    except InvalidRequest:
+        return False
+
+
 def test_paths_of_a_mamba(tmp_path: Path) -> None:
     model = facts(FACTS_MAMBA)
     pairs = countries(2)

@@ -8,10 +8,12 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 from browsing import PHONE, Keyed, Look, Shown
 from gateway_process import HEADERS, KEY, Worker, saved
 
-from interlace.protocol.event import Progress
+from interlace.methods.shared.preview import preview
+from interlace.protocol.event import Picture, Progress
 from interlace.protocol.hosting import Moment, Phase
 from interlace.protocol.model import ModelKey
 from interlace_server.page import words
@@ -112,9 +114,27 @@ def test_a_job_from_its_first_word_to_its_end(keyed: Keyed, look: Look) -> None:
     page.get_by_text("Step 3 of 10, loss 0.25").wait_for()
     assert page.get_by_role("progressbar").get_attribute("value") == "0.3"
     assert page.locator("#log").inner_text() == f"first line\n{HTML}\n"
+    png = preview(torch.zeros(2, 32, 32, 3, dtype=torch.uint8))
+    work(keyed, lambda worker: worker.state.values.keep(job_id, 1, png))
+    picture = Picture(number=1, title=HTML, step=3, size=len(png))
+    assert work(keyed, lambda worker: worker.state.queue.record(lease, picture))
+    page.locator("#shown img").wait_for()
+    looking.until("document.querySelector('#shown img').naturalWidth > 100")
+    assert page.locator("#shown figcaption").inner_text() == f"{HTML}, step 3"
     looking.check()
+    whose = [
+        httpx.get(f"{keyed.gateway.url}/v1/jobs/{job_id}/pictures/1", headers={"ndif-api-key": key}, timeout=60)
+        for key in (keyed.ours, keyed.theirs, keyed.admin)
+    ]
+    assert [one.status_code for one in whose] == [200, 404, 404]
+    assert (whose[0].content, whose[0].headers["content-type"]) == (png, "image/png")
+    foreign = look(keyed.gateway.url)
+    foreign.sign_in(keyed.admin, f"/page/jobs/{job_id}").locator(".tag.running, .tag.leased").first.wait_for()
+    assert foreign.page.locator("#shown").count() == 0
+    assert foreign.context.request.get(f"/page/jobs/{job_id}/shown.png").status == 404
     work(keyed, lambda worker: worker.complete(lease, saved(x=1)))
     page.locator(".tag.completed").wait_for()
+    assert page.locator("#shown").count() == 0
     view = get(keyed, f"/v1/jobs/{job_id}", keyed.ours)
     figures = page.locator(".figures dd").all_inner_texts()
     cost = view["cost"]

@@ -28,6 +28,6 @@ def test_a_wheel_has_all_of_the_pages(tmp_path: Path) -> None:
 
 def test_what_others_wrote_is_what_is_said_of_it() -> None:
     told = re.findall(r"^\| `(\S+)` \|.*`([0-9a-f]{64})` \|$", (PAGE / "static" / "README.md").read_text(), re.M)
-    assert [name for name, _ in told] == sorted(path.name for path in PAGE.glob("static/*.min.js"))
+    assert [name for name, _ in told] == sorted(path.name for path in PAGE.glob("static/*.min.*"))
     for name, digest in told:
         assert hashlib.sha256((PAGE / "static" / name).read_bytes()).hexdigest() == digest

@@ -1,18 +1,24 @@
 """`/v1/lake` on a real gateway, with the client and keys of two tenants."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import httpx
+import hub_server
 import pytest
 import safetensors.torch
 import torch
 from gateway_process import COMMIT, KEY, Gateway, mint, publish
+from transformers import GPT2Config, GPT2LMHeadModel
 from uploads import ADAPTER, upload
 
 import interlace
 from interlace import InterlaceError
+from interlace.protocol.errors import InvalidArtifact
 from interlace_state.lake.records import model_id
 from interlace_state.store import open_state
 
@@ -103,6 +109,37 @@ def test_hugging_face_folders_come_in_and_go_out_as_they_were(client: interlace.
         client.lake.import_folder(tmp_path)
     for one in (artifact, again, model):
         client.lake.delete(one)
+
+
+@pytest.mark.usefixtures("state")
+def test_a_checkpoint_in_several_files_comes_in_as_one(client: interlace.Client, tmp_path: Path) -> None:
+    """As transformers shards it, out of a repository of a hub."""
+    config = GPT2Config(n_layer=1, n_embd=16, n_head=2, n_positions=8, vocab_size=32, bos_token_id=0, eos_token_id=0)
+    module = GPT2LMHeadModel(config)
+    module.save_pretrained(tmp_path / "model", max_shard_size="4KB")
+    files = {one.name: one.read_bytes() for one in (tmp_path / "model").iterdir()}
+    assert len([name for name in files if name.endswith(".safetensors")]) > 2
+    files["README.md"] = b"---\nlicense: mit\n---\n"
+    script = "import interlace, sys\nwith interlace.connect(sys.argv[1]) as client:\n"
+    script += "    print(client.lake.import_repo('lab/Tiny').id)\n"
+    with hub_server.running(files) as environ:
+        elsewhere = {**os.environ, **environ, "HF_HOME": str(tmp_path / "home")}
+        command = [sys.executable, "-c", script, client.url]
+        ran = subprocess.run(command, env=elsewhere, capture_output=True, text=True, timeout=240)
+    assert ran.returncode == 0, ran.stderr
+    model = client.artifacts.get(ran.stdout.split()[-1])
+    source = f"https://huggingface.co/lab/Tiny/tree/{hub_server.COMMIT}"
+    assert (model.kind, model.name, model.declared) == ("weights", "lab/Tiny", {"license": "mit", "source": source})
+    loaded = GPT2LMHeadModel.from_pretrained(client.lake.export_folder(model, tmp_path / "out"))
+    for name, one in module.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], one), name
+    client.lake.delete(model)
+    index = tmp_path / "model" / "model.safetensors.index.json"
+    said = json.loads(index.read_text())
+    for name, where in (("transformer.none", said["weight_map"]["transformer.wte.weight"]), ("x", "../x.safetensors")):
+        index.write_text(json.dumps({"weight_map": said["weight_map"] | {name: where}}))
+        with pytest.raises(InvalidArtifact, match=r"is not where|is no file beside it"):
+            client.lake.import_folder(tmp_path / "model")
 
 
 async def test_tenants_share_what_they_want(start_gateway: Any) -> None:

@@ -7,7 +7,7 @@ import pytest
 from meeting import MODEL, lease, make_job
 
 from interlace.protocol.errors import InvalidRequest, UnknownJob
-from interlace.protocol.event import Ended, StateChanged
+from interlace.protocol.event import Ended, Picture, Progress, StateChanged
 from interlace.protocol.job import Cost, Job, JobState, ResultRef
 from interlace.protocol.jobs import JobView
 from interlace.protocol.model import ModelKey
@@ -174,3 +174,20 @@ async def test_the_collector_takes_out_what_is_over_its_lifetime_and_nothing_els
     assert await state.jobs.prune(2_000) == 2
     assert {one.decode() for one in await state.redis.zrange(keys.jobs, 0, -1)} == {old.id, young.id}
     assert await state.redis.zrange(keys.jobs_of("lab-a"), 0, -1) == [young.id.encode()]
+
+
+async def test_the_newest_picture(state: State) -> None:
+    job = await put(state)
+    assert await state.jobs.picture(job.id) is None
+    held = await lease(state)
+    first, second = (Picture(number=number, title="by now", step=number, size=2) for number in (1, 2))
+    assert await state.queue.record(held, first, Progress(step=1), second)
+    assert await state.jobs.picture(job.id) == second
+    assert await state.queue.record(held, first)  # of a run that has begun anew
+    assert await state.jobs.picture(job.id) == first
+    await state.values.keep(job.id, 1, b"ab")
+    assert await state.values.read(job.id, 1) == b"ab"
+    assert await state.events.value(job.id, 1) is None
+    await state.queue.finish(held, Ended(state=JobState.COMPLETED))
+    await state.jobs.forget(await state.jobs.show(job.id, "local"))
+    assert await state.jobs.picture(job.id) is None

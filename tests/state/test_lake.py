@@ -314,6 +314,18 @@ async def test_an_index_that_is_lost_is_made_anew_and_is_the_same(state: State, 
     assert await everything() == before
 
 
+async def test_a_worker_that_comes_first_to_a_new_redis_hides_nothing(state: State, config: Config) -> None:
+    await state.models.publish(CARD)
+    artifact = await add(state, "one", lineage=lineage("j1"))
+    await state.lake.tag(MINE, artifact.id, "a")
+    before = await state.lake.search(MINE, "")
+    assert before.total == 2
+    await state.redis.delete(*[key async for key in state.redis.scan_iter(f"{config.redis.prefix}*")])
+    await state.models.publish(CARD)
+    await state.lake.make_sure_of_index()
+    assert await state.lake.search(MINE, "") == before  # and the model was not first seen just now
+
+
 async def test_an_old_manifest_is_its_tenants(state: State, config: Config) -> None:
     artifact = await add(state, "old", creator="k1")
     manifest = Path(config.store_url) / "artifacts" / "lab-a" / artifact.id / "manifest.json"

@@ -93,6 +93,20 @@ async def test_nine_of_ten_queries_find_what_is_meant(planted: State) -> None:
     assert recall >= 0.9, missed
 
 
+async def test_a_slip_finds_what_the_word_does(planted: State) -> None:
+    async def names(text: str) -> list[str]:
+        return [one.name for one in (await planted.lake.search(MINE, text, limit=5)).entries]
+
+    slips = {"Shakspeare": "Shakespeare style", "biowaepons": "safe biology", "medcal": "medical questions"}
+    for slip, meant in slips.items():
+        assert meant in await names(slip), slip
+    assert await names("xylophone") == []
+    assert await names("abc") == []
+    right = await names("polite")
+    assert "kind words" in right
+    assert await names("polite xylophone") == right  # a word that stands for nothing widens nothing
+
+
 async def test_filters_are_exact(planted: State) -> None:
     for method in ("elm", "edit.rome", "sae.train@1"):
         found = {one.name for one in (await planted.lake.search(MINE, f"method:{method}", limit=50)).entries}

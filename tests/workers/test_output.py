@@ -52,6 +52,8 @@ VALUES = {
     "token ids": {"ids": torch.arange(400_000) % 49_152},
     "bfloat16": {"noise": noise(2).bfloat16()},
     "behind a ReLU": {"hidden": noise(4).relu()},
+    "bfloat16 in fp32": {"hidden": noise(4).bfloat16().float()},
+    "bfloat16 that repeats": {"hidden": noise(0.01).bfloat16().float().repeat(200)},
     "noise and zeros": {"noise": noise(2), "zeros": torch.zeros(1 << 19), "more": noise(1)},
     "many small tensors": {"list": [torch.full((3,), float(number)) for number in range(3_000)]},
     "many tensors of a few kilobytes": {"list": list(noise(4).clone().split(1 << 11))},
@@ -99,9 +101,24 @@ def test_noise_is_not_compressed_for_nothing(tmp_path: Path, megabytes: float) -
 
 
 def test_what_compresses_is_compressed(tmp_path: Path) -> None:
-    for name, most in (("zeros", 0.01), ("token ids", 0.5), ("behind a ReLU", 0.6), ("words", 0.1)):
+    most = {
+        "zeros": 0.01,
+        "token ids": 0.5,
+        "behind a ReLU": 0.6,
+        "words": 0.1,
+        "bfloat16 in fp32": 0.55,
+        "bfloat16 that repeats": 0.1,
+    }
+    for name, part in most.items():
         data = written(tmp_path, VALUES[name])
-        assert len(data) < most * len(zstandard.ZstdDecompressor().decompress(data)), name
+        assert len(data) < part * len(zstandard.ZstdDecompressor().decompress(data)), name
+
+
+def test_what_does_not_repeat_is_coded_and_no_more(tmp_path: Path) -> None:
+    """A window of 128 KiB is that of the fast way, which level 1 would find the repeats of."""
+    windows = {name: zstandard.get_frame_parameters(written(tmp_path, VALUES[name])).window_size for name in VALUES}
+    assert windows["bfloat16 in fp32"] == windows["noise"] == 128 << 10
+    assert windows["bfloat16 that repeats"] > 128 << 10
 
 
 def test_most_of_the_bytes_decide(tmp_path: Path) -> None:

@@ -1,15 +1,22 @@
-"""A job's progress: how often a child tells of it, and how much of what a child says its parent believes."""
+"""A job's progress: how often a child tells and shows of it, and how much of that its parent believes."""
 
 import os
+import struct
+import threading
+import zlib
 from collections.abc import Iterator
 
 import pytest
+import torch
 
-from interlace.protocol.event import Progress
+from interlace.methods.shared.images import png
+from interlace.methods.shared.preview import preview
+from interlace.protocol.event import Picture, Progress, Shown
 from interlace.protocol.frames import BrokenFrame, FrameKind, FrameReader
+from interlace.protocol.picture import LONGEST_PICTURE, check_picture
 from interlace_workers.child import progress
 from interlace_workers.child.pipeline import _Steps
-from interlace_workers.executors.pace import Pace
+from interlace_workers.executors.pace import Gallery, Told
 
 
 class Clock:
@@ -71,8 +78,6 @@ def test_slow_steps_are_all_told(parent: Parent) -> None:
 
 
 def test_steps_of_a_tensor_and_whatever_tqdm_takes(parent: Parent) -> None:
-    import torch
-
     bar = _Steps(torch.arange(2))
     assert [int(step) for step in bar] == [0, 1]
     bar.set_postfix(loss=1.0)
@@ -106,7 +111,7 @@ def word(step: int = 1) -> bytes:
 
 def test_a_flood_is_thinned() -> None:
     clock = Clock()
-    pace = Pace(clock)
+    pace = Told(clock)
     passed = 0
     for _ in range(100):
         passed += sum(pace.take(word()) is not None for _ in range(1000))
@@ -116,7 +121,7 @@ def test_a_flood_is_thinned() -> None:
 
 def test_a_day_of_it_is_no_flood() -> None:
     clock = Clock()
-    pace = Pace(clock)
+    pace = Told(clock)
     passed = 0
     for _ in range(24 * 3600):
         passed += pace.take(word()) is not None
@@ -126,7 +131,7 @@ def test_a_day_of_it_is_no_flood() -> None:
 
 def test_what_was_dropped_is_not_missed() -> None:
     clock = Clock()
-    pace = Pace(clock)
+    pace = Told(clock)
     for step in range(50):
         pace.take(word(step))
     clock.now += 0.5
@@ -135,4 +140,92 @@ def test_what_was_dropped_is_not_missed() -> None:
 
 def test_nonsense_is_not_believed() -> None:
     with pytest.raises(BrokenFrame, match="no word of progress"):
-        Pace(Clock()).take(b"nonsense")
+        Told(Clock()).take(b"nonsense")
+
+
+# pictures
+
+
+def pixels(n: int, side: int, *, noise: bool = True) -> torch.Tensor:
+    dice = torch.Generator().manual_seed(n)
+    shape = (n, side, side, 3)
+    return torch.randint(256, shape, generator=dice, dtype=torch.uint8) if noise else torch.zeros(*shape).byte()
+
+
+@pytest.mark.parametrize("asked", [pixels(1, 2), pixels(3, 32), pixels(40, 32), pixels(8, 512), pixels(1, 1500)])
+def test_what_a_method_shows_fits(asked: torch.Tensor) -> None:
+    data = preview(asked)
+    check_picture(data)
+    assert len(data) > 100
+
+
+def test_a_picture_comes_through_a_pipe_that_is_full() -> None:
+    """The largest that may be is longer than what a pipe takes whole."""
+    data = png(pixels(1, 146)[0])
+    assert LONGEST_PICTURE - 2000 < len(data) <= LONGEST_PICTURE
+    read_end, write_end = os.pipe()
+
+    def shown() -> None:
+        with progress.telling(write_end):
+            progress.show(Shown(title="by now", step=7), data)
+        os.close(write_end)
+
+    child = threading.Thread(target=shown)
+    child.start()
+    with open(read_end, "rb") as file:
+        (frame,) = FrameReader().feed(file.read())
+    child.join()
+    assert frame.kind is FrameKind.PICTURE
+    assert Gallery(Clock()).take(frame.body) == Picture(number=1, title="by now", step=7, size=len(data), data=data)
+
+
+def test_pictures_are_fewer_the_longer_a_job_runs() -> None:
+    clock = Clock()
+    gallery, body = Gallery(clock), Shown().encode(png(pixels(1, 4)[0]))
+    passed = [sum(gallery.take(body) is not None for _ in range(100))]
+    for _ in range(24 * 3600):
+        passed.append(int(gallery.take(body) is not None))
+        clock.now += 1
+    assert passed[0] == 8
+    assert 60 < sum(passed) < 120
+    assert sum(passed[-7200:]) == 1
+    clock.now += 9000
+    last = gallery.take(body)
+    assert last is not None
+    assert last.number == sum(passed) + 1
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack("!I", len(body)) + kind + body + struct.pack("!I", zlib.crc32(kind + body))
+
+
+WHOLE = png(pixels(1, 4)[0])
+START, END = WHOLE[:33], WHOLE[-12:]
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"", "no PNG"),
+        (b"<svg onload=alert(1)>", "no PNG"),
+        (png(pixels(1, 160)[0]), "at most 65,536"),
+        (WHOLE[:-1], "cut off"),
+        (WHOLE[:40] + b"\x00" + WHOLE[41:], "damaged"),
+        (WHOLE + b"<script>", "cut off"),
+        (START + chunk(b"tEXt", b"a\x00b") + WHOLE[33:], "other chunks"),
+        (START + END, "other chunks"),
+        (WHOLE[33:], "no PNG"),
+        (WHOLE[:8] + WHOLE[33:], "does not begin with its size"),
+        (WHOLE[:8] + chunk(b"IHDR", struct.pack("!IIBBBBB", 1 << 20, 4, 8, 2, 0, 0, 0)) + WHOLE[33:], "1048576 x 4"),
+        (WHOLE[:8] + chunk(b"IHDR", struct.pack("!IIBBBBB", 4, 4, 8, 3, 0, 0, 0)) + WHOLE[33:], "expected 8-bit RGB"),
+    ],
+)
+def test_what_is_no_picture(data: bytes, why: str) -> None:
+    with pytest.raises(BrokenFrame, match=why):
+        Gallery(Clock()).take(Shown().encode(data))
+
+
+@pytest.mark.parametrize("head", [b"", b'{"title": 3}', b'{"step": -1}', b'{"title": "' + b"x" * 5000 + b'"}'])
+def test_what_is_no_head_of_a_picture(head: bytes) -> None:
+    with pytest.raises(BrokenFrame, match="no picture"):
+        Gallery(Clock()).take(head + b"\n" + WHOLE)

@@ -9,4 +9,4 @@ from interlace_workers.spawn import spawn
 
 if __name__ == "__main__":
     first = spawn()
-    import_module("interlace_workers.placer").main(first)
+    import_module("interlace_workers.placement.placer").main(first)

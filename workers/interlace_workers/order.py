@@ -39,6 +39,9 @@ class Loaded:
     #: The sandbox's layers around each child, and why the others are missing.
     layers: list[str] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
+    #: From the start of the zygote's process to here, imports included, without the wait for what to load; None where
+    #: it was there already, for another replica.
+    seconds: float | None = field(default=None, compare=False)
 
 
 Use = Literal["adapter", "edit", "input", "checkpoint"]

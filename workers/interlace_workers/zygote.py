@@ -13,6 +13,7 @@ import select
 import signal
 import socket
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any, NoReturn
@@ -130,16 +131,18 @@ def _reason(error: Exception) -> str:
 def main() -> None:
     parent = socket.socket(fileno=int(sys.argv[1]))
     process.adopt_orphans()
+    started, waiting = _started(), _now()
     try:
         order = Load(**channel.receive(parent)[0]["load"])
     except EOFError:  # no model needs us
         return
+    started += _now() - waiting
     try:
         model = load(order)
         if order.resident:
             warm.rehearsal(model)
             _know_methods()
-            _stay(parent, model)
+            _stay(parent, model, _now() - started)
         into_huge_pages(model.model._module, realign=not order.is_pipeline)
         model = replace(model, rehearsal=warm.rehearsal(model))
         token_seconds = speed.token_seconds(model)
@@ -154,7 +157,8 @@ def main() -> None:
     heap.fill()
     gc.freeze()
     gc.enable()
-    loaded = Loaded(model.n_params, model.size_bytes, token_seconds, sandbox.layers, sandbox.missing)
+    took = _now() - started
+    loaded = Loaded(model.n_params, model.size_bytes, token_seconds, sandbox.layers, sandbox.missing, took)
     with contextlib.suppress(BrokenPipeError):  # a parent that is gone shows at the first poll
         channel.send(parent, {"loaded": asdict(loaded)})
     Zygote(parent, model, sandbox, family).serve()
@@ -166,11 +170,22 @@ def _know_methods() -> None:
         catalogue()
 
 
-def _stay(parent: socket.socket, model: HostedModel) -> NoReturn:
+def _now() -> float:
+    """Seconds on the kernel's clock of when processes were started."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _started() -> float:
+    """When this process was, before its imports; behind the sandbox that cannot be read any more."""
+    with open("/proc/self/stat") as file:
+        return int(file.read().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+
+
+def _stay(parent: socket.socket, model: HostedModel, took: float) -> NoReturn:
     """Run jobs here, without a fork and without a sandbox."""
     gc.enable()
     missing = {"every layer": "the model is resident: its jobs run in its own process"}
-    loaded = Loaded(model.n_params, model.size_bytes, missing=missing)
+    loaded = Loaded(model.n_params, model.size_bytes, missing=missing, seconds=took)
     with contextlib.suppress(BrokenPipeError):
         channel.send(parent, {"loaded": asdict(loaded)})
     resident.serve(parent, model)

@@ -149,6 +149,8 @@ class ModelFacts:
     latents: tuple[int, int, int] | None = None
     #: Of a UNet: channels of each of its blocks, from the outside in.
     widths: tuple[int, ...] = ()
+    #: Of artifacts of images that the params name: how many images, their height and width, by that name.
+    images: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
 
 
 class Estimate(BaseModel):
@@ -199,6 +201,12 @@ class Report(Protocol):
 
     def progress(self, step: int, of: int | None = None, **metrics: float) -> None:
         """Tell how far it is: ``step`` are done. Cheap; not every call is told."""
+
+    def picture(self, pixels: "Tensor", title: str = "", step: int | None = None) -> None:
+        """Show what there is by now: pictures of one size, uint8 [n, height, width, 3], made one small PNG.
+
+        Whoever watches sees the newest; nothing is kept of it behind the job. Not every call is shown.
+        """
 
     def count(self, *, forwards: int = 0, backwards: int = 0, tokens: int = 0) -> None:
         """Add to what the run has cost."""

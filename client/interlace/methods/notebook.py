@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from tqdm.auto import tqdm
 
 from interlace.methods.base import ArtifactName, Checkpoint, Opened, Params, Report, Result, Spec, Texts
+from interlace.methods.shared.display import Display
 from interlace.methods.shared.files import laid_out, opened
 from interlace.protocol.artifact import FILES
 from interlace.protocol.errors import InvalidArtifact
@@ -26,6 +28,7 @@ class Notebook(Report):
         self.cost = {"forwards": 0, "backwards": 0, "tokens": 0}
         self._folder = Path(folder)
         self._bar = tqdm(disable=not bar, leave=False) if bar else None
+        self._display = Display()
 
     @property
     def stopping(self) -> bool:
@@ -36,6 +39,11 @@ class Notebook(Report):
             self._bar.total = of
             self._bar.n = step
             self._bar.set_postfix(metrics)
+
+    def picture(self, pixels: torch.Tensor, title: str = "", step: int | None = None) -> None:
+        if self._bar is not None:
+            # Only here, for it needs Pillow.
+            self._display.show(import_module("interlace.methods.shared.preview").preview(pixels))
 
     def count(self, *, forwards: int = 0, backwards: int = 0, tokens: int = 0) -> None:
         self.cost["forwards"] += forwards

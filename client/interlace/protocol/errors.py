@@ -143,6 +143,16 @@ class UnknownValue(InterlaceError):
         super().__init__(f"Job {job_id} has no streamed value {number}: it never left, or its lifetime is over.")
 
 
+class UnknownPicture(InterlaceError):
+    """The job has shown no such picture, or its lifetime is over."""
+
+    code = "unknown_picture"
+    http_status = 404
+
+    def __init__(self, job_id: str, number: int) -> None:
+        super().__init__(f"Job {job_id} has shown no picture {number}: not all come through, or its lifetime is over.")
+
+
 class UnknownReplica(InterlaceError):
     """No such replica gives a sign of life."""
 

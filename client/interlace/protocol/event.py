@@ -5,8 +5,10 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from interlace.protocol.job import Cost, JobState, ResultRef
+from interlace.protocol.picture import check_picture
 
 LONGEST_PROGRESS = 2 << 10  # bytes of a frame's body
+LONGEST_TITLE = 200  # characters
 _MOST_STEPS = 1 << 53
 _Metric = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:/ -]{1,48}$")]
 
@@ -66,6 +68,51 @@ def _shown(value: float | None) -> str:
     return "not a number" if value is None else f"{value:.4g}"
 
 
+class Picture(_Event):
+    """What a method shows while it runs: a small PNG (`picture.py`). The newest is worth most, and not all are told.
+
+    A job that is run again starts over, and counts from 1 again.
+    """
+
+    model_config = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
+
+    type: Literal["picture"] = "picture"
+    #: From 1, in the order in which they came.
+    number: int = Field(ge=1)
+    #: One line for people.
+    title: str = Field(default="", max_length=LONGEST_TITLE)
+    #: How many steps were done.
+    step: int | None = Field(default=None, ge=0, le=_MOST_STEPS)
+    #: Bytes of the PNG.
+    size: int
+    #: The PNG, while it travels; it lies at `/v1/jobs/{id}/pictures/{number}`.
+    data: bytes | None = None
+
+    @property
+    def bare(self) -> "Picture":
+        """The event without its bytes."""
+        return self.model_copy(update={"data": None})
+
+
+class Shown(_Event):
+    """A picture on its way out of a child: the body of a frame is this as JSON, a line end, and the PNG."""
+
+    title: str = Field(default="", max_length=LONGEST_TITLE)
+    step: int | None = Field(default=None, ge=0, le=_MOST_STEPS)
+
+    def encode(self, png: bytes) -> bytes:
+        return self.model_dump_json().encode() + b"\n" + png
+
+    @classmethod
+    def decode(cls, body: bytes) -> "tuple[Shown, bytes]":
+        """Read what hostile code may have written. Raises ValueError."""
+        head, _, png = body.partition(b"\n")
+        if len(head) > LONGEST_PROGRESS:
+            raise ValueError(f"a picture's head of {len(head)} bytes")
+        check_picture(png)
+        return cls.model_validate_json(head, strict=True), png
+
+
 class Saved(_Event):
     """A value that left before its job's end. Its bytes are what torch.save wrote of it, uncompressed.
 
@@ -101,7 +148,7 @@ class Ended(_Event):
     cost: Cost = Cost()
 
 
-Event = Annotated[StateChanged | Log | Progress | Saved | Ended, Field(discriminator="type")]
+Event = Annotated[StateChanged | Log | Progress | Picture | Saved | Ended, Field(discriminator="type")]
 _ADAPTER: TypeAdapter[Event] = TypeAdapter(Event)
 
 

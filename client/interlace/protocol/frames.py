@@ -31,6 +31,8 @@ class FrameKind(IntEnum):
     ARTIFACT = 6
     #: A method has laid down where it stands. Body: a `Kept` of `given.py`, as JSON.
     CHECKPOINT = 7
+    #: A method shows a picture. Body: a `Shown` of `event.py`.
+    PICTURE = 8
 
 
 class Frame(NamedTuple):

@@ -14,7 +14,7 @@ from interlace_server.gateway import Gateway, TheGateway
 from interlace_server.page.frame import Nav, PageRoute, digest, done, part, saying
 from interlace_server.page.pictures import Pictures, given
 from interlace_server.routes.jobs import job_result as fetch_result
-from interlace_server.routes.jobs import list_jobs, show_job
+from interlace_server.routes.jobs import list_jobs, picture, show_job
 
 NAV = Nav("/page/jobs", "Jobs", 20)
 router = APIRouter(prefix="/page/jobs", route_class=PageRoute, include_in_schema=False)
@@ -78,6 +78,14 @@ async def job_picture(request: Request, job_id: _JobId, caller: TheCaller, gatew
     return Response(png, media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
 
 
+@router.get("/{job_id}/shown.png")
+async def job_shown(job_id: _JobId, caller: TheCaller, gateway: TheGateway) -> Response:
+    """What a method has shown last while it runs; for the job's own tenant."""
+    await gateway.state.jobs.show(job_id, caller.tenant)
+    found = await gateway.state.jobs.picture(job_id)
+    return await picture(gateway, job_id, 0 if found is None else found.number)
+
+
 @router.get("/{job_id}/result")
 async def job_result(request: Request, job_id: _JobId, caller: TheCaller, gateway: TheGateway) -> Response:
     """The result's bytes, as a file."""
@@ -108,8 +116,19 @@ async def _job(request: Request, template: str, job_id: str, caller: Caller, gat
     own = view.tenant == caller.tenant
     lines, more = await gateway.state.events.lines(job_id, _LINES)
     result = await given(gateway, view) if own and view.state.ended else None
-    seen = digest(view, lines)
-    return part(request, template, seen, job=view, lines=lines, more=more, given=result, own=own, share=_share(view))
+    shown = await gateway.state.jobs.picture(job_id) if own and view.state is not JobState.COMPLETED else None
+    return part(
+        request,
+        template,
+        digest(view, lines, shown),
+        job=view,
+        lines=lines,
+        more=more,
+        given=result,
+        own=own,
+        share=_share(view),
+        shown=shown,
+    )
 
 
 def _share(view: JobView) -> float | None:

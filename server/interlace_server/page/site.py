@@ -12,6 +12,7 @@ from interlace_server.page import (
     admin,
     admin_audit,
     admin_tenants,
+    following,
     home,
     jobs,
     keys,
@@ -21,6 +22,7 @@ from interlace_server.page import (
     static_files,
     words,
 )
+from interlace_server.page.curves import curves
 from interlace_server.page.frame import PageRoute, Site
 
 #: A new page is one word here.
@@ -28,6 +30,7 @@ PAGES: tuple[ModuleType, ...] = (
     home,
     playground,
     jobs,
+    following,
     lake,
     keys,
     admin,
@@ -58,6 +61,7 @@ def install(app: FastAPI) -> None:
     templates.filters |= {
         name: getattr(words, name) for name in ("moment", "machine_moment", "duration", "size", "number", "plain")
     }
+    templates.filters["curves"] = curves
     entries = [module.NAV for module in PAGES if hasattr(module, "NAV")]
     app.state.site = Site(templates, tuple(sorted(entries, key=lambda one: one.order)))
     for module in PAGES:

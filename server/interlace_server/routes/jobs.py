@@ -9,10 +9,11 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from interlace.protocol import event as words
-from interlace.protocol.errors import Forbidden, NotCompleted
-from interlace.protocol.event import Saved
+from interlace.protocol.errors import Forbidden, NotCompleted, UnknownPicture, UnknownValue
+from interlace.protocol.event import Picture, Saved
 from interlace.protocol.job import JobState
 from interlace.protocol.jobs import JobPage, JobView
+from interlace.protocol.picture import check_picture
 from interlace_server import job_actions, sse
 from interlace_server.allow import SharedPath
 from interlace_server.delivery import BYTES, deliver, deliver_bytes, deliver_part, described
@@ -26,12 +27,17 @@ from interlace_state.tenants import TENANT
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=SharedPath)
 
+_EVENTS = ("state", "log", "progress", "picture", "saved", "ended")
 _STREAM: Responses = {
     200: {
         "description": "Server-sent events; `data` is an event as JSON.",
-        "content": {sse.MEDIA_TYPE: {"itemSchema": sse.schema("state", "log", "progress", "saved", "ended")}},
+        "content": {sse.MEDIA_TYPE: {"itemSchema": sse.schema(*_EVENTS)}},
     }
 }
+_PNG = {"image/png": {"schema": {"type": "string", "format": "binary"}}}
+_PICTURE: Responses = {200: {"description": "The PNG.", "content": _PNG}}
+#: A job that runs again may show another under a number.
+_NOT_KEPT = {"Cache-Control": "private, no-store"}
 _VALUE = described("A value is what torch.save wrote.")
 _MOST_VALUES = 1 << 40
 _GONE: Responses = {204: {"description": "The job had ended; now its record, events and result are gone."}}
@@ -128,6 +134,20 @@ async def job_value(
     return deliver_part(request, size, stream, tag=tag, what="value")
 
 
+@router.get(
+    "/{job_id}/pictures/{number}", response_class=Response, responses=_PICTURE | refusals(401, 404, 422, 429, 503)
+)
+async def job_picture(
+    job_id: _JobId,
+    number: Annotated[int, Path(ge=1, le=_MOST_VALUES, description="As the event `picture` has it.")],
+    caller: TheCaller,
+    gateway: TheGateway,
+) -> Response:
+    """A picture that a job of one's own has shown while it ran: a PNG. It is not for other tenants, admins included."""
+    await gateway.state.jobs.show(job_id, caller.tenant)
+    return await picture(gateway, job_id, number)
+
+
 @router.get("/{job_id}/events", response_class=StreamingResponse, responses=_STREAM | refusals(401, 404, 422, 429, 503))
 async def job_events(
     job_id: _JobId,
@@ -153,11 +173,21 @@ async def job_events(
 
 
 async def _events(gateway: Gateway, job_id: str, after: str, until: str | None) -> AsyncIterator[bytes]:
-    """Events as bytes, after one id and up to another; a value's own bytes are not among them."""
+    """Events as bytes, after one id and up to another; the bytes of values and pictures are not among them."""
     if until is not None and order(after) >= order(until):
         return
     async for event_id, event in gateway.state.events.follow(job_id, after):
-        event = event.bare if isinstance(event, Saved) else event
+        event = event.bare if isinstance(event, (Saved, Picture)) else event
         yield sse.sent(event_id, event.type, words.encode(event))
         if until is not None and order(event_id) >= order(until):
             return
+
+
+async def picture(gateway: Gateway, job_id: str, number: int) -> Response:
+    """A picture that a job has shown. Raises UnknownPicture."""
+    try:
+        png = await gateway.state.values.read(job_id, number)
+        check_picture(png)
+    except (UnknownValue, ValueError):
+        raise UnknownPicture(job_id, number) from None
+    return Response(png, media_type="image/png", headers=_NOT_KEPT)

@@ -3,8 +3,9 @@
 The client says, in text frames, which jobs it follows: `{"follow": JOB, "after": EVENT ID or null}`, `{"leave": JOB}`.
 It is told, in text frames, `{"job", "id", "event"}` for each event, `{"job", "failed", "status"}` where a job cannot be
 followed (without a job: nothing can, and the socket is closed), and `{}` in 15 seconds of silence. An event that comes
-with bytes, a value or a result of up to 1 MiB (and `store.inline_bytes`), is a binary frame: four bytes, big-endian,
-of the length of such a text, the text, then the bytes; larger ones are for HTTP. A client that leaves ends no job.
+with bytes, a picture, or a value or a result of up to 1 MiB (and `store.inline_bytes`), is a binary frame: four bytes,
+big-endian, of the length of such a text, the text, then the bytes; larger ones are for HTTP. A client that leaves ends
+no job.
 """
 
 import asyncio
@@ -17,8 +18,8 @@ from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from redis.exceptions import RedisError
 
-from interlace.protocol.errors import InterlaceError, InvalidRequest, ShuttingDown, TooMany
-from interlace.protocol.event import Ended, Event, Saved
+from interlace.protocol.errors import InterlaceError, InvalidRequest, ShuttingDown, TooMany, UnknownValue
+from interlace.protocol.event import Ended, Event, Picture, Saved
 from interlace_server import metrics
 from interlace_server.doors.auth import Caller, caller_of
 from interlace_server.errors import REDIS_DOWN, unexpected
@@ -175,7 +176,7 @@ class Stream:
                 await asyncio.sleep(_RETRY)
 
     async def _tell(self, job_id: str, event_id: str, event: Event) -> None:
-        shown = event.bare if isinstance(event, Saved) else event
+        shown = event.bare if isinstance(event, (Saved, Picture)) else event
         head = {"job": job_id, "id": event_id, "event": shown.model_dump(mode="json")}
         async with self._sending:  # of all jobs of a socket, the bytes of one at a time are in memory
             data = await self._bytes_of(job_id, event)
@@ -187,6 +188,9 @@ class Stream:
         most, state = min(_INLINE, self._gateway.config.store.inline_bytes), self._gateway.state
         if isinstance(event, Saved) and event.size <= most:
             return event.data if event.data is not None else await state.values.read(job_id, event.number)
+        if isinstance(event, Picture):
+            with suppress(UnknownValue):
+                return await state.values.read(job_id, event.number)
         if isinstance(event, Ended) and event.result is not None and event.result.size <= most:
             return await state.results.read(job_id)
         return None

@@ -191,17 +191,19 @@ class Lake:
 
     async def rebuild(self) -> LakeCounts:
         """Make every index in Redis anew from the store."""
-        return LakeCounts(
+        counts = LakeCounts(
             artifacts=await self._artifacts.rebuild(),
             models=await self._models.rebuild(),
             runs=await self._runs.rebuild(),
             tombstones=await self._tombstones.rebuild(),
             tags=await self._tags.rebuild(),
         )
+        await self._redis.set(self._keys.lake_built, round(time.time(), 3))
+        return counts
 
     async def make_sure_of_index(self) -> None:
-        """Rebuild an index that is not there: Redis may be a new one."""
-        if not await self._redis.exists(self._keys.lake_version, self._keys.artifacts):
+        """Rebuild an index that was not made in this Redis: it may be a new one, to which a worker came first."""
+        if not await self._redis.exists(self._keys.lake_built):
             await self.rebuild()
 
     async def _own(self, viewer: Viewer, entry_id: str) -> Artifact:

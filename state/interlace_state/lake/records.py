@@ -136,8 +136,9 @@ class Shelf(Generic[T]):
         await self._index({record_id: data})
 
     async def get(self, record_id: str) -> T | None:
+        """A record; where the index has lost it, out of its file."""
         data = await self._redis.hget(self._hash, record_id)
-        return None if data is None else self._kind.model_validate_json(data)
+        return await self._kept(f"{record_id}.json") if data is None else self._kind.model_validate_json(data)
 
     async def remove(self, record_id: str) -> None:
         await self._files.delete(f"{self._folder}/{record_id}.json")
@@ -155,19 +156,26 @@ class Shelf(Generic[T]):
         return {key.decode(): self._kind.model_validate_json(data) for key, data in sorted(found.items())}
 
     async def rebuild(self) -> int:
-        """Make the index from the files, and from nothing else; returns how many there are."""
+        """Make the index from the files, and from nothing else; returns how many there are.
+
+        What is put meanwhile stays.
+        """
+        before = {key.decode() for key in await self._redis.hkeys(self._hash)}
         found = {}
         for name in await self._files.names(self._folder):
-            if not name.endswith(".json"):
-                continue
-            try:
-                record = self._kind.model_validate_json(await self._files.get(f"{self._folder}/{name}"))
-            except (ValidationError, FileNotFoundError):
-                continue
-            found[name.removesuffix(".json")] = record.model_dump_json()
-        await self._redis.delete(self._hash)
+            if name.endswith(".json") and (record := await self._kept(name)) is not None:
+                found[name.removesuffix(".json")] = record.model_dump_json()
+        if gone := before - found.keys():
+            await self._redis.hdel(self._hash, *gone)
         await self._index(found)
         return len(found)
+
+    async def _kept(self, name: str) -> T | None:
+        """What a file says; None where it is not there, or cannot be right."""
+        try:
+            return self._kind.model_validate_json(await self._files.get(f"{self._folder}/{name}"))
+        except (ValidationError, FileNotFoundError):
+            return None
 
     async def _index(self, records: dict[str, str]) -> None:
         async with self._redis.pipeline(transaction=True) as pipe:

@@ -12,6 +12,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 
 from interlace.methods import catalogue
 from interlace.protocol.adapter import fits
@@ -61,6 +62,8 @@ _COMPARE: dict[str, Callable[[float, float], bool]] = {
 _WEIGHTS = (8.0, 4.0, 3.0, 4.0, 1.0)
 _EDITS = ("edit", "peft")
 _MOST_SAID = 4000  # characters of an entry's parameters
+#: A word that nothing has stands for words of its first letter that are so alike (difflib's ratio) and about as long.
+_ALIKE, _LONGER, _STAND_INS = 0.7, 3, 3
 
 
 @dataclass(frozen=True)
@@ -109,16 +112,34 @@ class WordIndex:
         )
         rows = [(one.id, *_texts(one, snapshot.artifacts.get(one.id))) for one in snapshot.entries.values()]
         self._tables.executemany("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?)", rows)
+        self._tables.execute("CREATE VIRTUAL TABLE terms USING fts5vocab(entries, row)")
 
     def find(self, words: Iterable[str]) -> dict[str, float]:
-        """Id -> score, higher is nearer. Those with any of the words, or with a word that begins so. Blocks."""
-        asked = " OR ".join(f'"{word}"' + "*" * (len(word) > 3) for word in words)
+        """Id -> score, higher is nearer. Those with any of the words, or with a word that begins so; in place of a word
+        that nothing has, such as a misspelled one, those with words like it. Blocks."""
         weights = ", ".join(map(str, (0.0, *_WEIGHTS)))
         with self._lock:
+            asked = " OR ".join(_asked(one) for word in words for one in self._meant(word))
             found = self._tables.execute(
                 f"SELECT id, -bm25(entries, {weights}) FROM entries WHERE entries MATCH ?", (asked,)
             ).fetchall()
         return {entry_id: float(score) for entry_id, score in found}
+
+    def _meant(self, word: str) -> list[str]:
+        """The word, or what it is likely to be a slip of."""
+        known = self._tables.execute("SELECT 1 FROM entries WHERE entries MATCH ? LIMIT 1", (_asked(word),)).fetchone()
+        if known or len(word) <= _LONGER:
+            return [word]
+        lower = word.lower()
+        near = self._tables.execute(
+            "SELECT term FROM terms WHERE term >= ? AND term < ? AND length(term) BETWEEN ? AND ?",
+            (lower[0], chr(ord(lower[0]) + 1), len(word) - _LONGER, len(word) + _LONGER),
+        )
+        return get_close_matches(lower, [term for (term,) in near], _STAND_INS, _ALIKE) or [word]
+
+
+def _asked(word: str) -> str:
+    return f'"{word}"' + "*" * (len(word) > 3)
 
 
 def _texts(entry: Entry, artifact: Artifact | None) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 -- Add events that are not the last, if the job is still the caller's.
--- ARGV  prefix, job id, fence, this call's token, then for each event: the state that it leads to, "progress" or "",
---       the event
+-- ARGV  prefix, job id, fence, this call's token, then for each event: the state that it leads to, "progress", "picture"
+--       or "", the event
 -- Returns 1 if the job is the caller's, 0 if it has ended, is another's or is gone.
 local name = key("job", ARGV[2])
 local job = redis.call("HMGET", name, "state", "fence", "recorded")
@@ -10,8 +10,8 @@ if job[3] == ARGV[4] then return 1 end
 redis.call("HSET", name, "recorded", ARGV[4])
 for i = 5, #ARGV, 2 do
   redis.call("XADD", key("events", ARGV[2]), "*", "e", ARGV[i + 1])
-  if ARGV[i] == "progress" then
-    redis.call("HSET", name, "progress", ARGV[i + 1])
+  if ARGV[i] == "progress" or ARGV[i] == "picture" then
+    redis.call("HSET", name, ARGV[i], ARGV[i + 1])
   elseif ARGV[i] ~= "" then
     redis.call("HSET", name, "state", ARGV[i], "last", ARGV[i + 1])
   end

@@ -1,4 +1,4 @@
-"""How far a job is, told to the parent while it runs."""
+"""How far a job is, and what it shows, told to the parent while it runs."""
 
 import os
 import time
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 from interlace.protocol import frames
-from interlace.protocol.event import Progress
+from interlace.protocol.event import Progress, Shown
 from interlace.protocol.frames import FrameKind
 
 _PERIOD = 0.5  # seconds between two words of it, but for the last
@@ -29,6 +29,12 @@ class _Teller:
             body = Progress(step=step, of=of, metrics=dict(metrics)).encode()
             os.write(self._events, frames.encode(FrameKind.PROGRESS, body))  # shorter than what a pipe takes whole
 
+    def show(self, shown: Shown, png: bytes) -> None:
+        with suppress(OSError):
+            rest = memoryview(frames.encode(FrameKind.PICTURE, shown.encode(png)))
+            while rest:  # longer than what a pipe takes whole
+                rest = rest[os.write(self._events, rest) :]
+
 
 _teller: _Teller | None = None
 
@@ -48,3 +54,9 @@ def tell(step: int, of: int | None = None, **metrics: float) -> None:
     """Say that so many steps are done, of how many. Outside of `telling`, as in a rehearsal, nothing is told."""
     if _teller is not None:
         _teller.tell(step, of, metrics)
+
+
+def show(shown: Shown, png: bytes) -> None:
+    """Show a picture that `protocol.picture.check_picture` lets through, as `tell`."""
+    if _teller is not None:
+        _teller.show(shown, png)

@@ -4,12 +4,14 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import Any
 
 import torch
 
 from interlace.methods.base import ArtifactName, Checkpoint, Opened, Report, Texts
 from interlace.protocol.errors import InvalidArtifact
+from interlace.protocol.event import LONGEST_TITLE, Shown
 from interlace_workers.child import progress
 from interlace_workers.child.given import Outbox
 from interlace_workers.child.opened import opened, read
@@ -44,6 +46,11 @@ class JobReport(Report):
 
     def progress(self, step: int, of: int | None = None, **metrics: float) -> None:
         progress.tell(step, of, **metrics)
+
+    def picture(self, pixels: torch.Tensor, title: str = "", step: int | None = None) -> None:
+        # Only here, for it needs Pillow, which a worker of language models may not have.
+        png = import_module("interlace.methods.shared.preview").preview(pixels)
+        progress.show(Shown(title=title[:LONGEST_TITLE], step=step), png)
 
     def count(self, *, forwards: int = 0, backwards: int = 0, tokens: int = 0) -> None:
         self.forwards += forwards

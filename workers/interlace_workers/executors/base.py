@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from interlace.protocol.event import Progress
+from interlace.protocol.event import Picture, Progress
 from interlace.protocol.job import Cost, Job
 from interlace_workers.executors.given import Artifact, Checkpoint
 from interlace_workers.executors.values import Streamed
@@ -59,7 +59,7 @@ class Failed:
     crashed: bool = False
 
 
-Happening = Started | Printed | Progress | Streamed | Artifact | Checkpoint | Done | Failed
+Happening = Started | Printed | Progress | Picture | Streamed | Artifact | Checkpoint | Done | Failed
 
 
 @dataclass(frozen=True)

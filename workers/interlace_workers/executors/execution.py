@@ -20,7 +20,7 @@ from interlace_workers.executors.base import Done, ExecutorLost, Failed, Happeni
 from interlace_workers.executors.cgroup import JobGroup
 from interlace_workers.executors.given import Outbox
 from interlace_workers.executors.memory import MemoryWatch
-from interlace_workers.executors.pace import Pace
+from interlace_workers.executors.pace import Gallery, Told
 from interlace_workers.executors.pipe import Pipe
 from interlace_workers.executors.values import Inlet
 from interlace_workers.executors.zygote_process import Child, Exit
@@ -36,7 +36,7 @@ _AHEAD = 64
 #: What an empty line counts against the limit of output, for it costs an event like any other.
 _LEAST_LINE = 64  # bytes
 #: What a job tells between its start and its end.
-_NEWS = frozenset({FrameKind.VALUE, FrameKind.PROGRESS, FrameKind.ARTIFACT, FrameKind.CHECKPOINT})
+_NEWS = frozenset(FrameKind) - {FrameKind.RUNNING, FrameKind.DONE, FrameKind.FAILED}
 #: What may have led to a signal. An abort of process 1, which a job is, ends in SIGSEGV.
 _SIGNALS = {
     "SIGABRT": " (an abort of native code)",
@@ -62,7 +62,7 @@ class Execution:
         self._values = Inlet(limits)
         self._outbox = Outbox(job.method.allowance) if job.method is not None else None
         self._stopping: asyncio.TimerHandle | None = None
-        self._pace = Pace()
+        self._told, self._gallery = Told(), Gallery()
         self._happened: asyncio.Queue[Happening] = asyncio.Queue(_AHEAD)
         self._log_bytes_left = limits.log_bytes
         self._begun = asyncio.Event()
@@ -197,7 +197,7 @@ class Execution:
     def _read_news(self, frame: Frame) -> Happening | None:
         """What a frame tells that is no end; None for what came too soon. Raises BrokenFrame, LimitExceeded."""
         if frame.kind is FrameKind.PROGRESS:
-            return self._pace.take(frame.body)
+            return self._told.take(frame.body)
         if self._outbox is None:
             if frame.kind is FrameKind.VALUE:
                 return self._values.take(frame.body)
@@ -205,6 +205,8 @@ class Execution:
             return self._outbox.given(frame.body)
         elif frame.kind is FrameKind.CHECKPOINT:
             return self._outbox.kept(frame.body)
+        elif frame.kind is FrameKind.PICTURE:
+            return self._gallery.take(frame.body)
         raise BrokenFrame(f"{frame.kind.name} of a {self._job.kind}")
 
     def _started_by(self, frame: Frame) -> Started:

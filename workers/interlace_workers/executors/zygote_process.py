@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 from collections import deque
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from interlace_workers import channel
@@ -156,7 +156,7 @@ class ZygoteProcess:
             raise self._lost
         ours, theirs = channel.pair()
         with theirs:
-            channel.send(self._end, {"share": asdict(loaded)}, [theirs.fileno()])
+            channel.send(self._end, {"share": asdict(replace(loaded, seconds=None))}, [theirs.fileno()])
         self.shared = True
         return Spawned(self.pid, os.dup(self._process.pidfd), ours)
 

@@ -9,8 +9,8 @@ from typing import Protocol
 from interlace.protocol.model import ModelKey
 from interlace_state.config import Config
 from interlace_state.store import State
-from interlace_workers.memory import Room
-from interlace_workers.placement import Placement
+from interlace_workers.placement.memory import Room
+from interlace_workers.placement.place import Placement
 
 
 class Host(Protocol):
@@ -24,9 +24,6 @@ class Host(Protocol):
 
     async def drop(self, key: ModelKey) -> None:
         """Stop what runs of a model, let its jobs end, and forget it: another placement may come."""
-
-    def takes_ahead(self, key: ModelKey) -> bool:
-        """Whether the next replica of a model that has none asks for the process at `Placement.ahead`."""
 
     async def rooms(self, planned: int, resident: int) -> Sequence[Room]:
         """The machines and what they have free, where replicas here are planned with so many bytes."""

@@ -13,8 +13,8 @@ from interlace.protocol.model import ModelKey
 from interlace_state import log
 from interlace_state.config import Config
 from interlace_state.store import State
-from interlace_workers.memory import Room, this_machine
-from interlace_workers.placement import Placement
+from interlace_workers.placement.memory import Room, this_machine
+from interlace_workers.placement.place import Placement
 
 #: A replica that could not load its model exits with this code and is not started again.
 LOAD_FAILED = 3
@@ -55,9 +55,6 @@ class ProcessHost:
     async def drop(self, key: ModelKey) -> None:
         if (pool := self._pools.pop(key.slug, None)) is not None:
             await pool.close()
-
-    def takes_ahead(self, key: ModelKey) -> bool:
-        return True
 
     async def rooms(self, planned: int, resident: int) -> Sequence[Room]:
         return [this_machine(self._config, planned, resident)]

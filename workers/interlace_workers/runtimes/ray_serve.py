@@ -20,8 +20,8 @@ from interlace_state.settings.models import ModelConfig
 from interlace_state.store import State, open_state
 from interlace_state.tracing import Tracing
 from interlace_workers.executors.base import LoadFailed
-from interlace_workers.memory import Room, this_machine
-from interlace_workers.placement import Placement, build_replica
+from interlace_workers.placement.memory import Room, this_machine
+from interlace_workers.placement.place import Placement, build_replica
 from interlace_workers.runtimes import ray_scaling
 
 _HEALTH_SECONDS = 5.0
@@ -109,9 +109,6 @@ class RayHost:
     async def drop(self, key: ModelKey) -> None:
         if self._placements.pop(key.slug, None) is not None:
             await asyncio.to_thread(serve.delete, key.slug)
-
-    def takes_ahead(self, key: ModelKey) -> bool:
-        return key.slug not in self._placements  # later ones are started with what the first was told
 
     async def rooms(self, planned: int, resident: int) -> Sequence[Room]:
         if self._config.ray.address is None:

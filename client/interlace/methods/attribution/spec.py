@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from interlace.methods.base import ArtifactName, Citation, Estimate, ModelFacts, Params, Result, Spec
-from interlace.methods.shared.denoiser_cost import bytes_backward, positions
+from interlace.methods.shared.denoiser_cost import bytes_backward, images_in, positions
 from interlace.methods.shared.pictures import Picture
 
 CAVEAT = (
@@ -81,17 +81,18 @@ class AttributeResult(Result):
 
 
 def estimate(params: AttributeParams, facts: ModelFacts) -> Estimate:
-    """Of 400 candidates and 4 queries: how many there are is not known here."""
-    queries = _QUERIES * (2 if params.controls is not None else 1)
-    measured = _CANDIDATES * params.times * (1 + queries)
-    fisher = _CANDIDATES * params.fisher_draws
-    asked = queries * params.steps * params.query_draws
-    passes = [-(-rows // params.batch) for rows in (measured, fisher, asked)]
+    """Of as many candidates and queries as there are; 400 and 4 where it is not known."""
+    queries, candidates = images_in(facts, params.queries, _QUERIES), images_in(facts, params.candidates, _CANDIDATES)
+    if params.controls is not None:
+        queries += images_in(facts, params.controls, _QUERIES)
+    losses, fisher = params.times * (1 + queries), candidates * params.fisher_draws
+    asked = queries * params.steps
+    moves = -(-fisher // params.batch) + asked * -(-params.query_draws // params.batch)
     side = (max(1, params.resolution // 8),) * 2 if params.resolution is not None else None
     return Estimate(
-        forwards=sum(passes),
-        backwards=passes[1] + passes[2],
-        tokens=positions(facts, side) * (measured + fisher + asked),
+        forwards=losses * -(-candidates // params.batch) + moves,
+        backwards=moves,
+        tokens=positions(facts, side) * (losses * candidates + fisher + asked * params.query_draws),
         peak_bytes=bytes_backward(facts, params.batch) + facts.n_params * facts.weight_bytes // 4,
     )
 

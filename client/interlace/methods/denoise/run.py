@@ -1,11 +1,12 @@
-"""One run of a pipeline; its latents on their way are decoded afterwards, all at once."""
+"""One run of a pipeline for each weight; the latents of some steps are decoded, and shown, on the way."""
 
 import base64
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy
 import torch
 from PIL import Image
 from torch import Tensor
@@ -35,11 +36,16 @@ def run(model: Any, params: StripParams, report: Report) -> StripResult:
         for number, weight in enumerate(params.weights):
             use(weight)
             said = None if params.adapter is None else weight
-            latents, steps = _walked(pipeline, params, report, number * params.steps)
-            rows += [(said, *row) for row in steps]
-            shown = [step for step in chosen if step < len(latents)]
-            pictures = _decoded(pipeline, [latents[step] for step in shown])
-            shots += [_packed(step, said, one, params) for step, one in zip(shown, pictures, strict=True)]
+            seen: dict[int, Image.Image] = {}
+
+            def see(step: int, latents: Tensor, seen: dict[int, Image.Image] = seen, said: float | None = said) -> None:
+                if step in chosen:
+                    seen[step] = _decoded(pipeline, latents)
+                    pixels = torch.from_numpy(numpy.array(seen[step].convert("RGB")))[None]
+                    report.picture(pixels, _title(step, said, params), step)
+
+            rows += [(said, *row) for row in _walked(pipeline, params, report, number * params.steps, see)]
+            shots += [_packed(step, said, one, params) for step, one in sorted(seen.items())]
             if report.stopping:
                 warnings.append(f"Cancelled after {len(rows)} of {len(params.weights) * params.steps} steps.")
                 break
@@ -61,9 +67,9 @@ def _chosen(params: StripParams) -> list[int]:
 
 
 def _walked(
-    pipeline: Any, params: StripParams, report: Report, done: int
-) -> tuple[list[Tensor], list[tuple[int, float, float]]]:
-    """The latents [1, channels, height, width] before the first step and after each; a row of each step."""
+    pipeline: Any, params: StripParams, report: Report, done: int, see: Callable[[int, Tensor], None]
+) -> list[tuple[int, float, float]]:
+    """A row of each step. ``see`` gets the latents [1, channels, height, width] before the first, and after each."""
     found: list[Tensor] = []
     rows: list[tuple[int, float, float]] = []
 
@@ -71,12 +77,14 @@ def _walked(
         if not found:
             # What the denoiser reads first is the noise, scaled as the scheduler wants it.
             found.append(args[0][:1].detach().cpu().clone())
+            see(0, found[0])
 
     def after(pipe: Any, step: int, timestep: Any, kept: dict[str, Tensor]) -> dict[str, Tensor]:
         now = kept["latents"][:1].detach().cpu().clone()
         change = float((now - found[-1]).float().norm() / found[-1].float().norm().clamp_min(1e-12))
         rows.append((step + 1, float(timestep), change))
-        found.append(now)
+        found[:] = [now]
+        see(step + 1, now)
         rows_of_forward = 2 if pipe.do_classifier_free_guidance else 1
         report.count(forwards=1, tokens=rows_of_forward * now.shape[-2] * now.shape[-1])
         report.progress(done + step + 1, len(params.weights) * params.steps, change=change)
@@ -98,19 +106,17 @@ def _walked(
         )
     finally:
         handle.remove()
-    return found, rows
+    return rows
 
 
-def _decoded(pipeline: Any, latents: Sequence[Tensor]) -> list[Image.Image]:
-    """One by one, as the pipeline does it at its end."""
+def _decoded(pipeline: Any, latents: Tensor) -> Image.Image:
+    """As the pipeline does it at its end."""
     vae = pipeline.vae
-    images = []
-    for one in latents:
-        shifted = one.to(vae.device, vae.dtype) / vae.config.scaling_factor
-        shift = getattr(vae.config, "shift_factor", None)
-        decoded = vae.decode(shifted + shift if shift else shifted, return_dict=False)[0]
-        images += pipeline.image_processor.postprocess(decoded.detach(), output_type="pil")
-    return images
+    shifted = latents.to(vae.device, vae.dtype) / vae.config.scaling_factor
+    shift = getattr(vae.config, "shift_factor", None)
+    decoded = vae.decode(shifted + shift if shift else shifted, return_dict=False)[0]
+    image: Image.Image = pipeline.image_processor.postprocess(decoded.detach(), output_type="pil")[0]
+    return image
 
 
 @contextmanager
@@ -125,14 +131,18 @@ def _styled(pipeline: Any, params: StripParams, report: Report) -> Iterator[Call
         yield lambda weight: layers.use({"style": weight} if weight else {})
 
 
-def _packed(step: int, weight: float | None, image: Image.Image, params: StripParams) -> Shot:
+def _title(step: int, weight: float | None, params: StripParams) -> str:
     title = f"after {step} of {params.steps} steps" if step else "noise"
+    return title if weight is None else f"{title}, style at {weight:g}"
+
+
+def _packed(step: int, weight: float | None, image: Image.Image, params: StripParams) -> Shot:
     image = image.convert("RGB")
     image.thumbnail((params.edge, params.edge), Image.Resampling.LANCZOS)
     file = io.BytesIO()
     image.save(file, "PNG", optimize=True)
     return Shot(
-        title=title if weight is None else f"{title}, style at {weight:g}",
+        title=_title(step, weight, params),
         png=base64.b64encode(file.getvalue()).decode(),
         step=step,
         weight=weight,

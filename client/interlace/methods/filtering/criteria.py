@@ -108,11 +108,11 @@ class ByDenoiser:
 
     def scores(self, images: Images, report: Report) -> Tensor:
         pipeline = self._pipeline
-        latents = pipeline.encode_images(images.pixels).mean
         told = pipeline.encode_prompts(["", *self._texts])
         parts = []
         for rows in torch.arange(len(images)).split(self._batch):
-            errors = torch.stack([self._error(latents[rows], told[n : n + 1]) for n in range(len(self._texts) + 1)], -1)
+            latents = pipeline.encode_images(images.pixels[rows]).mean  # of all at once it would hold too much
+            errors = torch.stack([self._error(latents, told[n : n + 1]) for n in range(len(self._texts) + 1)], -1)
             parts.append(100 * (1 - errors[:, 1:] / errors[:, :1]))
             report.progress(int(rows[-1]) + 1, len(images))
         return torch.cat(parts)

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from interlace.methods.base import ArtifactName, Citation, Estimate, ModelFacts, Params, Result, Spec
 from interlace.methods.filtering.published import CONCEPTS, PHRASES
-from interlace.methods.shared.denoiser_cost import bytes_forward, positions
+from interlace.methods.shared.denoiser_cost import bytes_forward, images_in, positions
 from interlace.methods.shared.pictures import Picture
 
 _Phrase = Annotated[str, Field(min_length=1, max_length=200)]
@@ -114,20 +114,21 @@ class FilterResult(Result):
 
 
 def estimate(params: FilterParams, facts: ModelFacts) -> Estimate:
-    """From a thousand images: how many an artifact has is not known here."""
+    """Of as many images as the artifact has; a thousand where it is not known."""
+    images = images_in(facts, params.images, _IMAGES)
     if params.image is None or isinstance(params.image.by, Probe):
         return Estimate(forwards=0, tokens=0, peak_bytes=1 << 28)
-    batches, concepts = -(-_IMAGES // params.batch), len(params.image.wanted)
+    batches, concepts = -(-images // params.batch), len(params.image.wanted)
     if isinstance(params.image.by, Denoiser):
         passes = len(params.image.by.levels) * params.image.by.draws * (concepts + 1)
         return Estimate(
             forwards=batches * passes,
-            tokens=_IMAGES * passes * positions(facts),
+            tokens=images * passes * positions(facts),
             peak_bytes=bytes_forward(facts, params.batch) + (1 << 28),
         )
     return Estimate(
         forwards=batches + 1,
-        tokens=_IMAGES * 256 + concepts * 8,
+        tokens=images * 256 + concepts * 8,
         peak_bytes=params.batch * 256 * facts.hidden_size * 4 * 16 + (1 << 28),
     )
 

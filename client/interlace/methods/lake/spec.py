@@ -1,4 +1,4 @@
-"""`lake.sketch`, `lake.recover`, `lake.compare`, `lake.attribute`: what they take, give and cost, without torch."""
+"""`lake.sketch`, `lake.merge`, `lake.recover`, `lake.compare`, `lake.attribute`: what they take, give and cost."""
 
 from typing import Annotated, Literal, Self
 
@@ -40,6 +40,29 @@ class SketchResult(Result):
     """One artifact of the kind `sketch`."""
 
     matrices: int
+
+
+class MergeParams(Params):
+    """The model with adapters and edits added to its weights: W + sum of share_i (B A)_i, as one checkpoint."""
+
+    of: Names
+    """Adapters and edits of the hosted model."""
+    shares: Annotated[list[Annotated[float, Field(ge=-100, le=100)]], Field(min_length=1)] | None = None
+    """What each is multiplied with; default: 1. With 1/n each it is the mean of the n models; a negative one takes away
+    what an adapter has taught (Ilharco et al. 2023, section 2)."""
+    title: str = Field(default="", max_length=128)
+    """For people."""
+
+    @model_validator(mode="after")
+    def _each_a_share(self) -> Self:
+        if self.shares is not None and len(self.shares) != len(self.of):
+            raise ValueError(f"`shares` has {len(self.shares)} for {len(self.of)} of `of`")
+        return self
+
+
+class MergeResult(Result):
+    """One artifact of the kind `weights`. Metrics `changed` (tensors that differ from the model's) and
+    `relative_change`: the norm of all changes over that of the weights which they change."""
 
 
 class RecoverParams(Params):
@@ -141,6 +164,12 @@ def _sketching(params: SketchParams, facts: ModelFacts) -> Estimate:
     return Estimate(forwards=1, tokens=1, peak_bytes=3 * _FLOAT * facts.hidden_size * 4 * facts.hidden_size + (8 << 20))
 
 
+def _merging(params: MergeParams, facts: ModelFacts) -> Estimate:
+    # The checkpoint, its file, and every matrix that changes once more in fp32.
+    bytes_ = facts.n_params * (2 * facts.weight_bytes + _FLOAT)
+    return Estimate(forwards=1, tokens=1, peak_bytes=bytes_ + (8 << 20))
+
+
 def _recovering(params: RecoverParams, facts: ModelFacts) -> Estimate:
     matrix = 4 * facts.hidden_size**2
     return Estimate(forwards=1, tokens=1, peak_bytes=4 * _FLOAT * matrix * (1 + len(params.models)) + (8 << 20))
@@ -179,6 +208,12 @@ _INDEPENDENCE = Citation(
     year=2025,
     where="arXiv:2502.12292",
 )
+_ARITHMETIC = Citation(
+    title="Editing Models with Task Arithmetic",
+    authors="Ilharco, Ribeiro, Wortsman, Gururangan, Schmidt, Hajishirzi, Farhadi",
+    year=2023,
+    where="arXiv:2212.04089",
+)
 _PAGE = "docs/methods/lake.md"
 
 SPECS = (
@@ -192,6 +227,19 @@ SPECS = (
         run="interlace.methods.lake.run:sketch",
         estimate=_sketching,
         makes=("sketch",),
+        page=_PAGE,
+    ),
+    Spec(
+        name="lake.merge",
+        version=1,
+        title="The model with adapters and edits added to its weights, as a checkpoint of its own.",
+        cites=(_ARITHMETIC, _LAKES),
+        params=MergeParams,
+        result=MergeResult,
+        run="interlace.methods.lake.merge:run",
+        estimate=_merging,
+        takes={"of": ("peft", "edit")},
+        makes=("weights",),
         page=_PAGE,
     ),
     Spec(

@@ -9,7 +9,18 @@ from interlace.methods.mediate.pair_spec import Heads, Layers, Pair, tokens_of
 
 SenderSite = Literal["attn_out", "mlp_out", "mixer_out"]
 ReceiverSite = Literal[
-    "logits", "attn_out", "mlp_out", "mlp_act", "head", "mixer_out", "mixer_act", "mixer_in.x", "mixer_in.gate"
+    "logits",
+    "attn_out",
+    "attn_q",
+    "attn_k",
+    "attn_v",
+    "mlp_out",
+    "mlp_act",
+    "head",
+    "mixer_out",
+    "mixer_act",
+    "mixer_in.x",
+    "mixer_in.gate",
 ]
 _FLOAT = 4  # bytes
 
@@ -32,14 +43,17 @@ class Receiver(Params):
     layer: Annotated[int, Field(ge=0)] | None = None
     """Of all but `logits`."""
     head: Annotated[int, Field(ge=0)] | None = None
-    """Of `head`."""
+    """Of `head`; of `attn_q`, `attn_k` and `attn_v`, which without it are of all heads. Where heads share keys and
+    values, it is the number of what they share."""
     position: int | Literal["all"] = "all"
     """Where it hears."""
 
     @model_validator(mode="after")
     def _sound(self) -> Self:
-        if (self.layer is None) != (self.site == "logits") or (self.head is None) != (self.site != "head"):
+        if (self.layer is None) != (self.site == "logits") or (self.head is None and self.site == "head"):
             raise ValueError("a receiver has a `layer`, unless it is `logits`; and a `head` where its site is `head`")
+        if self.head is not None and self.site not in ("head", "attn_q", "attn_k", "attn_v"):
+            raise ValueError(f"a receiver at {self.site} has no `head`; those at head, attn_q, attn_k and attn_v have")
         return self
 
 

@@ -182,7 +182,7 @@ def _unit(receiver: Receiver, sites: Sites, tokens: int) -> Unit:
     at = None if receiver.position == "all" else families.position(receiver.position, tokens)
     if receiver.layer is None:
         return Unit("logits", sites.n_layers, at)
-    site = f"head:{receiver.head}" if receiver.site == "head" else receiver.site
+    site = receiver.site if receiver.head is None else f"{receiver.site}:{receiver.head}"
     sites.place(site, receiver.layer)
     return Unit(site, receiver.layer, at)
 

@@ -66,6 +66,7 @@ def _drawn(pipeline: Pipeline, layers: Layers, params: GenerateParams, report: R
         noise = pipeline.noise(seeds, params.size)
         latents = pipeline.denoise(guide, noise, steps=params.steps, seed=seeds[0], tell=tell)
         pictures.append(pipeline.decode(latents))
+        report.picture(pictures[-1], f"pictures {first} to {first + len(some) - 1}")
         norms.append((len(some), guide.norms))
         rows += guide.rows
     images = Images.of_pixels(torch.cat(pictures), texts[: sum(map(len, pictures))], RIGHTS)

@@ -149,6 +149,7 @@ class _Sampler:
         latents = pipeline.denoise(guide, pipeline.noise(seeds), steps=of.steps, seed=seeds[0])
         self._pixels.append(pipeline.decode(latents))
         self._steps.append(step)
+        pipeline.report.picture(self._pixels[-1], f"the style by now, at strength {of.strength:g}", step)
 
     def kept(self) -> ArtifactName | None:
         """What names the samples; None for none."""

@@ -16,6 +16,11 @@ def positions(facts: ModelFacts, size: tuple[int, int] | None = None) -> int:
     return height * width
 
 
+def images_in(facts: ModelFacts, name: str, otherwise: int) -> int:
+    """How many images an artifact holds that the params name; a guess where nobody has looked."""
+    return facts.images[name][0] if name in facts.images else otherwise
+
+
 def bytes_forward(facts: ModelFacts, rows: int) -> int:
     """Of a pass of so many rows."""
     return rows * _AT_ONCE * _numbers(facts) * 4

@@ -4,6 +4,8 @@
 ``resid_post``     what block L gives: the residual stream after it
 ``attn_out``       what its attention adds to the stream; ``mlp_out`` the MLP, ``mixer_out`` a Mamba block's mixer
 ``head:K``         what head K brings to the attention's output projection
+``attn_q``, ``attn_k``, ``attn_v``  what the attention's projections make of what it reads, before norms and rotation;
+                   ``attn_q:K`` of one head (where heads share keys and values: ``attn_k:K`` of head K of those)
 ``mlp_in``         what the MLP reads; ``mlp_act`` what its down projection reads (the keys of ROME)
 ``mixer_in.x``     the half of a Mamba block's in_proj that goes into the convolution; ``mixer_in.gate`` the other
 ``mixer_act``      what out_proj reads, s * silu(gate); ``ssm_out`` s, of the state space model, before the gate
@@ -68,19 +70,25 @@ class _Family:
     #: What goes to the stream where it is not what `attn` and `mlp_out` give: norms after them, as in Gemma 2.
     attn_norm: str = ""
     mlp_norm: str = ""
+    #: Of queries, keys and values; one path where a single module gives all three, one after the other.
+    reads: tuple[str, ...] = ()
 
 
-_LLAMA = {"attn": "self_attn.o_proj", "mlp": "mlp", "mlp_out": "mlp.down_proj"}
+_LLAMA: dict[str, Any] = {"attn": "self_attn.o_proj", "mlp": "mlp", "mlp_out": "mlp.down_proj"}
+_LLAMA["reads"] = tuple(f"self_attn.{one}_proj" for one in "qkv")
 _NORMED = {**_LLAMA, "attn_norm": "post_attention_layernorm", "mlp_norm": "post_feedforward_layernorm"}
 #: The first that a model has all paths of.
 _FAMILIES = (
-    _Family("transformer.h", "transformer.wte", attn="attn.c_proj", mlp="mlp", mlp_out="mlp.c_proj"),
+    _Family(
+        "transformer.h", "transformer.wte", attn="attn.c_proj", mlp="mlp", mlp_out="mlp.c_proj", reads=("attn.c_attn",)
+    ),
     _Family("model.layers", "model.embed_tokens", **_NORMED),
     _Family("model.language_model.layers", "model.language_model.embed_tokens", **_NORMED),
     _Family("model.layers", "model.embed_tokens", **_LLAMA),
     _Family("gpt_neox.layers", "gpt_neox.embed_in", attn="attention.dense", mlp="mlp", mlp_out="mlp.dense_4h_to_h"),
     _Family("backbone.layers", "backbone.embeddings", mixer="mixer"),
 )
+_READS = ("attn_q", "attn_k", "attn_v")
 _KNOWN = "GPT-2, Llama and its likes (Mistral, Qwen, Gemma, SmolLM2), GPT-NeoX, Mamba"
 
 
@@ -122,6 +130,7 @@ class Sites:
         names = ["resid_post", "embed"]
         if family.attn:
             names += ["attn_out", "mlp_out", "mlp_in", "mlp_act", *(["head:K"] if heads else [])]
+            names += _READS if heads and _reads(module, family) else ()
         if family.mixer:
             names += ["mixer_out", "mixer_act", "mixer_in.x", "mixer_in.gate", "ssm_out"]
         n_layers = len(module.get_submodule(family.layers))
@@ -130,7 +139,8 @@ class Sites:
     def place(self, site: str, layer: int | None = None) -> Place:
         """Raises InvalidRequest, which says what the model has, for a site or a layer that it has not."""
         name, _, number = site.partition(":")
-        if f"{name}:K" in self.names and number.isdigit() and int(number) < self.n_heads:
+        with_heads = f"{name}:K" in self.names or (name in _READS and name in self.names)
+        if with_heads and number.isdigit() and int(number) < self._heads(name):
             return self._place(site, self._layer(layer))
         if site not in self.names:
             why = f" ({self.refused[site]})" if site in self.refused else ""
@@ -167,6 +177,24 @@ class Sites:
             raise InvalidRequest(f"The layer is {layer}; a {self.model_type} here has 0 to {self.n_layers - 1}.")
         return layer
 
+    def _heads(self, name: str) -> int:
+        """Heads may share keys and values."""
+        shared = getattr(self.module.config, "num_key_value_heads", None) if name in ("attn_k", "attn_v") else None
+        return int(shared or self.n_heads)
+
+    def _read(self, layer: int, site: str) -> tuple[str, slice | None]:
+        """The path in the block of the module that gives queries, keys or values, and which of what it gives."""
+        name, _, head = site.partition(":")
+        paths, which = self._family.reads, _READS.index(name)
+        path = paths[0 if len(paths) == 1 else which]
+        width = _widths(self.module.get_submodule(f"{self._family.layers}.{layer}.{path}"))[1]
+        start, size = (which * width // 3, width // 3) if len(paths) == 1 else (0, width)
+        if head:
+            size //= self._heads(name)
+            start += int(head) * size
+        whole = not head and len(paths) > 1
+        return path, None if whole else slice(start, start + size)
+
     def _half(self, layer: int, site: str) -> slice:
         path = f"{self._family.layers}.{layer}.{self._family.mixer}.out_proj"
         width = _widths(self.module.get_submodule(path))[0]
@@ -183,6 +211,9 @@ class Sites:
             inside, width = family.attn, _widths(self.module.get_submodule(f"{block}.{family.attn}"))[0]
             size, number = width // self.n_heads, int(site[5:])
             part = slice(number * size, (number + 1) * size)
+        elif site.startswith(_READS):
+            side = "output"
+            inside, part = self._read(layer, site)
         elif site.startswith("mixer_in."):
             inside, side, part = f"{family.mixer}.in_proj", "output", self._half(layer, site)
         elif site in ("mlp_in", "mlp_act", "mixer_act", "ssm_out"):
@@ -272,6 +303,12 @@ def _has(module: nn.Module, family: _Family) -> bool:
     except (AttributeError, IndexError, TypeError):
         return False
     return True
+
+
+def _reads(module: nn.Module, family: _Family) -> bool:
+    """Whether the blocks have the modules of queries, keys and values: some have one for all, in an order of theirs."""
+    block: Any = module.get_submodule(family.layers)[0]
+    return bool(family.reads) and all(path in dict(block.named_modules()) for path in family.reads)
 
 
 def _checked(sites: Sites) -> Sites:

@@ -97,6 +97,7 @@ def _train(
         if params.sample_every and step % params.sample_every == 0:
             prompts = [styled(one, params.suffix) for one in images.captions[:COLUMNS]]
             samples.append((step, _draw(pipeline, layers, prompts, True, params, report)))
+            report.picture(samples[-1][1], "the style by now", step)
         if report.stopping:
             break
         tensors, state = trainer.state()

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from interlace.methods.base import ArtifactName, Citation, Estimate, ModelFacts, Params, Result, Spec
-from interlace.methods.shared.denoiser_cost import bytes_backward, bytes_forward, bytes_lora, positions
+from interlace.methods.shared.denoiser_cost import bytes_backward, bytes_forward, bytes_lora, images_in, positions
 from interlace.methods.shared.pictures import Picture
 
 _Prompt = Annotated[str, Field(min_length=1, max_length=4000)]
@@ -20,6 +20,8 @@ ALL_UP = r"up_blocks\..*\.(to_q|to_k|to_v|to_out\.0|conv1|conv2|conv_shortcut|ti
 ATTENTION_UP = r"up_blocks\..*\.(to_q|to_k|to_v|to_out\.0)"
 #: Attention everywhere.
 ATTENTION = r".*\.(to_q|to_k|to_v|to_out\.0)"
+#: Draws of noise that the losses are measured on before and after.
+HELD = 64
 TARGETS = {"all_up": ALL_UP, "attention_up": ATTENTION_UP, "attention": ATTENTION}
 
 
@@ -143,25 +145,36 @@ class StyliseResult(Result):
 
 
 def estimate(params: StyleParams, facts: ModelFacts) -> Estimate:
-    """Two passes a step with gradients, one without; then four grids are drawn."""
-    row = positions(facts, _latents(params.resolution))
-    drawn = (len(params.evaluation.prompts) or 8) * params.evaluation.n_per_prompt * 4
-    passes = params.evaluation.steps * -(-drawn // params.evaluation.batch)
-    preserve = params.preserve_lambda > 0
+    """Two passes a step with gradients, one without; both losses before and after; samples, and four grids."""
+    of, preserve = params.evaluation, params.preserve_lambda > 0
+    images = images_in(facts, params.images, 8)
+    prompts = (len(of.prompts) or images) * of.n_per_prompt
+    times = params.steps // params.sample_every if params.sample_every else 0
+    drawn = [min(8, images)] * times + [prompts] * 4
+    held = 2 * 3
     return Estimate(
-        forwards=params.steps * (1 + 2 * preserve) + passes,
+        forwards=params.steps * (1 + 2 * preserve)
+        + held * -(-HELD // (4 * params.batch))
+        + of.steps * sum(-(-one // of.batch) for one in drawn),
         backwards=params.steps * (1 + preserve),
-        tokens=row * (params.steps * params.batch * (1 + 2 * preserve) + 2 * drawn * params.evaluation.steps),
+        tokens=positions(facts, _latents(params.resolution))
+        * (
+            params.steps * params.batch * (1 + 2 * preserve)
+            + held * HELD
+            + (1 + (of.guidance > 1)) * of.steps * sum(drawn)
+        ),
         peak_bytes=bytes_backward(facts, params.batch) + bytes_lora(facts, params.rank) * 2,
     )
 
 
 def estimate_stylise(params: StyliseParams, facts: ModelFacts) -> Estimate:
-    """Of 20 images: how many an artifact has is not known here."""
-    row = positions(facts, _latents(params.resolution))
+    """Of as many images as the artifact has (20 where it is not known), in the steps at or below `start_t`."""
+    row, images = positions(facts, _latents(params.resolution)), images_in(facts, params.images, 20)
+    steps = min(params.steps, params.start_t * params.steps // 1000 + 1)  # of evenly spaced t below 1,000
+    rows = 2 if params.guidance > 1 else 1
     return Estimate(
-        forwards=params.steps * -(-20 // params.batch),
-        tokens=row * 2 * 20 * params.steps,
+        forwards=steps * -(-images // params.batch),
+        tokens=row * rows * images * steps,
         peak_bytes=bytes_forward(facts, 2 * params.batch) + bytes_lora(facts, 1),
     )
 

@@ -89,7 +89,9 @@ def _redrawn(
         report.progress(before + done, of)
 
     made = pipeline.denoise(predict, noise, steps=params.steps, latents=latents, start=start, seed=seeds[0], tell=tell)
-    return pipeline.decode(made)
+    pixels = pipeline.decode(made)
+    report.picture(pixels, f"redrawn: pictures {rows[0]} to {rows[-1]}", before + left)
+    return pixels
 
 
 def _metrics(before: Tensor, after: Tensor, judge: Judge | None, params: StyliseParams) -> tuple[Metric, ...]:

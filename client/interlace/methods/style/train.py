@@ -11,10 +11,9 @@ from interlace.methods.base import Report
 from interlace.methods.shared.diffusion import Pipeline, Prompts
 from interlace.methods.shared.images import Images
 from interlace.methods.shared.lora import Layers
-from interlace.methods.style.spec import StyleParams
+from interlace.methods.style.spec import HELD, StyleParams
 
 NAME = "style"
-_HELD = 64  # draws of noise that the losses are measured on before and after
 
 
 def styled(caption: str, suffix: str) -> str:
@@ -102,18 +101,18 @@ class Trainer:
         """Both losses on noise that no step has seen, the same each time."""
         dice = torch.Generator().manual_seed(report.seed + 1)
         data, n = self._data, len(self._data.latents)
-        rows = torch.arange(_HELD) % n
-        noise = torch.randn((_HELD, *data.latents.shape[1:]), generator=dice).to(data.latents)
-        t = ((torch.arange(_HELD) + 0.5) / _HELD * self._pipeline.timesteps).long()
+        rows = torch.arange(HELD) % n
+        noise = torch.randn((HELD, *data.latents.shape[1:]), generator=dice).to(data.latents)
+        t = ((torch.arange(HELD) + 0.5) / HELD * self._pipeline.timesteps).long()
         style, preserve = [], []
         with torch.no_grad():
-            for some in torch.arange(_HELD).split(4 * self._params.batch):  # forward alone holds far less
+            for some in torch.arange(HELD).split(4 * self._params.batch):  # forward alone holds far less
                 own = rows[some]
                 latents = data.latents[own]
                 style.append(self._style_loss(latents, noise[some], own, t[some], train=False) * len(some))
                 plain = own if data.paired else own % len(data.plain)
                 preserve.append(self._preserve_loss(latents, noise[some], plain, t[some], train=False) * len(some))
-        return float(sum(style)) / _HELD, float(sum(preserve)) / _HELD
+        return float(sum(style)) / HELD, float(sum(preserve)) / HELD
 
     def _grid_t(self, n: int) -> Tensor:
         """One t for the whole batch, [n]."""

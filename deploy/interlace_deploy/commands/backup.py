@@ -1,0 +1,52 @@
+"""`interlace backup` and `interlace restore`: Redis and the store, into a folder and back."""
+
+import argparse
+import os
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+
+from interlace_deploy.meeting import with_state
+from interlace_deploy.parts.rundir import RunDir
+from interlace_deploy.problems import CommandProblem
+from interlace_deploy.settings import read
+from interlace_state import backup
+from interlace_state.backup import BackupError, Manifest
+from interlace_state.config import Config
+from interlace_state.files import Files
+from interlace_state.store import State
+
+
+def save(arguments: argparse.Namespace) -> int:
+    """The command `backup`, whether Interlace runs or not."""
+
+    async def ask(state: State, config: Config) -> Manifest:
+        return await backup.save(state.redis, config.redis.prefix, Files(config.store_url), arguments.folder)
+
+    print(f"{arguments.folder}: {_described(_done(arguments, ask))}")
+    return 0
+
+
+def load(arguments: argparse.Namespace) -> int:
+    """The command `restore`, into a Redis that holds nothing of ours. Raises CommandProblem while Interlace runs."""
+    running = RunDir(read(arguments.config, os.environ).state_dir).running()
+    if running is not None:
+        raise CommandProblem(f"Interlace runs here (process {running.pid}): stop it first, with `interlace down`.")
+
+    async def ask(state: State, config: Config) -> Manifest:
+        return await backup.load(state.redis, config.redis.prefix, Files(config.store_url), arguments.folder)
+
+    print(f"restored {_described(_done(arguments, ask))}")
+    return 0
+
+
+def _done(arguments: argparse.Namespace, ask: Callable[[State, Config], Awaitable[Manifest]]) -> Manifest:
+    try:
+        return with_state(arguments, ask)
+    except (BackupError, OSError) as error:
+        raise CommandProblem(str(error)) from None
+
+
+def _described(manifest: Manifest) -> str:
+    made = datetime.fromtimestamp(manifest.made, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    size = sum(manifest.files.values()) / (1 << 20)
+    return f"{manifest.keys} keys and {len(manifest.files)} files ({size:.1f} MiB) of {made}"

@@ -1,0 +1,141 @@
+"""A job's page follows its events, and draws what it measures: a real browser, a worker's part by hand."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
+from browsing import PHONE, Keyed, Look, Looking, Shown
+from gateway_process import KEY, Worker
+from playwright.sync_api import Route
+
+from interlace.methods.base import Table
+from interlace.protocol.event import Progress
+from interlace_server.page.curves import curves
+from interlace_state.queue import Lease
+
+TRAINING = {"method": "lens.logit", "model": KEY.repo_id, "params": {"prompts": ["The Eiffel Tower"]}}
+ROWS = [[step, 2.0 / (1 + step), f"w{step}"] for step in range(6)]
+DRAWN = """one => {
+  const canvas = one.querySelector("canvas");
+  const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+  return data.some(part => part > 0);
+}"""
+
+
+def start(keyed: Keyed) -> tuple[str, Lease]:
+    """A job that runs."""
+    answer = httpx.post(f"{keyed.gateway.url}/v1/jobs", json=TRAINING, headers={"ndif-api-key": keyed.ours}, timeout=60)
+    return str(answer.json()["id"]), keyed.do(lambda state: Worker(state).start())
+
+
+def tell(keyed: Keyed, lease: Lease, steps: Sequence[int]) -> None:
+    async def told(state: Any) -> None:
+        words = [Progress(step=one, of=9, metrics={"loss": 2.0 / (1 + one), "accuracy": one / 9}) for one in steps]
+        assert await state.queue.record(lease, *words)
+
+    keyed.do(told)
+
+
+def finish(keyed: Keyed, lease: Lease) -> None:
+    origin = {"job": lease.job.id, "method": "lens.logit@1", "model": "m", "revision": "r", "dtype": "float32"}
+    origin |= {"device": "cpu", "libraries": {}, "params": {}, "seed": 0}
+    result = {"tables": [{"name": "curve", "columns": ["step", "loss", "word"], "rows": ROWS}]}
+    said = {"status": "completed", "result": result, "provenance": origin, "cost": {}, "warnings": []}
+    keyed.do(lambda state: Worker(state).complete(lease, json.dumps(said).encode()))
+
+
+def never_asking(looking: Looking, job_id: str) -> None:
+    """Take the polling out of all that the page is sent."""
+
+    def without(route: Route) -> None:
+        answer = route.fetch()
+        route.fulfill(response=answer, body=answer.text().replace("every 1s", "every 9999s"))
+
+    looking.page.route(f"**/page/jobs/{job_id}", without)
+    looking.page.route(f"**/page/jobs/{job_id}/live*", without)
+
+
+def test_what_happens_comes_without_asking(keyed: Keyed, look: Look, shown: Shown) -> None:
+    job_id, lease = start(keyed)
+    looking = look(keyed.gateway.url)
+    page = looking.sign_in(keyed.ours)
+    never_asking(looking, job_id)
+    page.goto(f"/page/jobs/{job_id}")
+    assert "every 9999s" in str(page.locator("#job").get_attribute("hx-trigger"))
+    assert page.locator("#follow").is_hidden()
+    tell(keyed, lease, [1, 2, 3])
+    page.get_by_text("Step 3 of 9").wait_for()
+    loss = page.get_by_role("img", name="Curve of loss over step: 0.5 at step 3")
+    loss.wait_for()
+    assert loss.evaluate(DRAWN)
+    tell(keyed, lease, [4, 5])
+    page.get_by_role("img", name="Curve of accuracy over step: 0.5556 at step 5").wait_for()
+    looking.check()
+    keyed.do(lambda state: Worker(state).log(lease, "a line"))
+    page.locator("#log").get_by_text("a line").wait_for()
+    finish(keyed, lease)
+    page.locator(".tag.completed").wait_for()
+    table = page.get_by_role("img", name="Curve of loss over step: 0.3333 at step 5")
+    table.last.wait_for()
+    assert table.count() == 2  # what was measured on the way, and what the result says
+    table.last.focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    assert table.last.locator(".u-legend .u-value").all_inner_texts() == ["1", "1"]
+    looking.check()
+    shown("job-curves", looking)
+
+
+def test_a_job_that_has_ended_shows_its_curves_on_a_phone_in_the_dark(keyed: Keyed, look: Look) -> None:
+    job_id, lease = start(keyed)
+    tell(keyed, lease, [1, 2, 3, 4, 2, 3])  # a second loop, or a second try
+    finish(keyed, lease)
+    looking = look(keyed.gateway.url, size=PHONE, dark=True)
+    page = looking.sign_in(keyed.ours, f"/page/jobs/{job_id}")
+    page.get_by_role("img", name="Curve of loss over step: 0.5 at step 3").wait_for()
+    looking.fits()
+    looking.check()
+
+
+def test_without_the_stream_the_page_asks(keyed: Keyed, look: Look) -> None:
+    job_id, lease = start(keyed)
+    looking = look(keyed.gateway.url)
+    looking.page.route(f"**/page/jobs/{job_id}/events", lambda route: route.abort())
+    page = looking.sign_in(keyed.ours, f"/page/jobs/{job_id}")
+    tell(keyed, lease, [1, 2, 3])
+    page.get_by_text("Step 3 of 9").wait_for()
+    finish(keyed, lease)
+    page.locator(".tag.completed").wait_for()
+
+
+def test_the_stream_is_for_who_may_see_the_job_and_ends_with_it(keyed: Keyed, look: Look) -> None:
+    job_id, lease = start(keyed)
+    tell(keyed, lease, [1, 2])
+    finish(keyed, lease)
+    path = f"/page/jobs/{job_id}/events"
+    ours, theirs = look(keyed.gateway.url), look(keyed.gateway.url)
+    ours.sign_in(keyed.ours)
+    theirs.sign_in(keyed.theirs)
+    answer = ours.context.request.get(path)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    parts = [dict(line.split(": ", 1) for line in part.splitlines()) for part in answer.text().strip().split("\n\n")]
+    assert [one["event"] for one in parts] == ["progress", "progress", "ended"]
+    assert json.loads(parts[1]["data"])["metrics"] == {"loss": 2 / 3, "accuracy": 2 / 9}
+    assert ours.context.request.get(path, headers={"last-event-id": parts[-1]["id"]}).status == 204
+    assert theirs.context.request.get(path).status == 404
+    with httpx.Client(base_url=keyed.gateway.url, headers={"ndif-api-key": keyed.ours}) as by_key:
+        assert by_key.get(path).status_code == 303  # a key opens no page
+
+
+def test_which_tables_are_curves() -> None:
+    def columns(names: str, *rows: tuple[Any, ...]) -> list[int]:
+        return curves(Table(name="t", columns=tuple(names.split()), rows=rows))
+
+    assert columns("layer rank word", (0, 1.5, "a"), (1, 2, "b"), (2, 3.5, "c")) == [1]
+    assert columns("layer rank", (0, 1.5), (0, 2), (1, 3.5)) == []  # two of a layer
+    assert columns("layer rank", (0, 1.5), (1, 2)) == []
+    assert columns("feature mean", (0, 1.5), (1, 2), (2, 3)) == []
+    assert columns("step done", (0, True), (1, False), (2, True)) == []
+    assert columns("step loss", (0, None), (1, 1.0), (2, 0.5)) == []
+    assert columns("step") == []

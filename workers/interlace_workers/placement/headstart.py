@@ -1,0 +1,136 @@
+"""A model's process, started by the placer as soon as a replica is wanted: the replica takes it over once it is there.
+
+Imports and weights take as long as Ray, or its new actor, does; side by side they cost half of the time. The placer
+waits at a socket in a folder that only its own account may enter, where replicas of a model look each time that they
+start. Who asks there gets the process, once; a replica that finds nothing there, as on another machine, starts one of
+its own.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import struct
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from interlace_workers import channel
+from interlace_workers.order import Load
+from interlace_workers.spawn import Spawned, spawn
+
+_ANSWER_SECONDS = 2.0
+_CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
+
+
+class HeadStarts:
+    """The processes that are started ahead, and nobody has taken yet."""
+
+    def __init__(self, folder: Path, first: Spawned) -> None:
+        self._folder = folder
+        self._first: Spawned | None = first
+        self._offered: dict[Path, tuple[Spawned, asyncio.Task[None]]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def place(self, name: str) -> Path:
+        """Where replicas of one load ask for a process."""
+        return self._folder / f"{name}.ahead"
+
+    def start(self, load: Load, place: Path) -> int:
+        """Start loading, and offer the process at that place instead of one that was offered there; its id."""
+        self.withdraw(place)
+        zygote, self._first = self._first or spawn(), None
+        channel.send(zygote.end, {"load": asdict(load)})
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        listener.bind(str(place))
+        listener.listen()
+        listener.setblocking(False)
+        offering = self._keep(self._hand_over(zygote, listener, place, load), f"head start {zygote.pid}")
+        self._offered[place] = zygote, offering
+        return zygote.pid
+
+    def meeting_place(self, name: str) -> Path:
+        """Where replicas of one load may meet; see `sharing`."""
+        return self._folder / f"{name}.share"
+
+    def withdraw(self, place: Path) -> None:
+        """End the process that was offered there, if nobody has taken it."""
+        if (offer := self._offered.pop(place, None)) is not None:
+            zygote, offering = offer
+            offering.cancel()
+            place.unlink()
+            _end(zygote)
+            self._keep(zygote.wait(), "withdrawn")
+
+    def spare(self) -> None:
+        """End the first process, if no model has needed it."""
+        if self._first is not None:
+            _end(self._first)
+            self._keep(self._first.wait(), "spare")
+            self._first = None
+
+    def close(self) -> None:
+        """End what nobody has taken."""
+        self.spare()
+        for zygote, _ in self._offered.values():
+            _end(zygote)
+        for task in self._tasks:
+            task.cancel()
+
+    def _keep(self, work: Coroutine[None, None, None], name: str) -> "asyncio.Task[None]":
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _hand_over(self, zygote: Spawned, listener: socket.socket, place: Path, load: Load) -> None:
+        """Give the process to the first who asks. It ends with whoever holds its channel: us, until then."""
+        with listener:
+            asker, _ = await asyncio.get_running_loop().sock_accept(listener)
+        del self._offered[place]
+        place.unlink()
+        with asker, zygote.end, contextlib.suppress(OSError):
+            message = {"pid": zygote.pid, "load": asdict(load)}
+            channel.send(asker, message, [zygote.end.fileno(), zygote.pidfd])
+        await zygote.wait()
+
+
+def _end(zygote: Spawned) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        zygote.kill()
+    zygote.end.close()
+
+
+@contextmanager
+def head_starts(first: Spawned) -> Iterator[HeadStarts]:
+    """A folder for their sockets, with a short name, for as long as the block runs. ``first`` has been spawned."""
+    with TemporaryDirectory(prefix="interlace-", ignore_cleanup_errors=True) as folder:
+        started = HeadStarts(Path(folder), first)
+        try:
+            yield started
+        finally:
+            started.close()
+
+
+def take(place: Path, load: Load) -> Spawned | None:
+    """The process that loads this at that place; None if there is none. Blocks for an instant."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as asking:
+        asking.settimeout(_ANSWER_SECONDS)
+        try:
+            asking.connect(str(place))
+            _, uid, _ = _CREDENTIALS.unpack(asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+            if uid != os.getuid():
+                return None
+            message, fds = channel.receive(asking)
+        except (OSError, EOFError):
+            return None
+    end, pidfd = fds
+    taken = Spawned(message["pid"], pidfd, socket.socket(fileno=end))
+    if message["load"] == json.loads(json.dumps(asdict(load))):  # as it comes out of a channel
+        return taken
+    taken.end.close()  # which ends it
+    os.close(pidfd)
+    return None
