@@ -11,9 +11,11 @@ from pydantic import ValidationError
 
 from interlace.methods import find
 from interlace.methods.base import Metric, ModelFacts
-from interlace.methods.classifier.head import Head, Judged, trained
+from interlace.methods.classifier.head import Head, Judged, Pooled, trained
 from interlace.methods.classifier.spec import ShiftResult
 from interlace.methods.notebook import Notebook, run
+from interlace.methods.shared.capture import captured, last_logits
+from interlace.methods.shared.sites import Sites
 from interlace.protocol.errors import InvalidArtifact, InvalidRequest
 
 SHIFT = find("classifier.shift")
@@ -134,14 +136,21 @@ def test_what_is_refused(model: Any, tmp_path: Path) -> None:
 def test_blocks_behind_the_head_do_not_run(model: Any, tmp_path: Path) -> None:
     notebook, ran = Notebook(tmp_path, bar=False), []
     handle = model._module.transformer.h[1].register_forward_hook(lambda *_: ran.append(1))
+    sites, ids = Sites.of(model), torch.tensor([[1, 3, 5]])
+    place = sites.place("resid_post", 0)
     try:
-        assert shift(model, notebook, layer=0, candidates=2, reading={"k": 1, "logits": 0}).candidates
-        assert not ran
-        later = {"sae": notebook.artifact(*dictionary()), "site": "resid_post", "layer": 1}
-        with pytest.raises(InvalidRequest, match=r"resid_post\.1 come after the states that the head reads"):
-            shift(model, notebook, layer=0, saes=[later])
+        with torch.no_grad():
+            read = Pooled(sites, place, 1, notebook)(ids)
+            assert not ran
+            with captured({"": place}) as states:
+                last_logits(sites.module, ids)
+        assert ran
     finally:
         handle.remove()
+    torch.testing.assert_close(read, states[""][:, 1:].mean(1))
+    later = {"sae": notebook.artifact(*dictionary()), "site": "resid_post", "layer": 1}
+    with pytest.raises(InvalidRequest, match=r"resid_post\.1 come after the states that the head reads"):
+        shift(model, notebook, layer=0, saes=[later])
 
 
 def test_the_cost_counts_both_calls() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,12 +10,12 @@ from torch import Tensor
 from interlace.methods.base import ArtifactName, Report
 from interlace.methods.behaviors.samples import Chosen
 from interlace.methods.behaviors.spec import ClusterParams, Node
-from interlace.methods.shared.attribution import ERROR, Attributor, Batch
+from interlace.methods.shared.attribution import ERROR, Attributor, Batch, Endpoints
 from interlace.methods.shared.capture import by_length
 from interlace.methods.shared.circuit import Circuit, CircuitEdge, CircuitNode, sites_of
 from interlace.methods.shared.edges import Edges, kept
 
-_WAY = "clean_first"  # where the points of `ig` are
+_WAY: Endpoints = "clean_first"  # where the points of `ig` are
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Circuits:
         others = [one for one in nodes if one not in shown][: max(0, params.circuit_nodes - len(shown))]
         nodes = sorted([*shown, *others], key=_rank)
         rows = [nodes.index(one) for one in shown]
-        facts = {
+        facts: dict[str, Any] = {
             "metric": "neg_logprob",
             "aggregate": "sum_pos",
             "method": params.method,
