@@ -17,7 +17,7 @@ LAKE = (
 )
 #: Only the module of the command that was typed is imported: some bring much with them.
 _COMMANDS = {
-    "up": "interlace_deploy.up:run",
+    "up": "interlace_deploy.ahead:up",
     "down": "interlace_deploy.detach:down",
     "status": "interlace_deploy.status:run",
     "doctor": "interlace_deploy.doctor:run",
