@@ -68,10 +68,15 @@ class Lease:
     attempt: int
     #: Which lease of the job this is: what is said under an older one is not heard.
     fence: int
-    #: By this process's monotonic clock: given no earlier than this, so that it is nobody else's for a lease from then.
+    #: By this machine's clock: given no earlier than this, so that it is nobody else's for a lease from then.
     since: float
     #: Whether another job of its tenant waits that it may share a forward with.
     has_company: bool = False
+
+    @property
+    def age(self) -> float:
+        """Seconds for which it has been held, at most."""
+        return _now() - self.since
 
 
 @dataclass(frozen=True)
@@ -200,12 +205,12 @@ class Queue:
 
     async def lease(self, model: ModelKey, worker: str) -> Lease | None:
         """The next job of a model that may run, or None if there is none within about a second."""
-        since = time.monotonic()
+        since = _now()
         picked = await self._run("pick", *self._picking(model.slug, worker))
         if picked == _AT_REST:
             await asyncio.sleep(_POLL_SECONDS)
         elif not picked:
-            since = time.monotonic()
+            since = _now()
             picked = await self._pick_when_woken(model.slug, worker)
         if not picked or picked == _AT_REST:
             return None
@@ -219,7 +224,7 @@ class Queue:
         """
         token = secrets.token_hex(8)
         args = (lease.job.id, lease.fence, most, worker, token, self._lease_ms, self._lifetimes.waiting)
-        since = time.monotonic()
+        since = _now()
         return [_lease(picked, since) for picked in await self._run("company", *args)]
 
     def _picking(self, slug: str, worker: str) -> tuple[str | int, ...]:
@@ -348,6 +353,11 @@ def kin_of(job: Job) -> str:
     """Equal for jobs of one model and tenant that may share a process, as far as can be told from outside."""
     facts = json.dumps([job.kind, job.compress, job.env], sort_keys=True)
     return hashlib.sha256(facts.encode()).hexdigest()[:16]
+
+
+def _now() -> float:
+    """Seconds by a clock that nobody sets, and that goes on while the machine sleeps where there is such a one."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def _rough(seconds: float) -> str:

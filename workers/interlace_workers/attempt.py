@@ -129,8 +129,7 @@ class Attempt:
 
         A trace that was leased a moment ago can be nobody else's. If it was cancelled, `finish` finds out.
         """
-        held = time.monotonic() - self._lease.since
-        if self._harvest is not None or held > _SURE * self._state.queue.lease_seconds:
+        if self._harvest is not None or self._lease.age > _SURE * self._state.queue.lease_seconds:
             await self._journal.confirm()
 
     async def _outcome(self, payload: bytes, staged: Path) -> Done | Failed:
