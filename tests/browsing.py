@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import gateway_process
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Error, Page, sync_playwright
 
 from interlace_state.store import State, open_state
 
@@ -89,9 +89,17 @@ class Looking:
     def until(self, holds: str) -> None:
         """Wait until JavaScript is true; Playwright's own way evals in the page, which our policy forbids."""
         end = time.monotonic() + PATIENCE / 1000
-        while not self.page.evaluate(holds):
+        while not self._is_so(holds):
             assert time.monotonic() < end, f"{holds} is not true of {self.page.url}"
             self.page.wait_for_timeout(50)
+
+    def _is_so(self, holds: str) -> bool:
+        try:
+            return bool(self.page.evaluate(holds))
+        except Error as error:
+            if "context was destroyed" in error.message:  # another page is on its way
+                return False
+            raise
 
     def check(self) -> None:
         """Nothing in the console (what the policy forbids is told there), nothing from elsewhere, nothing for axe."""

@@ -12,6 +12,6 @@ def validated(words: Sequence[str | Path]) -> None:
     scripts = sysconfig.get_path("scripts")
     environ = {**os.environ, "PATH": f"{scripts}:{os.environ['PATH']}"}
     said = subprocess.run(
-        [f"{scripts}/{words[0]}", *words[1:]], env=environ, capture_output=True, text=True, timeout=120, check=False
+        [f"{scripts}/{words[0]}", *words[1:]], env=environ, capture_output=True, text=True, timeout=240, check=False
     )
     assert said.returncode == 0, said.stdout + said.stderr

@@ -13,7 +13,7 @@ from nnsight import TransformersModel
 import interlace
 from interlace.protocol.job import JobState
 
-DEADLINE = 60.0  # seconds
+DEADLINE = 120.0  # seconds
 
 
 @contextlib.contextmanager

@@ -9,7 +9,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import http_clients
 import pytest
+from hypothesis import HealthCheck, settings
 
 # A short path: unix sockets, whose names have room for 107 bytes, lie below it.
 _HOME = Path(tempfile.mkdtemp(prefix="interlace-"))
@@ -22,9 +24,17 @@ os.environ |= {
     "OMP_WAIT_POLICY": "passive",
     "TOKENIZERS_PARALLELISM": "false",
     "NNSIGHT_CONFIG": str(_HOME / "no-nnsight-config.yaml"),
+    # httpx reads a whole bundle of certificates for each client that is made, some 20 ms, also for plain HTTP; the
+    # stock client makes one for each request. From a folder it reads them when it needs one, and no test does.
+    "SSL_CERT_DIR": str(_HOME / "no-certificates"),
 }
-for _name in ("NDIF_HOST", "NDIF_API_KEY", "HF_ENDPOINT", "REDIS_URL"):
+for _name in ("NDIF_HOST", "NDIF_API_KEY", "HF_ENDPOINT", "REDIS_URL", "SSL_CERT_FILE"):
     os.environ.pop(_name, None)
+
+# No machine is too slow for a property, and the same examples are tried each time.
+settings.register_profile("tests", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
+http_clients.be_patient()
 
 
 def pytest_unconfigure() -> None:

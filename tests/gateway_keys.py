@@ -10,4 +10,4 @@ def key_for(server: running.Running, tenant: str) -> str:
     """A new key's secret."""
     command = [sys.executable, "-m", "interlace_deploy", "keys", "create", "--tenant", tenant]
     command += ["--config", str(server.state_dir / "interlace.yaml")]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.strip()
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=True).stdout.strip()

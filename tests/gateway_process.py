@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,7 +40,17 @@ MODEL_KEY = (
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 HEADERS = {"nnsight-version": "0.8.1", "python-version": sys.version}
 PICKLE = b"\x80\x04N."
-DEADLINE = 60.0  # seconds
+DEADLINE = 120.0  # seconds
+#: The gateway's own program, with other times.
+_HURRIED = """
+import importlib, json, sys
+from interlace_server.__main__ import main
+for name, seconds in json.loads(sys.argv.pop(1)).items():
+    module, _, constant = name.rpartition(".")
+    assert hasattr(importlib.import_module(module), constant), name
+    setattr(importlib.import_module(module), constant, seconds)
+sys.exit(main())
+"""
 
 
 def until(condition: Callable[[], Any], what: str) -> Any:
@@ -51,6 +61,11 @@ def until(condition: Callable[[], Any], what: str) -> Any:
             return value
         time.sleep(0.02)
     raise AssertionError(f"{what}: not within {DEADLINE} s")
+
+
+def whole_lines(path: Path) -> list[str]:
+    """Of a file that somebody still writes to: its last line may be half of one."""
+    return path.read_text(errors="replace").rpartition("\n")[0].splitlines()
 
 
 def envelope(**changes: Any) -> dict[str, Any]:
@@ -97,22 +112,25 @@ class Gateway:
 
     def actions(self, name: str) -> list[dict[str, Any]]:
         """The log's lines of one event."""
-        lines = [json.loads(line) for line in self.log.read_text().splitlines()]
-        return [line for line in lines if line["event"] == name]
+        return [line for line in map(json.loads, whole_lines(self.log)) if line["event"] == name]
 
 
 @contextmanager
-def running(folder: Path, redis_url: str, **sections: Any) -> Iterator[Gateway]:
+def running(
+    folder: Path, redis_url: str, hurried: Mapping[str, float] | None = None, **sections: Any
+) -> Iterator[Gateway]:
     """Start a gateway on a free port, stop it in the end; keywords are sections of the configuration.
 
-    One that others can reach gets a key first, which its calls carry.
+    One that others can reach gets a key first, which its calls carry. ``hurried`` are times of its modules, by their
+    names, that a test does not want to wait for: ``{"interlace_server.sse._KEEP_ALIVE": 0.2}``.
     """
     file, log = folder / "config.json", folder / "gateway.log"
     sections["gateway"] = {"port": 0} | sections.get("gateway", {})
     redis = {"url": redis_url, "prefix": f"{folder.name}:"}
     file.write_text(json.dumps({"redis": redis, "state_dir": str(folder)} | sections))
     key = mint(redis_url, f"{folder.name}:") if config_file.load(file, {}).exposed else ""
-    command = [sys.executable, "-m", "interlace_server", "--config", str(file)]
+    program = ["-c", _HURRIED, json.dumps(hurried)] if hurried else ["-m", "interlace_server"]
+    command = [sys.executable, *program, "--config", str(file)]
     with log.open("w") as stderr:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
     assert process.stdout is not None

@@ -19,8 +19,9 @@ from nnsight.modeling import huggingface
 
 _PROMPT = "The Eiffel Tower is in the city of"
 _IN_FLIGHT = 12
-_DEADLINE = 1000.0 if os.environ.get("CHAOS") == "all" else 420.0  # seconds
-_PAUSE = 0.1  # seconds
+_DEADLINE = 1000.0 if os.environ.get("CHAOS") == "all" else 780.0  # seconds
+#: Seconds between two looks at one's jobs: each look at each job is a request, and there are eight clients.
+_PAUSE = 0.5
 _ROWS = 4_000  # of the saved value: some 1 MiB, so that a kill can find it half written
 
 

@@ -35,9 +35,9 @@ async def submit(
     return submitted.place
 
 
-async def submitted(state: State, tenant: str = "local") -> Job:
-    job = make_job(tenant=tenant)
-    await submit(state, job)
+async def submitted(state: State, tenant: str = "local", model: ModelKey = MODEL) -> Job:
+    job = make_job(tenant=tenant, model=model)
+    await submit(state, job, waiting_jobs=1000)
     return job
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import running
+from redis.exceptions import RedisError
 
 from interlace.protocol.model import ModelKey
 from interlace_state.keys import Keys
@@ -27,7 +28,9 @@ PARTS = {
 #: Where a job can be when a part dies.
 STAGES = ("received", "queued", "leased", "running", "writing", "unacknowledged")
 _LOOK = 0.001  # seconds
-_PATIENCE = 12.0  # seconds that a stage is waited for; the short ones do not come at will
+_PATIENCE = 12.0  # seconds that a short stage is waited for, which does not come at will
+#: The same for stages in which there is always some job, on whatever machine.
+_LONG_STAGES, _LONG_PATIENCE = ("queued", "running"), 60.0
 
 
 @dataclass
@@ -44,31 +47,39 @@ class Monkey:
 
     async def strike(self, part: str, stage: str) -> None:
         """Kill a part when a job is at a stage, and wait until the part is there again."""
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + (_LONG_PATIENCE if stage in _LONG_STAGES else _PATIENCE)
         seen = False
         while not seen and time.monotonic() < deadline:
-            seen = await self._is_at(stage)
+            with contextlib.suppress(RedisError):  # it may be the one that comes back just now
+                seen = await self._is_at(stage)
             if not seen:
                 await asyncio.sleep(_LOOK)
         former = self._pids(part)
         for pid in former:
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # a zygote may have ended with its replica
+                os.kill(pid, signal.SIGKILL)
         self.struck[part, stage] = seen
-        await until(lambda: self._lives_again(part, former), f"{part} has not come back", 90.0)
+        await until(lambda: self._lives_again(part, former), f"{part} has not come back", 180.0)
 
     async def strike_sandbox(self) -> None:
         """Kill the process of a job that runs, never of the same job twice."""
         deadline = time.monotonic() + _PATIENCE
         while time.monotonic() < deadline:
-            for job_id in await self._held():
-                state = await self.state.redis.hget(self.keys.job(job_id), "state")
-                spares = [pid for zygote in self._pids("zygote") for pid in _children(zygote)]
-                if state == b"running" and job_id not in self._crashed and spares:
-                    self._crashed.add(job_id)
-                    os.kill(min(spares), signal.SIGKILL)  # the eldest: the younger one waits for the next job
-                    self.struck["sandbox", "running"] = True
+            with contextlib.suppress(RedisError, ProcessLookupError):
+                if await self._crash():
                     return
             await asyncio.sleep(_LOOK)
+
+    async def _crash(self) -> bool:
+        for job_id in await self._held():
+            state = await self.state.redis.hget(self.keys.job(job_id), "state")
+            spares = [pid for zygote in self._pids("zygote") for pid in _children(zygote)]
+            if state == b"running" and job_id not in self._crashed and spares:
+                os.kill(min(spares), signal.SIGKILL)  # the eldest: the younger one waits for the next job
+                self._crashed.add(job_id)
+                self.struck["sandbox", "running"] = True
+                return True
+        return False
 
     async def sight(self) -> str:
         """What there is to see of a server that stands still."""

@@ -10,7 +10,7 @@ import httpx
 import nnsight
 import running
 import tiny
-from gateway_process import until
+from gateway_process import until, whole_lines
 from nnsight import CONFIG, TransformersModel
 from nnsight.intervention.backends.remote import RemoteError
 from prometheus_client.parser import text_string_to_metric_families
@@ -76,7 +76,7 @@ def samples(url: str) -> Samples:
     """All that a gateway and its workers show now."""
     found = {}
     for path in _PATHS:
-        answer = httpx.get(f"{url}{path}", timeout=30)
+        answer = httpx.get(f"{url}{path}", timeout=60)
         assert answer.status_code == 200, answer.text
         for family in text_string_to_metric_families(answer.text):
             for sample in family.samples:
@@ -102,5 +102,5 @@ def settled(server: running.Running, jobs: int) -> Samples:
 
 def log_of(server: running.Running, part: str) -> list[dict[str, Any]]:
     """The lines of a part's log that are JSON objects."""
-    lines = (server.state_dir / "logs" / f"{part}.log").read_text().splitlines()
+    lines = whole_lines(server.state_dir / "logs" / f"{part}.log")
     return [json.loads(line) for line in lines if line.startswith("{")]

@@ -21,11 +21,11 @@ def running(folder: Path) -> Iterator[str]:
         yield f"unix://{socket}"
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
 
 
 def _answers(url: str, process: "subprocess.Popen[bytes]") -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     with redis.Redis.from_url(url) as client:
         while time.monotonic() < deadline and process.poll() is None:
             try:

@@ -18,9 +18,9 @@ from typing import Any
 
 import psutil
 
-import interlace_deploy.tether
+from interlace_deploy.parts import tether
 
-_STOP = 60.0  # seconds
+_STOP = 120.0  # seconds
 #: What hosts the models of `families_server` and the pipelines. RUNTIME=ray in the environment has one of each run
 #: through Ray Serve, by hand: pytest tests/journeys/test_{mamba,encoders_and_seq2seq,vision,diffusion}.py -k "mini"
 RUNTIME = os.environ.get("RUNTIME", "process")
@@ -73,7 +73,7 @@ def interlace(
     command = [sys.executable, "-m", "interlace_deploy", "up", "--config", str(file)]
     process = subprocess.Popen(
         # Tied to us, so that nothing is left of it where the tests are killed.
-        [sys.executable, "-IS", interlace_deploy.tether.__file__, str(os.getpid()), str(int(signal.SIGTERM)), *command],
+        [sys.executable, "-IS", tether.__file__, str(os.getpid()), str(int(signal.SIGTERM)), *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,

@@ -24,14 +24,15 @@ READS_ENVIRONMENT = {
     "interlace/_client.py",  # a notebook's: NDIF_HOST and NDIF_API_KEY, as nnsight reads them
     "interlace_server/__main__.py",
     "interlace_server/page/drawing.py",  # sets a name for numpy, in a process of its own
-    "interlace_workers/placer.py",
+    "interlace_workers/placement/placer.py",
     "interlace_workers/runtimes/replica_process.py",
     "interlace_workers/zygote.py",
     "interlace_workers/spawn.py",  # hands a few names on to the process that it starts
     *(
-        f"interlace_deploy/{command}.py"
-        for command in ("backup", "demo", "detach", "doctor", "jobs", "meeting", "models", "status", "up")
+        f"interlace_deploy/commands/{command}.py"
+        for command in ("backup", "demo", "detach", "doctor", "jobs", "models", "status", "up")
     ),
+    "interlace_deploy/meeting.py",
 }
 #: Runs alone in every process that imports it: a network, a file for writing or a new process would be an effect.
 WATCH = """

@@ -10,9 +10,9 @@ from typing import TypeVar
 from pydantic import ValidationError
 from redis.exceptions import RedisError
 
-from interlace_deploy import embedded_redis
+from interlace_deploy.parts import embedded_redis
+from interlace_deploy.parts.rundir import RunDir
 from interlace_deploy.problems import CommandProblem, UsageProblem
-from interlace_deploy.rundir import RunDir
 from interlace_deploy.settings import child_environment, read
 from interlace_state.config import Config
 from interlace_state.config_file import ConfigError, load

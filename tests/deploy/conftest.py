@@ -7,13 +7,16 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import redis_server
 
 Interlace = Callable[..., "subprocess.CompletedProcess[str]"]
-Until = Callable[[Callable[[], object], float], None]
+Until = Callable[[Callable[[], Any]], Any]
+
+DEADLINE = 120.0  # seconds: the machine may be busy
 
 COMMAND = (sys.executable, "-m", "interlace_deploy")
 
@@ -40,7 +43,7 @@ def interlace(environ: dict[str, str], tmp_path: Path) -> Interlace:
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=240,
             check=False,
         )
 
@@ -49,13 +52,20 @@ def interlace(environ: dict[str, str], tmp_path: Path) -> Interlace:
 
 @pytest.fixture
 def until() -> Until:
-    """Wait for a condition, for so many seconds at most."""
+    """Wait for a condition, and give what it gave. A process that it looks at may end meanwhile."""
 
-    def wait(condition: Callable[[], object], seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < deadline, f"still not so after {seconds:g} s"
+    def looked(condition: Callable[[], Any]) -> Any:
+        try:
+            return condition()
+        except psutil.NoSuchProcess:
+            return None
+
+    def wait(condition: Callable[[], Any]) -> Any:
+        deadline = time.monotonic() + DEADLINE
+        while not (met := looked(condition)):
+            assert time.monotonic() < deadline, f"still not so after {DEADLINE:g} s"
             time.sleep(0.02)
+        return met
 
     return wait
 
@@ -79,7 +89,7 @@ def alive(state_dir: Path) -> Callable[[], list[str]]:
 def nothing_left(alive: Callable[[], list[str]], until: Until) -> Iterator[None]:
     """At the end of the test, no process of its Interlace lives."""
     yield
-    until(lambda: not alive(), 10)
+    until(lambda: not alive())
 
 
 @pytest.fixture

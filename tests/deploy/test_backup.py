@@ -22,7 +22,7 @@ from nnsight.modeling import huggingface
 import interlace as ours
 
 PROMPT = "The Eiffel Tower is in the city of"
-DEADLINE = 60.0  # seconds
+DEADLINE = 120.0  # seconds
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def run(*words: str | Path, state_dir: Path) -> "subprocess.CompletedProcess[str
         [sys.executable, "-m", "interlace_deploy", *map(str, words), "--config", str(state_dir / "interlace.yaml")],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=False,
         cwd=state_dir,
     )

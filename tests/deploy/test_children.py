@@ -11,18 +11,18 @@ from pathlib import Path
 import psutil
 import pytest
 
-from interlace_deploy.children import Child, rotate, tail
+from interlace_deploy.parts.children import Child, rotate, tail
 
-Until = Callable[[Callable[[], object], float], None]
+Until = Callable[[Callable[[], object]], object]
 Start = Callable[[str], Awaitable[Child]]
 
 _STUBBORN = (
-    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
 )
 _FAMILY = (
     "import subprocess, sys, time;"
-    "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'], process_group=0);"
-    "print(child.pid, flush=True); time.sleep(60)"
+    "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], process_group=0);"
+    "print(child.pid, flush=True); time.sleep(600)"
 )
 
 
@@ -49,7 +49,7 @@ async def start(tmp_path: Path, heard: list[str]) -> AsyncIterator[Start]:
 
 
 async def spoken(heard: list[str], count: int = 1) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while len(heard) < count:
             await asyncio.sleep(0.01)
 
@@ -62,10 +62,18 @@ async def test_both_outputs_go_to_the_log_and_lines_to_us(start: Start, heard: l
     assert sorted(child.last_lines()) == ["a", "b", "c"]
 
 
+def is_gone(pid: int) -> bool:
+    """Whether a process has ended, buried or not."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 async def test_it_is_asked_to_end(start: Start, heard: list[str]) -> None:
-    child = await start("import time; print('up', flush=True); time.sleep(60)")
+    child = await start("import time; print('up', flush=True); time.sleep(600)")
     await spoken(heard)
-    await child.stop(20)
+    await child.stop(60)
     assert child.process.returncode == -signal.SIGTERM
 
 
@@ -81,21 +89,21 @@ async def test_what_it_started_ends_with_it(start: Start, heard: list[str], unti
     await spoken(heard)
     grandchild = int(heard[0])
     assert psutil.pid_exists(grandchild)
-    await child.stop(20)
-    until(lambda: not psutil.pid_exists(grandchild) or psutil.Process(grandchild).status() == psutil.STATUS_ZOMBIE, 10)
+    await child.stop(60)
+    until(lambda: is_gone(grandchild))
 
 
 async def test_a_terminal_interrupt_does_not_reach_it(start: Start, heard: list[str]) -> None:
-    child = await start("import time; print('up', flush=True); time.sleep(60)")
+    child = await start("import time; print('up', flush=True); time.sleep(600)")
     await spoken(heard)
     assert os.getsid(child.pid) == os.getpgid(child.pid) == child.pid
 
 
 def test_it_ends_when_we_are_killed(tmp_path: Path, until: Until) -> None:
     program = (
-        "import asyncio, os, sys; from pathlib import Path; from interlace_deploy.children import Child\n"
+        "import asyncio, os, sys; from pathlib import Path; from interlace_deploy.parts.children import Child\n"
         "async def main():\n"
-        "    command = [sys.executable, '-c', 'import time; time.sleep(60)']\n"
+        "    command = [sys.executable, '-c', 'import time; time.sleep(600)']\n"
         "    child = await Child.start('child', command, Path(sys.argv[1]), os.environ)\n"
         "    print(child.pid, flush=True)\n"
         "    await child.wait()\n"
@@ -104,9 +112,9 @@ def test_it_ends_when_we_are_killed(tmp_path: Path, until: Until) -> None:
     log = tmp_path / "child.log"
     with subprocess.Popen([sys.executable, "-c", program, str(log)], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
-        child = psutil.Process(int(parent.stdout.readline()))
+        child = int(parent.stdout.readline())
         parent.kill()
-    until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, 10)
+    until(lambda: is_gone(child))
 
 
 def test_one_former_log_is_kept(tmp_path: Path) -> None:

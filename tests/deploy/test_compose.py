@@ -124,7 +124,7 @@ def test_redis_asks_for_it_and_shows_it_to_nobody(compose: dict[str, Any], tmp_p
     with subprocess.Popen(words, env=environ, stdout=subprocess.DEVNULL) as process:
         try:
             with Redis(
-                unix_socket_path=str(socket), password="geheim", retry=Retry(ConstantBackoff(0.05), 200)
+                unix_socket_path=str(socket), password="geheim", retry=Retry(ConstantBackoff(0.05), 1200)
             ) as redis:
                 assert redis.config_get("append*")["appendonly"] == "yes"
             with pytest.raises(RedisError, match="authenticated"):

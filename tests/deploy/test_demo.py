@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from interlace_deploy import demo
+from interlace_deploy.commands import demo
 from interlace_deploy.problems import CommandProblem
 from interlace_state.config import Config
 

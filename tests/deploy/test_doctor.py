@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from interlace_deploy import doctor, kernel
-from interlace_deploy.ray_access import access
+from interlace_deploy import kernel
+from interlace_deploy.commands import doctor
+from interlace_deploy.parts.ray_access import access
 from interlace_state.config import Config
 from interlace_state.settings.services import RayConfig
 

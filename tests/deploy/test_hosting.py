@@ -13,7 +13,7 @@ from gateway_process import Gateway
 
 from interlace.protocol.model import ModelKey
 from interlace_deploy.cli import main
-from interlace_deploy.hosting import seconds, terms
+from interlace_deploy.commands.hosting import seconds, terms
 from interlace_deploy.problems import UsageProblem
 from interlace_state.store import open_state
 

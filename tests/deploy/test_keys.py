@@ -10,7 +10,7 @@ def interlace(state_dir: Path, *words: str, **configuration: object) -> "subproc
     file = state_dir / "interlace.yaml"
     file.write_text(json.dumps({"state_dir": str(state_dir), **configuration}))
     command = [sys.executable, "-m", "interlace_deploy", *words, "--config", str(file)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
 
 
 def test_a_keys_life_before_the_first_start(home: Path) -> None:

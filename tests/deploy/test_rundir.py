@@ -10,18 +10,18 @@ from pathlib import Path
 
 import pytest
 
+from interlace_deploy.parts.rundir import RunDir, Running
 from interlace_deploy.problems import CommandProblem
-from interlace_deploy.rundir import RunDir, Running
 from interlace_state.config import Config
 from interlace_state.settings.services import RedisConfig
 
 _HOLDER = (
-    "import sys, time; from pathlib import Path; from interlace_deploy.rundir import RunDir\n"
+    "import sys, time; from pathlib import Path; from interlace_deploy.parts.rundir import RunDir\n"
     "run = RunDir(Path(sys.argv[1]))\n"
     "with run.claim():\n"
     "    run.record('http://127.0.0.1:1')\n"
     "    print('held', flush=True)\n"
-    "    time.sleep(60)"
+    "    time.sleep(600)"
 )
 
 

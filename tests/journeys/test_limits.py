@@ -15,7 +15,7 @@ from nnsight.intervention.backends.remote import RemoteError
 from parity import Lab
 
 PROMPT = "The Eiffel Tower is in the city of"
-PATIENCE = 30.0  # seconds
+PATIENCE = 100.0  # seconds
 
 
 @pytest.fixture

@@ -21,13 +21,14 @@ import psutil
 import pytest
 import tiny
 import torch
+from gateway_process import whole_lines
 from nnsight import CONFIG
 from nnsight.intervention.backends.remote import AsyncRemoteBackend
 from parity import Lab
 
 T = TypeVar("T")
 PROMPT = "The Eiffel Tower is in the city of"
-DEADLINE = 60.0  # seconds
+DEADLINE = 180.0  # seconds
 TESTS = Path(__file__).parents[1]
 
 
@@ -59,12 +60,13 @@ def process(folder: Path, name: str, *command: str, **environ: str) -> Iterator[
         if name != "ray":  # which ends with its standard input
             started.terminate()
         try:
-            started.wait(30)
+            started.wait(60)
         except subprocess.TimeoutExpired:
             started.kill()
             started.wait()
-        for child in psutil.wait_procs(children, timeout=10)[1]:
-            child.kill()
+        for child in psutil.wait_procs(children, timeout=30)[1]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
 
 
 def until(found: Callable[[], T], what: str, folder: Path) -> T:
@@ -80,12 +82,12 @@ def until(found: Callable[[], T], what: str, folder: Path) -> T:
 
 
 def replicas(url: str) -> list[dict[str, Any]]:
-    entries = httpx.get(f"{url}/status").json()["deployments"].values()
+    entries = httpx.get(f"{url}/status", timeout=60).json()["deployments"].values()
     return [entry for entry in entries if entry["application_state"] == "RUNNING"]
 
 
 def first_line(log: Path, start: str) -> str:
-    return next((line for line in log.read_text().splitlines() if line.startswith(start)), "")
+    return next((line for line in whole_lines(log) if line.startswith(start)), "")
 
 
 @pytest.fixture(scope="module")
@@ -125,17 +127,23 @@ def cluster(home: Path, tiny_models: Path, redis_url: str) -> Iterator[Cluster]:
 
 def serving(raylet: psutil.Process) -> list[psutil.Process]:
     """The replicas of a node."""
-    return [one for one in raylet.children() if "ray::ServeReplica" in " ".join(one.cmdline())]
+    found = []
+    for one in raylet.children():
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            if "ray::ServeReplica" in " ".join(one.cmdline()):
+                found.append(one)
+    return found
 
 
-def posted(client: Any, url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncRemoteBackend:
+def posted(client: Any, url: str, seconds: float, monkeypatch: pytest.MonkeyPatch) -> AsyncRemoteBackend:
+    """A job that takes so long."""
     monkeypatch.setattr(CONFIG.API, "HOST", url)
     backend = AsyncRemoteBackend(client.to_model_key(), env=client._remoteable_get_env())
     with client.trace(PROMPT, backend=backend):
         import time
 
         print("it runs", flush=True)
-        time.sleep(3)
+        time.sleep(seconds)
         logits = client.lm_head.output.detach().save()
     return backend
 
@@ -160,12 +168,17 @@ async def test_a_node_that_dies_loses_no_job(cluster: Cluster, models: Lab, monk
                     running.set()
         return result
 
-    backends = [posted(client, cluster.gateways[number % 2], monkeypatch) for number in range(4)]
+    # The first two are run while the others wait, and for long enough to be met by what happens.
+    backends = [
+        posted(client, cluster.gateways[number % 2], seconds, monkeypatch)
+        for number, seconds in enumerate((6.0, 6.0, 0.0, 0.0))
+    ]
     following = [asyncio.create_task(followed(number, backend)) for number, backend in enumerate(backends)]
     async with asyncio.timeout(DEADLINE):
         await running.wait()
         for one in (*cluster.second.children(recursive=True), cluster.second):
-            one.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
         results = await asyncio.gather(*following)
     for result in results:
         torch.testing.assert_close(result["logits"], expected)

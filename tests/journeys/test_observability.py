@@ -90,8 +90,7 @@ def test_one_trace_shows_the_whole_way(server: running.Running, models: Lab, col
 def test_a_failure_is_seen_in_its_trace(server: running.Running, models: Lab, collector: Collector) -> None:
     assert "ValueError: no" in observed.raises(models.client(tiny.GPT2))
     job_id = _last(server)["job"]
-    until(lambda: collector.of_job(job_id), "the trace")
-    (job,) = [one for one in collector.of_job(job_id) if one.name == "job"]
+    (job,) = until(lambda: [one for one in collector.of_job(job_id) if one.name == "job"], "the job's span")
     assert (job.span.status.code, job.span.status.message) == (2, "raised")
     assert job.attributes["interlace.outcome"] == "raised"
 
@@ -111,11 +110,16 @@ def test_a_request_is_followed_through_all_logs(server: running.Running, models:
 
 def test_replicas_on_ray_are_seen_too(on_ray: running.Running, models: Lab) -> None:
     observed.reads(models.client(tiny.GPT2))
-    observed.settled(on_ray, 1)
-    found = observed.samples(on_ray.url)
     model = f"{tiny.GPT2} (text-generation)"
-    assert total(found, "interlace_jobs_total", outcome="completed", model=model) >= 1
-    ready = [dict(labels) for name, labels in found if name == "interlace_replica_ready"]
+
+    def shown() -> list[dict[str, str]]:
+        """The labels of the replicas that say that they are ready, once all have told of themselves and of the job."""
+        found = observed.samples(on_ray.url)
+        ready = [dict(labels) for name, labels in found if name == "interlace_replica_ready"]
+        jobs = total(found, "interlace_jobs_total", outcome="completed", model=model)
+        return ready if jobs >= 1 and len(ready) >= 4 else []
+
+    ready = until(shown, "metrics of all replicas")
     assert {labels["model"].split()[0] for labels in ready} == {tiny.GPT2, tiny.LLAMA, tiny.NEOX, tiny.BERT}
     assert len({labels["replica"] for labels in ready}) == 4
 

@@ -13,7 +13,7 @@ from nnsight.intervention.backends.remote import AsyncRemoteBackend, RemoteError
 from parity import Lab
 
 PROMPT = "The Eiffel Tower is in the city of"
-DEADLINE = 60.0  # seconds
+DEADLINE = 120.0  # seconds
 
 
 async def test_a_waiting_client_hears_of_it(
@@ -21,7 +21,7 @@ async def test_a_waiting_client_hears_of_it(
 ) -> None:
     entry = {"source": tiny.GPT2, "repo_id": tiny.GPT2, "threads": 1}
     configuration = {"runtime": "process", "models": [entry], "gateway": {"port": 0, "drain_seconds": 2}}
-    with running.interlace(home, configuration, seconds=120) as server:
+    with running.interlace(home, configuration, seconds=240) as server:
         monkeypatch.setattr(CONFIG.API, "HOST", server.url)
         client = models.client(tiny.GPT2)
         backend = AsyncRemoteBackend(client.to_model_key(), env=client._remoteable_get_env())

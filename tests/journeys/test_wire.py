@@ -16,7 +16,7 @@ from nnsight.intervention.backends.remote import AsyncRemoteBackend, RemoteBacke
 from parity import Lab
 
 PROMPT = "The Eiffel Tower is in the city of"
-DEADLINE = 60.0  # seconds
+DEADLINE = 120.0  # seconds
 
 
 def polled(backend: RemoteBackend) -> Any:

@@ -1,4 +1,7 @@
-"""Promise: a worker that dies loses no job and no model: the job runs again, and the client's stream goes on."""
+"""Promise: a worker that dies loses no job and no model: the job runs again, and the client's stream goes on.
+
+On Ray: in `test_life.py`, which has a server there whose processes may be killed.
+"""
 
 import asyncio
 import time
@@ -20,7 +23,7 @@ from interlace_state.config_file import load
 from interlace_state.store import open_state
 
 PROMPT = "The Eiffel Tower is in the city of"
-DEADLINE = 90.0  # seconds
+DEADLINE = 180.0  # seconds
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +32,7 @@ def own_server(home: Any, tiny_models: Any) -> Iterator[running.Running]:
     entry = {"source": tiny.GPT2, "repo_id": tiny.GPT2, "threads": 1}
     gateway = {"port": 0, "drain_seconds": 1}
     configuration = {"runtime": "process", "models": [entry], "lifetimes": {"lease": 2}, "gateway": gateway}
-    with running.interlace(home, configuration, seconds=120) as server:
+    with running.interlace(home, configuration, seconds=240) as server:
         yield server
 
 
@@ -90,6 +93,7 @@ async def followed(backend: AsyncRemoteBackend) -> AsyncIterator[Any]:
 @pytest.mark.parametrize("victim", ["interlace_workers.zygote", "interlace_workers.runtimes"])
 async def test_a_job_runs_again(client: Any, own_server: running.Running, victim: str) -> None:
     expected = logits_of(client)
+    process = processes(own_server, victim)[0]  # ahead of the job, which goes on while we look
     backend = posted(client)
     starts, result = 0, None
     async for update in followed(backend):
@@ -100,7 +104,7 @@ async def test_a_job_runs_again(client: Any, own_server: running.Running, victim
         if update.status.value == "LOG" and "it runs" in update.description:
             starts += 1
             if starts == 1:
-                processes(own_server, victim)[0].kill()
+                process.kill()
     assert starts == 2
     assert result is not None
     assert torch.equal(result["logits"], expected)
@@ -110,6 +114,7 @@ async def test_a_job_runs_again(client: Any, own_server: running.Running, victim
 def test_values_come_once_whatever_dies(client: Any, own_server: running.Running, victim: str) -> None:
     """A job that its worker lost streams again what its client has; a gateway that is lost is found again."""
     expected = logits_of(client)
+    process = processes(own_server, victim)[0]
     with interlace.connect(own_server.url) as mine:
         backend = mine.on(client, blocking=False)
         with client.trace(PROMPT, backend=backend):
@@ -123,21 +128,11 @@ def test_values_come_once_whatever_dies(client: Any, own_server: running.Running
         for name, _ in backend.job.values():
             names.append(name)
             if len(names) == 1:
-                processes(own_server, victim)[0].kill()
+                process.kill()
         assert names == ["first", "second"]
         assert torch.equal(backend.job.result(DEADLINE)["logits"], expected)
         replayed = [event.name for _, event in mine.events(backend.job.id) if isinstance(event, Saved)]
     assert replayed == (["first", "second"] if victim == "interlace_server" else ["first", "first", "second"])
-
-
-async def test_a_job_runs_again_on_ray(
-    models: Lab, home: Any, tiny_models: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    entry = {"source": tiny.GPT2, "repo_id": tiny.GPT2, "threads": 1}
-    configuration = {"models": [entry], "lifetimes": {"lease": 2}, "gateway": {"port": 0, "drain_seconds": 1}}
-    with running.interlace(home, configuration, seconds=120) as server:
-        monkeypatch.setattr(CONFIG.API, "HOST", server.url)
-        await test_a_job_runs_again(models.client(tiny.GPT2), server, "ray::ServeReplica")
 
 
 async def test_a_replica_that_is_given_its_own_lapsed_job_runs_it_once_more(
@@ -151,7 +146,7 @@ async def test_a_replica_that_is_given_its_own_lapsed_job_runs_it_once_more(
         "lifetimes": {"lease": 1},
         "gateway": {"port": 0, "drain_seconds": 1},
     }
-    with running.interlace(home, configuration, seconds=120) as server:
+    with running.interlace(home, configuration, seconds=240) as server:
         monkeypatch.setattr(CONFIG.API, "HOST", server.url)
         client = models.client(tiny.GPT2)
         expected = logits_of(client)
@@ -203,5 +198,5 @@ def test_nothing_is_left_after_the_command_is_killed(own_server: running.Running
     children = psutil.Process(own_server.process.pid).children(recursive=True)
     assert len(children) >= 5
     own_server.process.kill()
-    _, alive = psutil.wait_procs(children, timeout=30)
+    _, alive = psutil.wait_procs(children, timeout=120)
     assert alive == []

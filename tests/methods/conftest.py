@@ -50,7 +50,7 @@ def method_server(home: Path, tiny_models: Path, packages: Path) -> Iterator[run
         "lifetimes": {"lease": 2},
         "methods": {
             "checkpoint_seconds": 0.1,
-            "cancel_grace": 2,
+            "cancel_grace": 5,
             "request_bytes": 1 << 20,
             "checkpoint_bytes": 1 << 20,
         },

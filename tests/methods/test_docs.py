@@ -46,7 +46,7 @@ def test_the_page(
 def typed(server: running.Running, key: str, *words: str, code: int = 0) -> str:
     command = [sys.executable, "-m", "interlace_deploy", *words]
     environ = os.environ | {"NDIF_HOST": server.url, "NDIF_API_KEY": key}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environ)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environ)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout if code == 0 else done.stderr
 

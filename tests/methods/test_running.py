@@ -15,7 +15,7 @@ from interlace import JobFailed, Refused
 from interlace.protocol.event import Log, Progress
 from interlace.protocol.job import JobState
 
-DEADLINE = 90.0  # seconds
+DEADLINE = 240.0  # seconds
 
 
 def start(client: interlace.Client, seed: int | None = 0, **params: Any) -> interlace.RunningMethod:
@@ -36,7 +36,7 @@ def first_word(job: interlace.RunningMethod, step: int) -> None:
 
 
 def test_it_tells_how_far_it_is(client: interlace.Client) -> None:
-    job = start(client, steps=5, pause=0.3)
+    job = start(client, steps=5, pause=1.0)
     first_word(job, 2)
     listed = client.job(job.id)
     assert (listed.method, listed.state) == ("kit.steps@2", JobState.RUNNING)
@@ -63,7 +63,7 @@ async def test_it_can_be_awaited(client: interlace.Client) -> None:
 
 def test_cancelling_keeps_what_is_done_and_it_can_go_on(client: interlace.Client) -> None:
     whole = run(client, steps=12, seed=3)
-    job = start(client, steps=12, pause=0.25, seed=3)
+    job = start(client, steps=12, pause=0.5, seed=3)
     first_word(job, 3)
     job.cancel()
     assert client.job(job.id).text.startswith("Cancelled by its owner") or client.job(job.id).state.ended
@@ -93,9 +93,9 @@ def test_one_that_does_not_heed_it_is_stopped(client: interlace.Client) -> None:
     job.cancel()
     end = job.wait(DEADLINE)
     assert (end.state, end.result) == (JobState.CANCELLED, None)
-    assert "did not end within 2 s" in end.text
-    assert time.monotonic() - began >= 1.9
-    with pytest.raises(JobFailed, match="did not end within 2 s"):
+    assert "did not end within 5 s" in end.text
+    assert time.monotonic() - began >= 4.9
+    with pytest.raises(JobFailed, match="did not end within 5 s"):
         job.result()
     twice = start(client, steps=1, fault="deaf")
     first_word(twice, 1)

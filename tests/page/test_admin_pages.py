@@ -50,7 +50,7 @@ def test_an_operator_looks_after_models(keyed: Keyed, look: Look, shown: Shown) 
     page.get_by_label("Weights").select_option("bfloat16")
     page.get_by_role("button", name="Deploy").click()
     page.get_by_text("The model was asked for").wait_for()
-    assert page.get_by_role("link", name="lab/new").is_visible()
+    page.get_by_role("link", name="lab/new").wait_for()
     assert view(keyed, "lab/new")["phase"] in ("queued", "evicted")
     looking.check()
 

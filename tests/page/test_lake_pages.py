@@ -79,6 +79,7 @@ def test_a_search_finds_what_the_lake_finds(keyed: Keyed, lake: dict[str, Artifa
     looking.check()
     shown("lake", looking)
     page.get_by_role("link", name="kind: peft (3)").click()
+    page.wait_for_url("**kind**")
     assert page.get_by_label("Search").input_value() == "kind:peft"
     assert rows.count() == 3
     assert page.locator(".filters [aria-current]").inner_text() == "kind: peft (3)"
@@ -154,10 +155,10 @@ def test_an_owner_changes_tags_and_deletes(keyed: Keyed, lake: dict[str, Artifac
     page.get_by_label("Who sees it").select_option("public")
     page.get_by_label("Licence").fill("cc-by-4.0")
     page.get_by_role("button", name="Save").click()
-    assert page.get_by_role("status").inner_text() == "It is changed."
+    page.get_by_role("status").filter(has_text="It is changed.").wait_for()
     page.get_by_label("Have a tag point here").fill("latest")
     page.get_by_role("button", name="Tag", exact=True).click()
-    assert page.get_by_role("status").inner_text() == "The tag points here now."
+    page.get_by_role("status").filter(has_text="The tag points here now.").wait_for()
     looking.check()
     with interlace.connect(keyed.gateway.url, keyed.theirs) as theirs:
         entry = theirs.lake.resolve("lake://lab-a/no-wizards:latest")
@@ -168,7 +169,7 @@ def test_an_owner_changes_tags_and_deletes(keyed: Keyed, lake: dict[str, Artifac
     assert others.get_by_role("heading", name="Change it").count() == 0
     assert others.goto(f"/page/lake/{lake['second'].id}").status == 404  # type: ignore[union-attr]
     page.get_by_role("button", name="Take :latest off").click()
-    assert page.get_by_role("status").inner_text() == "The tag is taken off."
+    page.get_by_role("status").filter(has_text="The tag is taken off.").wait_for()
     page.on("dialog", lambda dialog: dialog.accept())
     page.get_by_role("button", name="Delete").click()
     page.wait_for_url("**/page/lake?done=lake_deleted")

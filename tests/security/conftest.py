@@ -50,7 +50,7 @@ class Target:
         assert not leaked, text
 
     def answers(self) -> None:
-        with httpx.Client(base_url=self.server.url, timeout=30) as http:
+        with httpx.Client(base_url=self.server.url, timeout=120) as http:
             assert http.get("/ping").json() == "pong"
             assert "RUNNING" in http.get("/status").text
 

@@ -1,5 +1,6 @@
 """Promise: a job talks to nobody: not to the network, not to the gateway, not to Redis, not to its neighbours."""
 
+import secrets
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -96,7 +97,7 @@ def ears() -> Iterator[tuple[socket.socket, socket.socket, socket.socket]]:
     tcp, udp = socket.create_server(("127.0.0.1", 0)), socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     udp.bind(("127.0.0.1", 0))
     abstract = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    abstract.bind("\0interlace-tests-ear")
+    abstract.bind(f"\0interlace-tests-{secrets.token_hex(8)}")
     for ear in (tcp, udp, abstract):
         ear.setblocking(False)
     with tcp, udp, abstract:

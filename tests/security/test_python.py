@@ -1,5 +1,6 @@
 """Promise: what a job does to Python, torch and nnsight, and what it leaves running there, ends with it."""
 
+import time
 from typing import Any
 
 import psutil
@@ -164,11 +165,24 @@ def test_ends_with_it(siege: Any, attack: Attack) -> None:
 
 def test_nothing_runs_on(siege: Any) -> None:
     """The service has as many processes as before, and none of them works."""
-    before = len(_family(siege))
+    before = _settled(siege)
     for attack in ATTACKS:
         if attack.name in ("threads that go on", "timers and signals"):
             siege.run(attack)
     until(lambda: len(_family(siege)) <= before, "the jobs' processes are gone")
+
+
+def _settled(siege: Any) -> int:
+    """How many processes there are once none comes or goes for a second: the next job's is forked ahead."""
+    looks: list[int] = []
+
+    def steady() -> bool:
+        looks.append(len(_family(siege)))
+        time.sleep(0.1)
+        return len(looks) > 10 and len(set(looks[-10:])) == 1
+
+    until(steady, "processes that stay")
+    return looks[-1]
 
 
 def _family(siege: Any) -> list[psutil.Process]:

@@ -49,7 +49,7 @@ def hold(data):
 
 import time
 """
-DEADLINE = 60.0  # seconds
+DEADLINE = 120.0  # seconds
 BROKEN = "wrote to the channel that reports its end"
 
 
@@ -101,12 +101,12 @@ def test_more_than_the_limits_let_through(siege: Any, words: str, says: str) -> 
 
 def test_a_flood_of_progress_is_few_events(siege: Any) -> None:
     """What is told is data and is shown as data; the parent lets a few words of it through."""
-    source = FORGE + 'for step in range(20000): tell(b\'{"step": %d, "metrics": {"loss": NaN}}\' % step)'
+    source = FORGE + 'for step in range(4000): tell(b\'{"step": %d, "metrics": {"loss": NaN}}\' % step)'
     url = siege.target.server.url
     job, end = polled(siege, source)
     assert end.state is JobState.COMPLETED, end.text
-    told = httpx.get(f"{url}/v1/jobs/{job}/events").text.count("event: progress")
-    assert 1 <= told <= 8 + 2 * DEADLINE
+    told = httpx.get(f"{url}/v1/jobs/{job}/events", timeout=DEADLINE).text.count("event: progress")
+    assert 1 <= told <= 8 + 2 * 60
     siege.unharmed()
 
 
@@ -123,7 +123,7 @@ def test_a_gadget_in_a_value_is_for_its_own_client_to_load(siege: Any, home: Pat
     url = siege.target.server.url
     job, end = polled(siege, source)
     assert end.state is JobState.COMPLETED, end.text
-    assert httpx.get(f"{url}/v1/jobs/{job}/values/1").content == gadget
-    assert '"name":"gadget"' in httpx.get(f"{url}/v1/jobs/{job}/events").text
+    assert httpx.get(f"{url}/v1/jobs/{job}/values/1", timeout=DEADLINE).content == gadget
+    assert '"name":"gadget"' in httpx.get(f"{url}/v1/jobs/{job}/events", timeout=DEADLINE).text
     assert not marker.exists()
     siege.unharmed()

@@ -51,7 +51,7 @@ def post(siege: Any, payload: bytes, **changes: Any) -> httpx.Response:
         data={"data": json.dumps(envelope)},
         files={"blob": ("request", payload, "application/octet-stream")},
         headers=_HEADERS,
-        timeout=30,
+        timeout=120,
     )
 
 
@@ -61,7 +61,7 @@ def ended(siege: Any, accepted: httpx.Response) -> dict[str, Any]:
     url = f"{siege.target.server.url}/response/{accepted.json()['id']}"
 
     def last() -> dict[str, Any] | None:
-        update: dict[str, Any] = httpx.get(url, timeout=30).json()
+        update: dict[str, Any] = httpx.get(url, timeout=120).json()
         return update if update["status"] in _ENDED else None
 
     found: dict[str, Any] = until(last, "the job ended")
@@ -127,7 +127,7 @@ class Gadget:
         found = [scope["Gadget"]()].save()
     update = ended(siege, post(siege, backend.payload, env=client._remoteable_get_env()))
     assert update["status"] == "COMPLETED"
-    blob = httpx.get(update["data"], timeout=30).content
+    blob = httpx.get(update["data"], timeout=120).content
     assert str(marker).encode() in zstandard.ZstdDecompressor().decompress(blob, max_output_size=1 << 20)
     siege.unharmed()
     assert not marker.exists()
@@ -190,7 +190,7 @@ def test_a_body_that_is_too_long(siege: Any) -> None:
 )  # fmt: skip
 def test_an_id_or_path_that_is_guessed(siege: Any, path: str) -> None:
     for _ in range(5):
-        answer = httpx.get(siege.target.server.url + path.format(guess=secrets.token_hex(16)), timeout=30)
+        answer = httpx.get(siege.target.server.url + path.format(guess=secrets.token_hex(16)), timeout=120)
         assert answer.status_code in (400, 404, 414, 422), answer.text
         siege.target.holds(answer.text)
         assert "root:" not in answer.text
@@ -201,10 +201,10 @@ def test_a_link_that_was_altered(siege: Any) -> None:
     payload, env = reading(siege.client), siege.client._remoteable_get_env()
     update = ended(siege, post(siege, payload, env=env))
     base, _, token = update["data"].rpartition("/")
-    assert httpx.get(f"{base}/{token}", timeout=30).status_code == 200
+    assert httpx.get(f"{base}/{token}", timeout=120).status_code == 200
     for at in range(0, len(token), 3):
         other = token[:at] + ("A" if token[at] != "A" else "B") + token[at + 1 :]
-        assert httpx.get(f"{base}/{other}", timeout=30).status_code in (404, 422), at
+        assert httpx.get(f"{base}/{other}", timeout=120).status_code in (404, 422), at
     siege.unharmed()
 
 
@@ -253,7 +253,7 @@ def test_somebody_elses_session_takes_one_job_only(siege: Any) -> None:
 
 def _connect(siege: Any) -> Any:
     url = siege.target.server.url.replace("http", "ws", 1)
-    return closing(websocket.create_connection(f"{url}/subscribe", timeout=30))
+    return closing(websocket.create_connection(f"{url}/subscribe", timeout=120))
 
 
 def test_sockets_that_close_at_once(siege: Any) -> None:
@@ -266,7 +266,7 @@ def test_sockets_that_close_at_once(siege: Any) -> None:
 def test_sockets_that_vanish(siege: Any) -> None:
     for _ in range(20):
         socket_ = websocket.create_connection(
-            siege.target.server.url.replace("http", "ws", 1) + "/subscribe", timeout=30
+            siege.target.server.url.replace("http", "ws", 1) + "/subscribe", timeout=120
         )
         socket_.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         socket_.sock.close()
@@ -308,7 +308,7 @@ def test_a_reader_that_never_reads(siege: Any) -> None:
     streams = []
     for _ in range(3):
         stream = websocket.create_connection(
-            siege.target.server.url.replace("http", "ws", 1) + "/subscribe", timeout=30
+            siege.target.server.url.replace("http", "ws", 1) + "/subscribe", timeout=120
         )
         session_id = json.loads(stream.recv())["session_id"]
         assert post(siege, backend.payload, session_id=session_id, env=client._remoteable_get_env()).status_code == 200

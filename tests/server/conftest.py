@@ -26,7 +26,10 @@ def gateway(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterato
     """The gateway of all tests that leave it as it was."""
     folder = tmp_path_factory.mktemp("gateway")
     sections = {"gateway": {"drain_seconds": 1}, "limits": {"payload_bytes": 24 << 20, "unpacked_bytes": 32 << 20}}
-    with gateway_process.running(folder, redis_url, **sections) as gateway:
+    subscribe = "interlace_server.routes.subscribe"
+    # A job that waits is not told again where it stands, however slow the test is; `test_places.py` has its own.
+    hurried = {f"{subscribe}._LINGER": 1.0, f"{subscribe}._PLACE_PERIOD": 3600.0}
+    with gateway_process.running(folder, redis_url, hurried, **sections) as gateway:
         yield gateway
 
 

@@ -251,7 +251,7 @@ def test_a_large_body_under_the_limit_is_taken(gateway: Gateway) -> None:
 
 def test_a_refusal_by_headers_does_not_wait_for_the_body(gateway: Gateway) -> None:
     address = urlsplit(gateway.url)
-    with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
+    with socket.create_connection((address.hostname, address.port), timeout=60) as connection:
         connection.sendall(b"POST /request HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n")
         assert connection.recv(12) == b"HTTP/1.1 400"
 

@@ -235,7 +235,7 @@ def test_a_gateway_that_others_reach_does_not_start_without_a_key(tmp_path: Path
     redis = {"url": redis_url, "prefix": "no-keys:"}
     file.write_text(json.dumps({"state_dir": str(tmp_path), "redis": redis, "gateway": gateway}))
     command = [sys.executable, "-m", "interlace_server", "--config", str(file)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 2
     assert "interlace keys create --tenant NAME" in done.stderr
 

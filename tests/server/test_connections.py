@@ -62,7 +62,7 @@ def until_it_says(line: socket.socket, end: bytes) -> bytes:
     return found
 
 
-def closes_on(line: socket.socket, drip: bytes, seconds: float = 20) -> bool:
+def closes_on(line: socket.socket, drip: bytes, seconds: float = DEADLINE) -> bool:
     """Whether the gateway closes a connection on which a byte comes every moment, without an end."""
     line.settimeout(0.2)
     end = time.monotonic() + seconds
@@ -147,7 +147,7 @@ def test_a_body_that_drips_is_refused(strict: Gateway) -> None:
     )
     line.settimeout(0.2)
     found = b""
-    end = time.monotonic() + 20
+    end = time.monotonic() + DEADLINE
     while not found and time.monotonic() < end:
         line.sendall(b"a")
         with contextlib.suppress(TimeoutError):
@@ -203,7 +203,8 @@ def test_requests_one_behind_another(gateway: Gateway) -> None:
     line.sendall(GET * 9 + GET[:-2] + b"Connection: close\r\n\r\n")
     assert everything(line).count(b'"pong"') == 10
     line = dial(gateway)
-    line.sendall(GET * 4000)
+    with contextlib.suppress(ConnectionError):  # it may be closed before all is sent
+        line.sendall(GET * 4000)
     assert everything(line).count(b"200 OK") < 4000
     assert gateway.get("/ping").status_code == 200
 
@@ -264,7 +265,7 @@ def test_who_counts_as_one_address(tmp_path: Path) -> None:
 
 def works(gateway: Gateway) -> bool:
     with contextlib.suppress(httpx.TransportError):
-        return httpx.get(f"{gateway.url}/ping").status_code == 200
+        return httpx.get(f"{gateway.url}/ping", timeout=60).status_code == 200
     return False
 
 
@@ -280,8 +281,9 @@ async def test_a_client_that_floods_a_stream_is_dropped(gateway: Gateway, worker
     stream.sock.settimeout(DEADLINE)
 
     def flood() -> bool:
+        end = time.monotonic() + DEADLINE
         try:
-            for _ in range(100):
+            while time.monotonic() < end:
                 stream.sock.sendall(frame * 1000)
                 time.sleep(0.01)
         except ConnectionError:
@@ -314,9 +316,17 @@ async def test_a_listener_may_wait_for_as_long_as_it_likes(strict: Gateway) -> N
         line, job_id = await submitted(strict)
         await asyncio.sleep(2.5 * max(SOON.values()))  # the passage of time is what is tested
         await Worker(state).complete(await Worker(state).start(), b"result")
-        found = await asyncio.to_thread(everything, line)
-        assert b"COMPLETED" in found
-        assert closed(strict, job_id)
+
+        def last() -> bytes:
+            found = b""
+            while b"COMPLETED" not in found:
+                found += (piece := line.recv(1 << 16))
+                assert piece, found
+            line.close()
+            return found
+
+        assert b"ERROR" not in await asyncio.to_thread(last)
+        await asyncio.to_thread(until, lambda: closed(strict, job_id), "the stream's end")
 
 
 @pytest.mark.parametrize("size", [1 << 10, 24 << 20])

@@ -237,7 +237,7 @@ async def test_a_stream_is_resumed_behind_any_event(gateway: Gateway, worker: Wo
 
 
 async def test_a_silent_stream_says_that_it_lives_and_ends_with_the_gateway(start_gateway: Any) -> None:
-    with start_gateway(gateway={"drain_seconds": 0}) as gateway:
+    with start_gateway({"interlace_server.sse._KEEP_ALIVE": 0.2}, gateway={"drain_seconds": 0}) as gateway:
         async with open_state(gateway.config) as state:
             await publish(state, gateway.config)
         follower = Follower(gateway, await asyncio.to_thread(post, gateway))

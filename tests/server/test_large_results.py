@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 import re
+import socket
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -51,15 +52,22 @@ def forget_the_most(gateway: Gateway) -> None:
 
 async def completed(gateway: Gateway, worker: Worker) -> tuple[websocket.WebSocket, str]:
     """A socket whose job has ended with a result, of which nothing is read yet, and the job's id."""
-    socket = await asyncio.to_thread(gateway.connect)
-    session = json.loads(await asyncio.to_thread(socket.recv))["session_id"]
+    stream = await asyncio.to_thread(gateway.connect)
+    session = json.loads(await asyncio.to_thread(stream.recv))["session_id"]
     job_id = (await asyncio.to_thread(gateway.post, session_id=session)).json()["id"]
     await worker.complete(await worker.start(), BODY)
-    return socket, job_id
+    return stream, job_id
 
 
-def result_of(socket: websocket.WebSocket) -> bytes:
-    while not isinstance(frame := socket.recv(), bytes):
+def until_it_begins(stream: websocket.WebSocket) -> None:
+    """Until the frame of the result has begun, and waits for us to read: it is more than buffers hold."""
+    for _ in range(3):
+        assert isinstance(stream.recv(), str)
+    assert stream.sock.recv(1, socket.MSG_PEEK)
+
+
+def result_of(stream: websocket.WebSocket) -> bytes:
+    while not isinstance(frame := stream.recv(), bytes):
         assert frame
     update = torch.load(io.BytesIO(frame), weights_only=False)
     assert (update["status"], update["meta"]["runtime"]) == ("COMPLETED", 1.2346)
@@ -76,15 +84,15 @@ async def test_memory_stays_flat_by_socket(own_gateway: Gateway, own_worker: Wor
     forget_the_most(own_gateway)
     before = resident(own_gateway, "RSS")
     for _ in range(4):
-        socket, _ = await completed(own_gateway, own_worker)
-        assert await asyncio.to_thread(result_of, socket) == BODY
-        socket.close()
+        stream, _ = await completed(own_gateway, own_worker)
+        assert await asyncio.to_thread(result_of, stream) == BODY
+        stream.close()
     assert resident(own_gateway, "HWM") - before < GROWTH
 
 
 async def test_memory_stays_flat_by_link(own_gateway: Gateway, own_worker: Worker) -> None:
-    socket, job_id = await completed(own_gateway, own_worker)
-    socket.close()
+    stream, job_id = await completed(own_gateway, own_worker)
+    stream.close()
     url = await link(own_gateway, job_id)
     forget_the_most(own_gateway)
     before = resident(own_gateway, "RSS")
@@ -101,16 +109,16 @@ async def test_memory_stays_flat_while_many_do_not_read(own_gateway: Gateway, ow
     forget_the_most(own_gateway)
     before = resident(own_gateway, "RSS")
     waiting = [await completed(own_gateway, own_worker) for _ in range(8)]
-    for socket, _ in waiting:
-        assert await asyncio.to_thread(result_of, socket) == BODY
-        socket.close()
+    for stream, _ in waiting:
+        assert await asyncio.to_thread(result_of, stream) == BODY
+        stream.close()
     assert resident(own_gateway, "HWM") - before < GROWTH
 
 
 async def test_a_client_that_leaves_in_the_midst(own_gateway: Gateway, own_worker: Worker) -> None:
-    socket, job_id = await completed(own_gateway, own_worker)
-    assert await asyncio.to_thread(socket.sock.recv, 10_000)
-    socket.shutdown()
+    stream, job_id = await completed(own_gateway, own_worker)
+    assert await asyncio.to_thread(stream.sock.recv, 10_000)
+    stream.shutdown()
     await asyncio.to_thread(
         until, lambda: any(line["job"] == job_id for line in own_gateway.actions("stream_closed")), "the end"
     )
@@ -119,36 +127,36 @@ async def test_a_client_that_leaves_in_the_midst(own_gateway: Gateway, own_worke
 
 
 async def test_a_result_that_is_deleted_while_it_is_sent(own_gateway: Gateway, own_worker: Worker) -> None:
-    socket, job_id = await completed(own_gateway, own_worker)
+    stream, job_id = await completed(own_gateway, own_worker)
     url = await link(own_gateway, job_id)
-    await asyncio.to_thread(socket.recv)
+    await asyncio.to_thread(stream.recv)
     with httpx.stream("GET", url, timeout=60) as answer:
         pieces = answer.iter_raw()
         first = await asyncio.to_thread(next, pieces)
         await own_worker.state.results.delete(job_id)
         assert first + await asyncio.to_thread(b"".join, pieces) == BODY
-    assert await asyncio.to_thread(result_of, socket) == BODY
-    socket.close()
+    assert await asyncio.to_thread(result_of, stream) == BODY
+    stream.close()
     assert (await asyncio.to_thread(httpx.get, url)).status_code == 404
 
 
 async def test_a_ping_in_the_midst_of_a_frame_is_answered_behind_it(own_gateway: Gateway, own_worker: Worker) -> None:
-    socket, _ = await completed(own_gateway, own_worker)
-    await asyncio.sleep(0.5)  # the frame has begun, and waits for us to read
-    socket.ping("are you there")
-    assert await asyncio.to_thread(result_of, socket) == BODY
-    opcode, frame = await asyncio.to_thread(socket.recv_data_frame, True)
+    stream, _ = await completed(own_gateway, own_worker)
+    await asyncio.to_thread(until_it_begins, stream)
+    stream.ping("are you there")
+    assert await asyncio.to_thread(result_of, stream) == BODY
+    opcode, frame = await asyncio.to_thread(stream.recv_data_frame, True)
     assert (opcode, frame.data) == (websocket.ABNF.OPCODE_PONG, b"are you there")
-    socket.close()
+    stream.close()
 
 
 async def test_a_result_that_is_cut_while_it_is_sent_is_no_result(own_gateway: Gateway, own_worker: Worker) -> None:
     """What a disk that fails looks like: the client must not take half of a frame for a whole one."""
-    socket, job_id = await completed(own_gateway, own_worker)
-    await asyncio.sleep(0.5)  # the frame has begun, and waits for us to read
+    stream, job_id = await completed(own_gateway, own_worker)
+    await asyncio.to_thread(until_it_begins, stream)
     with Path(own_gateway.config.store_url, "results", job_id).open("r+b") as file:
         file.truncate(SIZE // 2)
     with pytest.raises((ConnectionError, websocket.WebSocketConnectionClosedException)):
-        await asyncio.to_thread(result_of, socket)
+        await asyncio.to_thread(result_of, stream)
     (line,) = await asyncio.to_thread(until, lambda: own_gateway.actions("failed"), "the log")
     assert "bytes of a frame are gone" in line["traceback"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import gateway_process
 import httpx
 import pytest
-from gateway_process import DEADLINE, HEADERS, KEY, Gateway, Worker, mint, publish, saved, until
+from gateway_process import DEADLINE, HEADERS, KEY, Gateway, Worker, mint, publish, saved, until, whole_lines
 from prometheus_client.parser import text_string_to_metric_families
 
 from interlace_state.models import ModelState, Replica
@@ -109,7 +109,7 @@ def test_a_refusal_carries_the_id_too(watched: Gateway) -> None:
 
 def test_every_line_of_the_log_is_an_object(watched: Gateway) -> None:
     watched.get("/ping")
-    lines = [json.loads(line) for line in watched.log.read_text().splitlines()]
+    lines = [json.loads(line) for line in whole_lines(watched.log)]
     assert lines
     assert all({"ts", "level", "event"} <= line.keys() for line in lines)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from gateway_process import DEADLINE, HEADERS, KEY, MODEL_KEY, Gateway, Worker, publish, saved
+from gateway_process import DEADLINE, HEADERS, KEY, MODEL_KEY, Gateway, Worker, publish, saved, until
 
 from interlace.protocol.job import Job, JobState
 from interlace.protocol.model import ModelKey
@@ -118,7 +118,7 @@ async def test_a_job_that_comes_in_while_its_model_is_given_up(gateway: Gateway,
     await publish(state, gateway.config, key, ready=False)
     payloads = Path(gateway.config.store_url) / "payloads"
     before = len(list(payloads.iterdir())) if payloads.exists() else 0
-    await state.redis.client_pause(8_000, all=False)  # writes wait, in their order, and reads do not
+    await state.redis.client_pause(100_000, all=False)  # writes wait, in their order, and reads do not
     try:
         if change == "fails":
             given_up = asyncio.create_task(publish(state, gateway.config, key, ready=False, failure="out of disk"))
@@ -127,8 +127,9 @@ async def test_a_job_that_comes_in_while_its_model_is_given_up(gateway: Gateway,
             given_up = asyncio.create_task(state.redis.hdel(name, key.slug))
         await blocked(state, 1)
         posting = asyncio.create_task(asyncio.to_thread(gateway.post, model_key=key.canonical))
+        # Its payload is stored, so that the model was looked at, and the job is on its way.
+        await asyncio.to_thread(until, lambda: payloads.exists() and len([*payloads.iterdir()]) == before + 1, "a job")
         await blocked(state, 2)
-        assert len(list(payloads.iterdir())) == before + 1
     finally:
         await state.redis.client_unpause()
     await given_up
@@ -153,10 +154,11 @@ async def test_each_poll_signs_anew_and_a_link_expires(start_gateway: Any) -> No
             worker = Worker(state)
             job_id = await submit(gateway)
             await worker.complete(await worker.start(), saved())
+            asked = time.time()
             first = (await get(gateway, f"/response/{job_id}")).json()["data"]
             token = first.rpartition("/")[2]
             expires = int(token.split(".")[1])
-            assert time.time() + 8 < expires < time.time() + 11
+            assert asked + 8 < expires < time.time() + 11
             # A second later the next poll's link lasts a second longer.
             while (second := (await get(gateway, f"/response/{job_id}")).json()["data"]) == first:
                 await asyncio.sleep(0.1)
@@ -208,8 +210,6 @@ async def test_results_whose_lifetime_is_over_are_collected(start_gateway: Any, 
     young = old.with_name("b" * 32)
     young.write_bytes(b"young")
     with start_gateway() as gateway:
-        from gateway_process import until
-
         await asyncio.to_thread(until, lambda: gateway.actions("collected"), "the collection")
     assert (old.exists(), young.exists()) == (False, True)
 

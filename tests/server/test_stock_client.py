@@ -61,7 +61,7 @@ async def client(gateway: Gateway, worker: Worker, tmp_path: Path) -> Callable[[
             stderr=asyncio.subprocess.PIPE,
         )
         try:
-            out, err = await asyncio.wait_for(process.communicate(), 120)
+            out, err = await asyncio.wait_for(process.communicate(), 280)
         finally:
             if process.returncode is None:
                 process.kill()

@@ -9,6 +9,7 @@ import gateway_process
 import pytest
 import websocket
 from gateway_process import DEADLINE, Gateway, Worker, mint, saved
+from meeting import submitted
 
 from interlace.protocol.event import Saved
 from interlace_state.store import open_state
@@ -95,6 +96,8 @@ async def test_many_jobs_on_one_socket_and_one_that_is_left(gateway: Gateway, wo
         await listener.say(follow=job_id)
         assert (await listener.next())[0]["job"] == job_id
     await listener.say(leave=jobs[0])
+    await listener.say(follow="0" * 32)  # what is answered behind it has been heard behind it
+    assert (await listener.next())[0]["status"] == 404
     leases = [await worker.start() for _ in jobs]
     for lease in leases:
         await worker.complete(lease, saved())
@@ -143,7 +146,7 @@ async def test_a_job_that_is_none(gateway: Gateway, worker: Worker) -> None:
 
 async def test_only_so_many_jobs(gateway: Gateway, worker: Worker) -> None:
     listener = Listener(gateway)
-    jobs = [await post(gateway) for _ in range(257)]
+    jobs = [(await submitted(worker.state, model=gateway_process.KEY)).id for _ in range(257)]
     for job_id in jobs:
         await listener.say(follow=job_id)
     told = [(await listener.next())[0] for _ in jobs]

@@ -181,7 +181,7 @@ async def test_a_stream_that_ends_before_its_session_is_open_still_has_two_frame
     """Stock nnsight takes the first frame for the session's id, whatever it is."""
     with start_gateway(gateway={"drain_seconds": 0}) as gateway:
         async with open_state(gateway.config) as state:
-            await state.redis.client_pause(8_000, all=False)  # writes wait, and so the session is not opened
+            await state.redis.client_pause(100_000, all=False)  # writes wait, and so the session is not opened
             try:
                 socket = await asyncio.to_thread(gateway.connect)
                 gateway.process.terminate()
@@ -194,7 +194,7 @@ async def test_a_stream_that_ends_before_its_session_is_open_still_has_two_frame
                 "The server is shutting down and takes no new jobs",
             )
             socket.close()
-            assert await asyncio.to_thread(gateway.process.wait, 8) == 0
+            assert await asyncio.to_thread(gateway.process.wait, gateway_process.DEADLINE) == 0
 
 
 async def test_a_client_that_leaves_before_it_posts(gateway: Gateway, state: State) -> None:

@@ -109,7 +109,7 @@ async def test_a_job_is_taken_once(state: State, far: State, line: tuple[Line, P
     line[0].open.clear()
     line[0].held.clear()
     taking = asyncio.create_task(lease(far, "far"))
-    await asyncio.wait_for(line[0].held.wait(), 10)
+    await asyncio.wait_for(line[0].held.wait(), 60)
     line[0].loses_answer = True
     line[0].open.set()
     assert (await taking).attempt == 1

@@ -15,6 +15,7 @@ from interlace.protocol.errors import IdempotencyConflict, InvalidRequest, Unkno
 from interlace.protocol.event import Ended
 from interlace.protocol.job import JobState
 from interlace.protocol.model import ModelKey
+from interlace_state import queue
 from interlace_state.config import Config
 from interlace_state.keys import Keys
 from interlace_state.models import ModelCard
@@ -131,7 +132,7 @@ async def test_a_clock_that_jumps_loses_no_job_and_no_fairness(state: State, con
     fair = await state.redis.hgetall(keys.fair(MODEL.slug))
     assert 0 < float(fair[b"t:mine"]) <= config.lifetimes.lease + 0.5
     (seconds, _) = await state.redis.time()
-    assert abs(await state.redis.zscore(keys.leases(MODEL.slug), held.job.id) / 1000 - seconds) < 10
+    assert abs(await state.redis.zscore(keys.leases(MODEL.slug), held.job.id) / 1000 - seconds) < 100
     assert (await lease(state, "b")).job != held.job
     assert await state.queue.finish(held, DONE)
 
@@ -182,7 +183,7 @@ async def test_the_oldest_job_that_waits(state: State) -> None:
     second = await state.queue.oldest(MODEL)
     assert first is not None
     assert second is not None
-    assert 0.04 < second - first < 5
+    assert 0.04 < second - first < 60
     await lease(state)
     assert await state.queue.oldest(MODEL) is None
     assert (await state.queue.length(MODEL), await state.queue.running(MODEL)) == (2, 2)
@@ -381,14 +382,16 @@ async def test_a_lapsed_job_is_found_behind_many_that_were_given_back(state: Sta
     assert (await lease(state, "finds it")).job == lapsed.job
 
 
-async def test_a_drained_worker_takes_no_others_wake_up(state: State) -> None:
+async def test_a_drained_worker_takes_no_others_wake_up(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queue, "_POLL_SECONDS", 60)  # not found by looking
     await state.control.drain("drained")
     resting = asyncio.create_task(state.queue.lease(MODEL, "drained"))
     awake = asyncio.create_task(state.queue.lease(MODEL, "awake"))
     await asyncio.sleep(0.2)
     await queue_up(state, "mine", 1)
-    assert await asyncio.wait_for(awake, 0.5) is not None
-    assert await resting is None
+    assert await asyncio.wait_for(awake, 30) is not None
+    assert not resting.done()
+    resting.cancel()
 
 
 async def test_a_call_that_is_repeated_after_its_lease_lapsed_gets_nothing_of_the_next_holder(

@@ -39,9 +39,9 @@ async def test_the_steps_of_all_models_are_kept_and_then_what_comes(state: State
     for _ in range(2):  # of two, one takes it out of the catalogue
         await state.models.withdraw(KEY)
     await state.desired.say(OTHER, moment(Phase.EVICTED))
-    gone = (await asyncio.wait_for(upcoming, 10))[1]
+    gone = (await asyncio.wait_for(upcoming, 60))[1]
     assert gone == ModelEvent(model="lab/model", slug=KEY.slug, moment=None)
-    assert (await asyncio.wait_for(anext(following), 10))[1].model == "lab/other"
+    assert (await asyncio.wait_for(anext(following), 60))[1].model == "lab/other"
 
 
 def test_a_download_is_twenty_events_and_numbers_that_move_are_none() -> None:

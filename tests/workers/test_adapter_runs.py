@@ -18,10 +18,10 @@ from nnsight.modeling.transformers import TransformersModel
 from parties import Capture, Run
 
 from interlace.protocol.artifact import wanted
-from interlace_workers.adapters import seal
 from interlace_workers.executors.base import Apart, Runner, Sealed
 from interlace_workers.executors.party import MergingExecutor
 from interlace_workers.order import Load
+from interlace_workers.replicas.adapters import seal
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 PROMPT = "The Eiffel Tower is in the city of"

@@ -20,8 +20,8 @@ from interlace_state.settings.adapters import AdaptersConfig
 from interlace_state.settings.limits import Admission
 from interlace_state.settings.services import RedisConfig, StoreConfig
 from interlace_state.store import State, open_state
-from interlace_workers.adapters import Adapters
 from interlace_workers.executors.base import Sealed
+from interlace_workers.replicas.adapters import Adapters
 
 KEY = ModelKey(repo_id="lab/base")
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import os
 import secrets
 import time
 from collections.abc import AsyncIterator
@@ -32,8 +33,9 @@ needs_groups = pytest.mark.skipif(FOLDER is None, reason=f"this machine gives no
 
 
 def jobs() -> list[Path]:
+    """Those of this process; others on the machine may have theirs."""
     assert FOLDER is not None
-    return sorted(FOLDER.glob("interlace-job-*"))
+    return sorted(FOLDER.glob(f"interlace-job-{os.getpid()}-*"))
 
 
 class Capture(Backend):  # type: ignore[misc]
@@ -91,7 +93,7 @@ async def ends(executor: ForkExecutor, payload: bytes, result: Path) -> tuple[Ha
     async for happening in executor.run(job, payload, result):
         if isinstance(happening, Started):
             filled = [group for group in jobs() if (group / "memory.max").read_text() != "max\n"]
-    for _ in range(400):
+    for _ in range(1200):
         if not [group for group in filled if group.exists()]:
             break
         await asyncio.sleep(0.05)

@@ -14,8 +14,8 @@ from interlace_state.config import Config
 from interlace_state.keys import Keys
 from interlace_state.settings.services import LifetimeConfig, RedisConfig, StoreConfig
 from interlace_state.store import State, open_state
-from interlace_workers.attempt import Attempt
-from interlace_workers.journal import Journal, LeaseLost
+from interlace_workers.replicas.attempt import Attempt
+from interlace_workers.replicas.journal import Journal, LeaseLost
 
 
 @pytest.fixture

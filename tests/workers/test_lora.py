@@ -18,10 +18,10 @@ from interlace.methods.shared import lora as layers_of
 from interlace.methods.shared.files import laid_out, opened
 from interlace.protocol.artifact import AdapterRef, Wanted, wanted
 from interlace.protocol.errors import AdapterRefused, InvalidRequest
-from interlace_workers.adapters import seal
 from interlace_workers.child import environment, lora
 from interlace_workers.child.model import HostedModel
 from interlace_workers.order import Order
+from interlace_workers.replicas.adapters import seal
 
 WORDS = ["<|startoftext|>", "<|endoftext|>", "a</w>", "b</w>", "a", "b"]
 FILE, PEFT_FILE = "pytorch_lora_weights.safetensors", "adapter_model.safetensors"

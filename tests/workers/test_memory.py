@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from interlace_state.config import Config
 from interlace_state.settings.hosting import MemoryConfig
 from interlace_state.settings.models import ModelConfig
-from interlace_workers.memory import BASE_BYTES, Occupant, Room, judge, need, this_machine
+from interlace_workers.placement.memory import BASE_BYTES, Occupant, Room, judge, need, this_machine
 
 GIB = 1 << 30
 SETTINGS = MemoryConfig()

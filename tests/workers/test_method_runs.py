@@ -23,7 +23,7 @@ ALLOWANCE = Allowance(
     kept_artifacts=10,
     checkpoint_bytes=1 << 20,
     checkpoint_seconds=1.0,
-    cancel_grace=1.0,
+    cancel_grace=30.0,
 )
 
 

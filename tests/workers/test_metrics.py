@@ -22,11 +22,12 @@ from interlace.protocol.job import Cost, Job, JobState, Limits
 from interlace.protocol.model import ModelKey
 from interlace_state.settings.services import TelemetryConfig
 from interlace_state.tracing import Tracing
-from interlace_workers import metrics, steps
+from interlace_workers import steps
 from interlace_workers.executors.base import Done, ExecutorLost, Failed, Happening, Step
 from interlace_workers.executors.fork import ForkExecutor
 from interlace_workers.order import Load
-from interlace_workers.telemetry import Watch
+from interlace_workers.replicas import metrics
+from interlace_workers.replicas.telemetry import Watch
 
 in_module = pytest.mark.asyncio(loop_scope="module")
 
@@ -115,7 +116,8 @@ async def test_why_sandboxes_end(
     executor: ForkExecutor, client: TransformersModel, tmp_path: Path, code: str, reason: str
 ) -> None:
     before = {name: count("interlace_sandbox_kills_total", reason=name) for name in metrics.KILLS}
-    end = await run(executor, payload_of(client, code), tmp_path / "result", wall_seconds=1.5)
+    seconds = 1.5 if reason == "wall_seconds" else 60.0
+    end = await run(executor, payload_of(client, code), tmp_path / "result", wall_seconds=seconds)
     assert isinstance(end, Failed)
     after = {name: count("interlace_sandbox_kills_total", reason=name) for name in metrics.KILLS}
     assert (end.reason, after) == (reason, before | {reason: before[reason] + 1}), end.text
@@ -132,7 +134,7 @@ async def test_a_run_that_is_closed_is_counted_as_that(
     await anext(running)
     await running.aclose()
     assert count("interlace_sandbox_kills_total", reason="closed") == before + 1
-    async with asyncio.timeout(30):  # the next one is forked ahead
+    async with asyncio.timeout(60):  # the next one is forked ahead
         while count("interlace_sandbox_starts_total") == starts:
             await asyncio.sleep(0.01)
 

@@ -21,7 +21,7 @@ from interlace_state.models import ModelCard, ModelState, Replica
 from interlace_state.settings.models import ModelConfig
 from interlace_state.settings.services import RedisConfig
 from interlace_state.store import State, open_state
-from interlace_workers.placement import place
+from interlace_workers.placement.place import place
 
 Damage = Callable[[Path], Path]
 
@@ -114,7 +114,7 @@ def test_a_damaged_model_of_the_hubs_cache_is_not_listed(tiny_models: Path, tmp_
         env={**os.environ, "HF_HOME": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=True,
     )
     assert listed.stdout == "['lab/whole']\n"
@@ -169,7 +169,7 @@ def test_two_spellings_of_one_model_are_refused(config: Config, tiny_models: Pat
             env={**os.environ, **environ, "HF_HOME": str(tmp_path / "hf")},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=240,
             check=False,
         )
     assert placer.returncode == 1

@@ -5,7 +5,7 @@ from interlace_state.config import Config
 from interlace_state.settings.models import ModelConfig
 from interlace_state.settings.services import RayConfig
 from interlace_workers.order import Load
-from interlace_workers.placement import Placement
+from interlace_workers.placement.place import Placement
 from interlace_workers.runtimes import ray_serve
 
 LOAD = Load(path="/m", task="text-generation", dtype="float32", trust_remote_code=False, threads=1)

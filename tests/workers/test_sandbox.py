@@ -25,7 +25,7 @@ print(json.dumps({"layers": sandbox.layers, "missing": sandbox.missing, "refused
 
 def tried(before: str, without: tuple[str, ...] = ()) -> dict[str, Any]:
     code = before + TRY.replace("WITHOUT", repr(without))
-    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found

@@ -13,7 +13,7 @@ from interlace_state.models import ModelCard, ModelState, Replica
 from interlace_state.settings.models import Autoscale, ModelConfig
 from interlace_state.settings.services import RedisConfig
 from interlace_state.store import State, open_state
-from interlace_workers.scaling import Scale, rule, scaled
+from interlace_workers.placement.scaling import Scale, rule, scaled
 
 _IDLE = 10.0
 

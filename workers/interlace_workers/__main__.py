@@ -11,4 +11,4 @@ from interlace_workers.spawn import inherited, spawn
 
 if __name__ == "__main__":
     first = inherited(sys.argv) or spawn()
-    import_module("interlace_workers.placer").main(first)
+    import_module("interlace_workers.placement.placer").main(first)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from interlace.protocol.job import Job
 from interlace_state import log
-from interlace_workers import metrics
 from interlace_workers.executors import proc
 from interlace_workers.executors.base import Done, ExecutorLost, Failed, Happening, LoadFailed, Sealed, Started, Step
 from interlace_workers.executors.cgroup import JobGroups
@@ -18,6 +17,7 @@ from interlace_workers.executors.memory import MemoryWatch
 from interlace_workers.executors.spare import Spare
 from interlace_workers.executors.zygote_process import Child, Unsealed, ZygoteProcess
 from interlace_workers.order import Load, Loaded
+from interlace_workers.replicas import metrics
 
 #: A process that ends while it loads may have been killed for another's fault; after so many it is the model's.
 _LOADS = 3

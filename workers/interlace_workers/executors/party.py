@@ -14,13 +14,13 @@ from pathlib import Path
 
 from interlace.protocol.frames import Frame
 from interlace.protocol.job import Cost, Job
-from interlace_workers import metrics
 from interlace_workers.executors.base import Apart, Done, Failed, Happening, Printed, Runner, Sealed, Started, Step
 from interlace_workers.executors.cgroup import JobGroup
 from interlace_workers.executors.execution import Execution, memory_of, order_of, send_order
 from interlace_workers.executors.fork import ForkExecutor
 from interlace_workers.executors.memory import MemoryWatch
 from interlace_workers.executors.zygote_process import Child, Exit
+from interlace_workers.replicas import metrics
 
 #: A child that has merged for so long is ended, and its jobs run apart: one of them may never end.
 _PATIENCE = 30.0  # seconds

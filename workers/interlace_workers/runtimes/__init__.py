@@ -9,8 +9,8 @@ from typing import Protocol
 from interlace.protocol.model import ModelKey
 from interlace_state.config import Config
 from interlace_state.store import State
-from interlace_workers.memory import Room
-from interlace_workers.placement import Placement
+from interlace_workers.placement.memory import Room
+from interlace_workers.placement.place import Placement
 
 
 class Host(Protocol):

@@ -13,8 +13,8 @@ from interlace.protocol.model import ModelKey
 from interlace_state import log
 from interlace_state.config import Config
 from interlace_state.store import State
-from interlace_workers.memory import Room, this_machine
-from interlace_workers.placement import Placement
+from interlace_workers.placement.memory import Room, this_machine
+from interlace_workers.placement.place import Placement
 
 #: A replica that could not load its model exits with this code and is not started again.
 LOAD_FAILED = 3

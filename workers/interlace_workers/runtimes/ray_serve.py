@@ -20,8 +20,8 @@ from interlace_state.settings.models import ModelConfig
 from interlace_state.store import State, open_state
 from interlace_state.tracing import Tracing
 from interlace_workers.executors.base import LoadFailed
-from interlace_workers.memory import Room, this_machine
-from interlace_workers.placement import Placement, build_replica
+from interlace_workers.placement.memory import Room, this_machine
+from interlace_workers.placement.place import Placement, build_replica
 from interlace_workers.runtimes import ray_scaling
 
 _HEALTH_SECONDS = 5.0

@@ -20,7 +20,7 @@ from interlace_state.settings.models import ModelConfig
 from interlace_state.store import open_state
 from interlace_state.tracing import Tracing
 from interlace_workers.executors.base import ExecutorLost, LoadFailed
-from interlace_workers.placement import build_replica
+from interlace_workers.placement.place import build_replica
 from interlace_workers.runtimes.process import LOAD_FAILED
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from interlace import Client
 from interlace.protocol.hosting import ModelEvent, ModelView, Moment, Phase
 from interlace.protocol.model import is_repo_id
-from interlace_deploy.jobs import client_of
+from interlace_deploy.commands.jobs import client_of
 from interlace_deploy.problems import CommandProblem, UsageProblem
 from interlace_deploy.screen import Screen, show_table
 from interlace_state.settings.models import ModelConfig

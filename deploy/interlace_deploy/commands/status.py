@@ -12,8 +12,8 @@ from redis.exceptions import RedisError
 
 from interlace.protocol.model import ModelKey
 from interlace_deploy.address import reachable
+from interlace_deploy.parts.rundir import RunDir, Running
 from interlace_deploy.problems import CommandProblem, NotRunning
-from interlace_deploy.rundir import RunDir, Running
 from interlace_deploy.screen import show_table
 from interlace_deploy.settings import read
 from interlace_state.config import Config

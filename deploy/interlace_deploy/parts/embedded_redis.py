@@ -18,9 +18,9 @@ from urllib.parse import quote
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from interlace_deploy.children import Child
+from interlace_deploy.parts.children import Child
+from interlace_deploy.parts.rundir import write_private
 from interlace_deploy.problems import CommandProblem
-from interlace_deploy.rundir import write_private
 
 _OLDEST = (6, 2)  # XAUTOCLAIM
 _LONGEST_SOCKET = 100  # bytes; the kernel takes 107

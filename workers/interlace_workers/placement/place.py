@@ -14,15 +14,16 @@ from interlace_state.models import ModelCard
 from interlace_state.settings.models import ModelConfig
 from interlace_state.store import State
 from interlace_state.tracing import Tracing
-from interlace_workers import headstart, memory, sources
+from interlace_workers import sources
 from interlace_workers.executors.base import Executor, LoadFailed
 from interlace_workers.executors.resident import ResidentExecutor
+from interlace_workers.executors.sharing import SharingExecutor
 from interlace_workers.executors.zygote_process import ZygoteProcess
-from interlace_workers.memory import SHARED_BYTES
 from interlace_workers.order import Load
-from interlace_workers.replica import Replica, give_up
-from interlace_workers.sharing import SharingExecutor
-from interlace_workers.telemetry import Telemetry
+from interlace_workers.placement import headstart, memory
+from interlace_workers.placement.memory import SHARED_BYTES
+from interlace_workers.replicas.replica import Replica, give_up
+from interlace_workers.replicas.telemetry import Telemetry
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from interlace_deploy.rundir import RunDir, write_private
+from interlace_deploy.parts.rundir import RunDir, write_private
 from interlace_state.config import Config
 
 

@@ -14,13 +14,13 @@ from interlace_state import log
 from interlace_state.queue import Lease
 from interlace_state.store import State
 from interlace_state.values import INLINE_BYTES, INLINE_TOGETHER
-from interlace_workers.adapters import Adapters
 from interlace_workers.executors import given
 from interlace_workers.executors.base import Done, ExecutorLost, Failed, Printed, Runner, Sealed, Started
 from interlace_workers.executors.values import Streamed
-from interlace_workers.harvest import Harvest
-from interlace_workers.journal import Insist, Journal
-from interlace_workers.telemetry import Watch
+from interlace_workers.replicas.adapters import Adapters
+from interlace_workers.replicas.harvest import Harvest
+from interlace_workers.replicas.journal import Insist, Journal
+from interlace_workers.replicas.telemetry import Watch
 
 #: A job whose process has crashed so often is not run again.
 _CRASHES = 2

@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
 from interlace_deploy.meeting import with_state
+from interlace_deploy.parts.rundir import RunDir
 from interlace_deploy.problems import CommandProblem
-from interlace_deploy.rundir import RunDir
 from interlace_deploy.settings import read
 from interlace_state import backup
 from interlace_state.backup import BackupError, Manifest

@@ -8,9 +8,9 @@ from interlace.protocol.hosting import Moment, Origin, Phase
 from interlace.protocol.model import ModelKey
 from interlace_state.desired import Desired
 from interlace_state.models import HostedModel, ModelState
-from interlace_workers.memory import Occupant
-from interlace_workers.placement import Placement
-from interlace_workers.scaling import Scale
+from interlace_workers.placement.memory import Occupant
+from interlace_workers.placement.place import Placement
+from interlace_workers.placement.scaling import Scale
 
 IDLE_AFTER = 30.0  # seconds without a job
 

@@ -15,9 +15,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from interlace_deploy import embedded_redis, kernel
+from interlace_deploy import kernel
 from interlace_deploy.address import hidden
-from interlace_deploy.ray_access import access
+from interlace_deploy.parts import embedded_redis
+from interlace_deploy.parts.ray_access import access
 from interlace_deploy.screen import show_table
 from interlace_deploy.settings import DEFAULT_MODEL, child_environment, read
 from interlace_state.config import Config

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from interlace_deploy import detach
 from interlace_deploy.address import hidden, reachable
-from interlace_deploy.ahead import Ahead
+from interlace_deploy.commands import detach
+from interlace_deploy.parts.ahead import Ahead
+from interlace_deploy.parts.ray_access import access
+from interlace_deploy.parts.rundir import RunDir
+from interlace_deploy.parts.service import Service
 from interlace_deploy.problems import UsageProblem
-from interlace_deploy.ray_access import access
-from interlace_deploy.rundir import RunDir
 from interlace_deploy.screen import Screen
-from interlace_deploy.service import Service
 from interlace_deploy.settings import DEFAULT_MODEL, read
 from interlace_state.config import Config
 

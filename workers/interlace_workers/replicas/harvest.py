@@ -29,10 +29,10 @@ from interlace_state.lake.records import Heritage
 from interlace_state.models import ModelCard
 from interlace_state.settings.limits import Admission
 from interlace_state.store import State
-from interlace_workers.adapters import seal_bytes
 from interlace_workers.executors import given
 from interlace_workers.executors.base import Sealed
 from interlace_workers.order import Adapter
+from interlace_workers.replicas.adapters import seal_bytes
 
 #: A shorter run says nothing of a model's speed.
 _LEAST_TOKENS = 256

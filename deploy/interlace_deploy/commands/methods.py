@@ -13,7 +13,7 @@ from interlace import Client, RunningMethod
 from interlace.methods.base import Result
 from interlace.protocol.event import Log, Progress, StateChanged
 from interlace.protocol.job import JobState
-from interlace_deploy.jobs import client_of
+from interlace_deploy.commands.jobs import client_of
 from interlace_deploy.problems import CommandProblem, UsageProblem
 from interlace_deploy.screen import show_table
 

@@ -4,7 +4,7 @@ import argparse
 import json
 from datetime import datetime
 
-from interlace_deploy.jobs import client_of
+from interlace_deploy.commands.jobs import client_of
 from interlace_deploy.screen import show_table
 
 

@@ -15,14 +15,14 @@ from urllib.parse import urlsplit
 
 from redis.exceptions import RedisError
 
-from interlace_deploy import embedded_redis
 from interlace_deploy.address import check_port, hidden
-from interlace_deploy.ahead import Ahead
-from interlace_deploy.catalogue import Catalogue
-from interlace_deploy.children import Child, Heed, copy_into, rotate
+from interlace_deploy.parts import embedded_redis
+from interlace_deploy.parts.ahead import Ahead
+from interlace_deploy.parts.catalogue import Catalogue
+from interlace_deploy.parts.children import Child, Heed, copy_into, rotate
+from interlace_deploy.parts.ray_access import environment
+from interlace_deploy.parts.rundir import RunDir
 from interlace_deploy.problems import CommandProblem, UsageProblem
-from interlace_deploy.ray_access import environment
-from interlace_deploy.rundir import RunDir
 from interlace_deploy.screen import Screen
 from interlace_deploy.settings import child_environment, mint_command
 from interlace_state.config import Config

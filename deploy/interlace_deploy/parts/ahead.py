@@ -14,9 +14,9 @@ from interlace_workers.spawn import Spawned, spawn
 def up(arguments: argparse.Namespace) -> int:
     """The command. Raises CommandProblem."""
     if arguments.detach:  # who starts the parts is another process
-        return int(import_module("interlace_deploy.up").run(arguments))
+        return int(import_module("interlace_deploy.commands.up").run(arguments))
     with started() as ahead:
-        return int(import_module("interlace_deploy.up").run(arguments, ahead))
+        return int(import_module("interlace_deploy.commands.up").run(arguments, ahead))
 
 
 @dataclass

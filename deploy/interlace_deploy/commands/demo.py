@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-import interlace_deploy.tether
+from interlace_deploy.parts import tether
 from interlace_deploy.problems import CommandProblem
 from interlace_deploy.screen import Screen
 from interlace_deploy.settings import DEFAULT_MODEL, child_environment, read
@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _find_example() -> Path:
     """In the checkout that we stand in, or in the one that we are installed from."""
-    checkout = Path(__file__).resolve().parents[2]
+    checkout = Path(__file__).resolve().parents[3]
     for root in (Path.cwd(), checkout):
         if (root / _EXAMPLE).is_file():
             return root / _EXAMPLE
@@ -118,9 +118,9 @@ def _client_environment(url: str, hf_home: Path, environ: Mapping[str, str]) -> 
 
 def _tied(words: Sequence[str], environ: Mapping[str, str], stdout: int | None = None) -> "subprocess.Popen[str]":
     """Start in a session of its own, so that a Ctrl-C is ours to pass on; it ends when we do."""
-    tether = [sys.executable, "-I", "-S", interlace_deploy.tether.__file__, str(os.getpid()), str(int(signal.SIGTERM))]
+    tied = [sys.executable, "-I", "-S", tether.__file__, str(os.getpid()), str(int(signal.SIGTERM))]
     return subprocess.Popen(
-        [*tether, *words],
+        [*tied, *words],
         stdin=subprocess.DEVNULL,
         stdout=stdout,
         text=True,

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import interlace_deploy.tether
+from interlace_deploy.parts import tether
 
-_TETHER = interlace_deploy.tether.__file__
+_TETHER = tether.__file__
 _LONGEST_LINE = 64 << 10  # bytes
 _SESSION = re.compile(rb".*\) \S+ \d+ \d+ (\d+) ", re.DOTALL)  # the sixth field of /proc/PID/stat
 

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from interlace.protocol.lake import Edge, Entry, LakeCounts, LineageGraph
-from interlace_deploy.jobs import client_of
+from interlace_deploy.commands.jobs import client_of
 from interlace_deploy.meeting import with_state
 from interlace_deploy.problems import UsageProblem
 from interlace_deploy.screen import show_table

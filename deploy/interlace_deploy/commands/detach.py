@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from interlace_deploy.children import rotate
+from interlace_deploy.parts.children import rotate
+from interlace_deploy.parts.rundir import RunDir, Running
 from interlace_deploy.problems import CommandProblem
-from interlace_deploy.rundir import RunDir, Running
 from interlace_deploy.screen import Screen
 from interlace_deploy.settings import read
 from interlace_state.config import Config

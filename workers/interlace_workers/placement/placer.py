@@ -14,9 +14,9 @@ from interlace_state.config_file import ConfigError, load
 from interlace_state.store import open_state
 from interlace_state.tasks import cancelled
 from interlace_workers import runtimes
-from interlace_workers.headstart import head_starts
-from interlace_workers.placement import place
-from interlace_workers.reconcile import Reconciler
+from interlace_workers.placement.headstart import head_starts
+from interlace_workers.placement.place import place
+from interlace_workers.placement.reconcile import Reconciler
 from interlace_workers.spawn import Spawned
 
 

@@ -13,11 +13,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from interlace_state.tasks import cancelled
-from interlace_workers import channel, headstart
+from interlace_workers import channel
 from interlace_workers.executors.base import ExecutorLost
 from interlace_workers.executors.party import MergingExecutor
 from interlace_workers.executors.zygote_process import ZygoteProcess
 from interlace_workers.order import Load, Loaded
+from interlace_workers.placement import headstart
 
 
 class SharingExecutor(MergingExecutor):

@@ -21,9 +21,9 @@ from interlace.protocol.model import ModelKey
 from interlace_state import log
 from interlace_state.metrics import ReplicaMetrics
 from interlace_state.tracing import Tracing
-from interlace_workers import metrics
 from interlace_workers.executors.base import Done, ExecutorLost, Failed
 from interlace_workers.order import Loaded
+from interlace_workers.replicas import metrics
 
 
 class Telemetry:

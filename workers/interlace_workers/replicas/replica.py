@@ -26,12 +26,12 @@ from interlace_state.models import Replica as SignOfLife
 from interlace_state.queue import Lease
 from interlace_state.store import State
 from interlace_state.tasks import cancelled
-from interlace_workers import environment
-from interlace_workers.adapters import Adapters
-from interlace_workers.attempt import Attempt
 from interlace_workers.executors.base import Apart, Executor, LoadFailed, Runner
-from interlace_workers.journal import LeaseLost
-from interlace_workers.telemetry import Telemetry, Watch
+from interlace_workers.replicas import environment
+from interlace_workers.replicas.adapters import Adapters
+from interlace_workers.replicas.attempt import Attempt
+from interlace_workers.replicas.journal import LeaseLost
+from interlace_workers.replicas.telemetry import Telemetry, Watch
 
 #: A job that this many workers have lost is not given to another.
 _MOST_ATTEMPTS = 3

@@ -19,8 +19,8 @@ from interlace.protocol.event import Ended, Log
 from interlace.protocol.job import JobState
 from interlace.protocol.jobs import JobView
 from interlace_deploy.address import reachable
+from interlace_deploy.parts.rundir import RunDir
 from interlace_deploy.problems import CommandProblem, NotRunning, UsageProblem
-from interlace_deploy.rundir import RunDir
 from interlace_deploy.screen import show_table
 from interlace_deploy.settings import read
 

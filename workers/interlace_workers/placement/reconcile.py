@@ -21,13 +21,14 @@ from interlace_state.desired import Desired
 from interlace_state.models import ModelState
 from interlace_state.store import State
 from interlace_state.tasks import cancelled
-from interlace_workers import memory, sources
-from interlace_workers.feasible import against, forbidden
-from interlace_workers.headstart import HeadStarts
-from interlace_workers.kept import Kept
-from interlace_workers.placement import Placement, Search, find, refuse, withdraw
+from interlace_workers import sources
+from interlace_workers.placement import memory
+from interlace_workers.placement.feasible import against, forbidden
+from interlace_workers.placement.headstart import HeadStarts
+from interlace_workers.placement.kept import Kept
+from interlace_workers.placement.place import Placement, Search, find, refuse, withdraw
+from interlace_workers.placement.scaling import Scale, rule, scaled
 from interlace_workers.runtimes import Host
-from interlace_workers.scaling import Scale, rule, scaled
 
 LOOK = 0.5  # seconds between two looks
 _FORGET_FAILED = 60.0  # seconds after which a request may bring a model again that could not be had
