@@ -92,6 +92,8 @@ class Service:
                 while True:
                     child, code = await self._ended.get()
                     child.kill()
+                    if child.name == "workers":
+                        self._end_ahead()
                     pause = _pause(child, ends[child.name])
                     when = f"in {pause:g} s" if pause else "at once"
                     self._screen.say(f"{child.name} {_described(code)}; starting it again {when} (log: {child.log})")
@@ -123,6 +125,8 @@ class Service:
                 await child.stop(seconds)
             elif child:
                 child.kill()  # what it started may live
+            if name == "workers":
+                self._end_ahead()
         for task in self._watching:
             task.cancel()
 
@@ -130,7 +134,11 @@ class Service:
         """End everything at once."""
         for child in self._children.values():
             child.kill()
-        if self._ahead is not None:
+        self._end_ahead()
+
+    def _end_ahead(self) -> None:
+        """The process that workers took over is in no session of theirs."""
+        if self._ahead is not None and self._ahead.is_taken:
             self._ahead.kill()
 
     async def _start_redis(self) -> None:
