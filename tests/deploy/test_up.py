@@ -189,7 +189,7 @@ def test_the_first_models_process_is_started_first_and_taken_over(
     workers = part(state_dir, "interlace_workers")
     assert workers is not None
     workers.kill()
-    until(lambda: not any(map(lives, zygotes)), 60)
+    until(lambda: not any(map(lives, zygotes)))
 
 
 def test_ctrl_c_while_it_starts(
