@@ -18,7 +18,6 @@ from interlace_state import life
 from interlace_state.files import Files
 from interlace_state.keys import Keys
 from interlace_state.lake.records import NO_COMMIT, ModelRecord, Shelf, model_id, told
-from interlace_state.scripts import script
 
 HEARTBEAT = 5.0  # seconds between two signs of life of a replica
 
@@ -89,7 +88,6 @@ class Models:
         self._redis = redis
         self._keys = keys
         self._files = files
-        self._look = redis.register_script(script("look"))
         self._seen = Shelf(redis, keys, files, "models", ModelRecord)
 
     async def publish(self, card: ModelCard) -> None:
@@ -220,14 +218,26 @@ class Models:
             await self._redis.incr(self._keys.lake_version)  # it may have been withdrawn meanwhile
 
     async def _read(self, slug: str) -> HostedModel | None:
-        """A model and how it is doing: one way to Redis and back, for every request asks for it."""
-        data, signs, wanted, moment, paused, drained = await self._look(keys=[], args=[self._keys.prefix, slug])
+        """A model and how it is doing: two ways to Redis and back, for every request asks for it."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.hget(self._keys.models, slug)
+            pipe.smembers(self._keys.replicas(slug))
+            pipe.get(self._keys.wanted(slug))
+            pipe.hget(self._keys.moments, slug)
+            pipe.sismember(self._keys.paused, slug)
+            pipe.smembers(self._keys.drained)
+            data, found, wanted, moment, paused, drained = await pipe.execute()
         if data is None:
             return None
         card = _card(data)
+        ids = sorted(found)
+        signs = await self._redis.mget([self._keys.replica(slug, one.decode()) for one in ids]) if ids else []
+        if silent := [one for one, sign in zip(ids, signs, strict=True) if sign is None]:
+            await self._redis.srem(self._keys.replicas(slug), *silent)
         replicas = tuple(
             Replica.model_validate_json(sign).model_copy(update={"drained": one in drained})
-            for one, sign in sorted(zip(signs[::2], signs[1::2], strict=True))
+            for one, sign in zip(ids, signs, strict=True)
+            if sign is not None
         )
         wanted = None if wanted is None else int(wanted)
         return HostedModel(
