@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import gc
 import os
 import re
 import resource
@@ -102,7 +103,9 @@ async def _run(config: Config, listener: socket.socket, most: int) -> None:
             )
         drain = Drain()
         bounds = Bounds(config.gateway, most, state.audit)
-        await _Server(create_app(config, state, drain), config, drain, bounds).serve(sockets=[listener])
+        server = _Server(create_app(config, state, drain), config, drain, bounds)
+        gc.freeze()  # what there is stays: no collection amid a request shall walk it
+        await server.serve(sockets=[listener])
 
 
 class _Server(uvicorn.Server):

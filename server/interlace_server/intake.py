@@ -29,6 +29,7 @@ IdempotencyKey = Annotated[
         description="Any text of the client's own: visible ASCII characters, without spaces.",
     ),
 ]
+_QUICK = 256 << 10  # bytes of a payload that is hashed at once; a large one takes a second
 REPLAYED: Responses = {
     200: {
         "headers": {
@@ -69,7 +70,10 @@ async def take_in(
         response.headers["Idempotent-Replayed"] = "true"
         return submitted.job_id
     with log.instead_of(OSError, "audit_failed"):  # the job is in
-        await asyncio.to_thread(_note, gateway, caller, job, payload, request)  # a large payload takes a second to hash
+        if len(payload) > _QUICK:
+            await asyncio.to_thread(_note, gateway, caller, job, payload, request)
+        else:
+            _note(gateway, caller, job, payload, request)
     if not ready:
         await _look_again(gateway, model.card.key, caller)
     return job.id

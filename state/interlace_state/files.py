@@ -3,9 +3,11 @@
 import asyncio
 import os
 import tempfile
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -18,6 +20,35 @@ Piece = bytes | memoryview
 _CHUNK = 1 << 20  # bytes that are read of a store elsewhere at a time
 #: Of a folder's. So many stay in the processor's cache on their way to a connection.
 _PIECE = 256 << 10
+#: Bytes up to which a folder's file is read and written without a thread, which takes longer than the file.
+_SMALL = 256 << 10
+_SLOW = 0.005  # seconds that such a call may take
+_WARY = 10.0  # seconds for which, after a slower one, all are made in threads
+
+T = TypeVar("T")
+
+
+class AtOnce:
+    """Makes calls that a folder answers out of the kernel's memory where they are wanted, without a thread.
+
+    A folder may be a network's, or its disk busy: after a call that took long, the next go to threads for a while.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._wary_until = clock()
+
+    async def call(self, act: Callable[..., T], *arguments: object) -> T:
+        """What the call returns, or raises."""
+        began = self._clock()
+        if began < self._wary_until:
+            return await asyncio.to_thread(act, *arguments)
+        try:
+            return act(*arguments)
+        finally:
+            ended = self._clock()
+            if ended - began > _SLOW:
+                self._wary_until = ended + _WARY
 
 
 class Files:
@@ -34,13 +65,19 @@ class Files:
             raise ConfigError(f"`store.url` is {url!r}, which cannot be used here: {error}.") from None
         self._root = root.rstrip("/")
         self._local = isinstance(self._fs, LocalFileSystem)
+        self._at_once = AtOnce()
 
     async def put(self, name: str, data: bytes) -> None:
         """Write a file whole: a reader sees all of it or nothing."""
-        await asyncio.to_thread(self._put_blocking, name, data)
+        if self._local and len(data) <= _SMALL:
+            await self._at_once.call(self._put_blocking, name, data)
+        else:
+            await asyncio.to_thread(self._put_blocking, name, data)
 
     async def get(self, name: str) -> bytes:
         """Read a file whole. Raises FileNotFoundError."""
+        if self._local and (data := await self._at_once.call(self._get_small, name)) is not None:
+            return data
         return await asyncio.to_thread(self._get_blocking, name)
 
     async def size(self, name: str) -> int:
@@ -112,7 +149,10 @@ class Files:
 
     async def adopt(self, staged: Path, name: str) -> None:
         """Move a staged file into the store."""
-        await asyncio.to_thread(self._adopt_blocking, staged, name)
+        if self._local:
+            await self._at_once.call(self._adopt_blocking, staged, name)
+        else:
+            await asyncio.to_thread(self._adopt_blocking, staged, name)
 
     async def expire(self, folder: str, older_than: float) -> int:
         """Remove a folder's files that were written before a Unix time; returns how many."""
@@ -146,6 +186,11 @@ class Files:
     def _get_blocking(self, name: str) -> bytes:
         path = self._path(name)
         return Path(path).read_bytes() if self._local else bytes(self._fs.cat_file(path))
+
+    def _get_small(self, name: str) -> bytes | None:
+        """A folder's file whole; None for one that is not small."""
+        with open(self._path(name), "rb", buffering=0) as file:
+            return file.read() if os.fstat(file.fileno()).st_size <= _SMALL else None
 
     def _put_blocking(self, name: str, data: bytes) -> None:
         if not self._local:

@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Mapping
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -228,7 +229,7 @@ class Models:
             data, found, wanted, moment, paused, drained = await pipe.execute()
         if data is None:
             return None
-        card = ModelCard.model_validate_json(data)
+        card = _card(data)
         ids = sorted(found)
         signs = await self._redis.mget([self._keys.replica(slug, one.decode()) for one in ids]) if ids else []
         if silent := [one for one, sign in zip(ids, signs, strict=True) if sign is None]:
@@ -247,6 +248,12 @@ class Models:
             paused=bool(paused),
             moment=None if moment is None else Moment.model_validate_json(moment),
         )
+
+
+@lru_cache(maxsize=256)
+def _card(data: bytes) -> ModelCard:
+    """What Redis has of a model, read once: its configuration is long, and the same at every request."""
+    return ModelCard.model_validate_json(data)
 
 
 def _state(card: ModelCard, replicas: tuple[Replica, ...], wanted: int | None) -> ModelState:

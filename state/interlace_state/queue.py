@@ -8,12 +8,13 @@ import contextlib
 import hashlib
 import json
 import secrets
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
 from redis.asyncio import Redis
-from redis.exceptions import ResponseError
+from redis.exceptions import NoScriptError, ResponseError
 
 from interlace.protocol import event as words
 from interlace.protocol.errors import IdempotencyConflict, SessionRefused, TooMany
@@ -67,8 +68,15 @@ class Lease:
     attempt: int
     #: Which lease of the job this is: what is said under an older one is not heard.
     fence: int
+    #: By this machine's clock: given no earlier than this, so that it is nobody else's for a lease from then.
+    since: float
     #: Whether another job of its tenant waits that it may share a forward with.
     has_company: bool = False
+
+    @property
+    def age(self) -> float:
+        """Seconds for which it has been held, at most."""
+        return _now() - self.since
 
 
 @dataclass(frozen=True)
@@ -100,6 +108,8 @@ class Queue:
         self._lifetimes = lifetimes
         self._audit = audit
         self._lease_ms = int(lifetimes.lease * 1000)
+        #: How long a worker may be silent before its job is another's.
+        self.lease_seconds = lifetimes.lease
         common = script("common")
         self._scripts = {name: redis.register_script(common + script(name)) for name in _SCRIPTS}
 
@@ -195,16 +205,16 @@ class Queue:
 
     async def lease(self, model: ModelKey, worker: str) -> Lease | None:
         """The next job of a model that may run, or None if there is none within about a second."""
-        args = (model.slug, worker)
-        picked = await self._pick(*args)
+        since = _now()
+        picked = await self._run("pick", *self._picking(model.slug, worker))
         if picked == _AT_REST:
             await asyncio.sleep(_POLL_SECONDS)
         elif not picked:
-            await self._redis.blpop([self._keys.wake(model.slug)], timeout=_POLL_SECONDS)
-            picked = await self._pick(*args)
+            since = _now()
+            picked = await self._pick_when_woken(model.slug, worker)
         if not picked or picked == _AT_REST:
             return None
-        return _lease(picked)
+        return _lease(picked, since)
 
     async def company(self, lease: Lease, worker: str, most: int) -> list[Lease]:
         """Lease up to ``most`` more jobs, which wait next in the tenant's queue and may share a forward with its job.
@@ -214,10 +224,24 @@ class Queue:
         """
         token = secrets.token_hex(8)
         args = (lease.job.id, lease.fence, most, worker, token, self._lease_ms, self._lifetimes.waiting)
-        return [_lease(picked) for picked in await self._run("company", *args)]
+        since = _now()
+        return [_lease(picked, since) for picked in await self._run("company", *args)]
 
-    async def _pick(self, slug: str, worker: str) -> Any:
-        return await self._run("pick", slug, worker, secrets.token_hex(8), self._lease_ms, self._lifetimes.waiting)
+    def _picking(self, slug: str, worker: str) -> tuple[str | int, ...]:
+        """What `pick` takes, with a token of this call's own."""
+        return slug, worker, secrets.token_hex(8), self._lease_ms, self._lifetimes.waiting
+
+    async def _pick_when_woken(self, slug: str, worker: str) -> Any:
+        """Pick once a job comes, or after a second: Redis has been told both before, and goes on by itself."""
+        args = self._picking(slug, worker)
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.blpop([self._keys.wake(slug)], timeout=_POLL_SECONDS)
+            pipe.evalsha(self._scripts["pick"].sha, 0, self._keys.prefix, *args)
+            try:
+                _, picked = await pipe.execute()
+            except NoScriptError:  # Redis has begun anew meanwhile
+                picked = await self._run("pick", *args)
+        return picked
 
     async def renew(self, lease: Lease) -> bool:
         """Say that the worker still lives; False if the job is no longer its own. Call often in ``lifetimes.lease``."""
@@ -317,17 +341,23 @@ def _mark(event: Event) -> str:
     return event.type if isinstance(event, (Progress, Picture)) else ""
 
 
-def _lease(picked: Any) -> Lease:
+def _lease(picked: Any, since: float) -> Lease:
     record, attempt, fence, company = picked
     # A job that has lost a worker may have been the one that took it down: it runs alone.
     shares = bool(company) and attempt == 1
-    return Lease(job=Job.model_validate_json(record), attempt=attempt, fence=fence, has_company=shares)
+    job = Job.model_validate_json(record)
+    return Lease(job=job, attempt=attempt, fence=fence, since=since, has_company=shares)
 
 
 def kin_of(job: Job) -> str:
     """Equal for jobs of one model and tenant that may share a process, as far as can be told from outside."""
     facts = json.dumps([job.kind, job.compress, job.env], sort_keys=True)
     return hashlib.sha256(facts.encode()).hexdigest()[:16]
+
+
+def _now() -> float:
+    """Seconds by a clock that nobody sets, and that goes on while the machine sleeps where there is such a one."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def _rough(seconds: float) -> str:

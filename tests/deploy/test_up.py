@@ -102,6 +102,13 @@ def part(state_dir: Path, module: str) -> psutil.Process | None:
     return None
 
 
+def lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def test_detached_from_up_to_down(
     interlace: Interlace, tiny_models: Path, state_dir: Path, until: Until, alive: Alive
 ) -> None:
@@ -168,6 +175,21 @@ def test_detached_from_up_to_down(
     assert interlace("down").stdout == f"Nothing is running (state {state_dir}).\n"
     assert "bye bye" in (state_dir / "logs" / "redis.log").read_text()
     assert "gateway was ended by SIGKILL; starting it again at once" in (state_dir / "logs" / "up.log").read_text()
+
+
+def test_the_first_models_process_is_started_first_and_taken_over(
+    foreground: Foreground, state_dir: Path, until: Until
+) -> None:
+    """It is a child of `up`, not of workers, and there is no other; what it prints is in the log of workers."""
+    process = foreground()
+    ready(process)
+    parts = psutil.Process(process.pid).children(recursive=True)
+    zygotes = [one for one in parts if "interlace_workers.zygote" in " ".join(one.cmdline())]
+    assert [one.ppid() for one in zygotes if one.ppid() not in {other.pid for other in zygotes}] == [process.pid]
+    workers = part(state_dir, "interlace_workers")
+    assert workers is not None
+    workers.kill()
+    until(lambda: not any(map(lives, zygotes)))
 
 
 def test_ctrl_c_while_it_starts(

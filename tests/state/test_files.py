@@ -3,13 +3,14 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from interlace_state.files import Files
+from interlace_state.files import AtOnce, Files
 
 #: Dies in the midst of a put, before its file has its name.
 DIES = """
@@ -86,3 +87,40 @@ async def test_a_store_behind_a_url(tmp_path: Path) -> None:
     await files.delete_folder("hub/one")
     await files.delete_folder("hub/one")
     assert await files.names("hub/one") == []
+
+
+async def test_a_folder_that_was_slow_is_asked_from_threads_for_a_while() -> None:
+    now = 0.0
+
+    def ask(seconds: float) -> bool:
+        """Whether the call is made here."""
+        nonlocal now
+        now += seconds
+        return threading.current_thread() is threading.main_thread()
+
+    at_once = AtOnce(lambda: now)
+    assert [await at_once.call(ask, seconds) for seconds in (0.001, 0.02, 0.001)] == [True, True, False]
+    now += 11
+    assert await at_once.call(ask, 0.001)
+
+
+async def test_a_call_that_fails_slowly_counts_as_slow() -> None:
+    now = 0.0
+
+    def fail() -> None:
+        nonlocal now
+        now += 1
+        raise FileNotFoundError
+
+    at_once = AtOnce(lambda: now)
+    with pytest.raises(FileNotFoundError):
+        await at_once.call(fail)
+    assert await at_once.call(threading.current_thread) is not threading.main_thread()
+
+
+async def test_small_and_large_files_come_back_as_they_were(files: Files) -> None:
+    for name, data in (("payloads/small", b"s"), ("payloads/large", bytes(range(256)) * 2048)):
+        await files.put(name, data)
+        assert await files.get(name) == data
+    with pytest.raises(FileNotFoundError):
+        await files.get("payloads/none")

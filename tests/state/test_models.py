@@ -114,3 +114,11 @@ async def test_a_model_and_its_replicas_are_two_questions(state: State, monkeypa
     found = await state.models.find(KEY)
     assert [(one.id, one.drained) for one in found.replicas] == [("r0", False), ("r1", True)]
     assert len(sent) == 2
+
+
+async def test_a_replica_that_has_gone_silent_is_forgotten(state: State) -> None:
+    await state.models.publish(card())
+    await state.models.beat(KEY, replica(ModelState.READY))
+    await state.redis.delete(state.models._keys.replica(KEY.slug, "r0"))
+    assert (await state.models.find(KEY)).replicas == ()
+    assert await state.redis.smembers(state.models._keys.replicas(KEY.slug)) == set()

@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 
 import pytest
-from meeting import MODEL, history, lease, make_job, submit
+from meeting import MODEL, history, lease, make_job, submit, submitted
+from redis.asyncio.connection import AbstractConnection
 
 from interlace.protocol.errors import LimitExceeded, SessionRefused, UnknownJob
 from interlace.protocol.event import Ended, Log, StateChanged
@@ -185,3 +186,39 @@ async def test_workers_hear_of_a_cancellation_at_once(state: State, config: Conf
     assert await state.queue.cancel(job.id, "enough")
     assert await asyncio.wait_for(heard, 30) == (job.id, False)
     assert await state.queue.is_over(job.id)
+
+
+@pytest.mark.parametrize("forgets", [False, True])
+async def test_a_worker_that_waits_gets_a_job_without_asking_again(
+    state: State, monkeypatch: pytest.MonkeyPatch, forgets: bool
+) -> None:
+    """Redis is told ahead to pick once a job comes; also where it has forgotten the script meanwhile."""
+    pick = state.queue._scripts["pick"].sha.encode()
+    sent: list[bytes] = []
+    waits = asyncio.Event()
+    send = AbstractConnection.send_packed_command
+
+    async def noted(self: AbstractConnection, command: list[bytes], *args: object, **options: object) -> None:
+        sent.append(b"".join(command))
+        await send(self, command, *args, **options)
+        if b"BLPOP" in sent[-1]:
+            waits.set()
+
+    monkeypatch.setattr(AbstractConnection, "send_packed_command", noted)
+    for _ in range(60):  # a machine that is slow lets a second pass before the job comes
+        sent.clear()
+        waits.clear()
+        leasing = asyncio.create_task(state.queue.lease(MODEL, "one"))
+        await waits.wait()
+        if forgets:
+            await state.redis.script_flush()
+        job = await submitted(state)
+        held = await leasing
+        if held is not None:
+            assert held.job.id == job.id
+            picks = [b"BLPOP" in one for one in sent if pick in one]
+            assert picks[:2] == [False, True]
+            assert forgets or len(picks) == 2
+            return
+        await lease(state)
+    raise AssertionError("no job came in time")

@@ -2,7 +2,9 @@
 
 import secrets
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from meeting import lapse, lease, make_job, submit
@@ -12,6 +14,7 @@ from interlace_state.config import Config
 from interlace_state.keys import Keys
 from interlace_state.settings.services import LifetimeConfig, RedisConfig, StoreConfig
 from interlace_state.store import State, open_state
+from interlace_workers.replicas.attempt import Attempt
 from interlace_workers.replicas.journal import Journal, LeaseLost
 
 
@@ -56,3 +59,19 @@ async def test_a_job_that_is_anothers_is_not_confirmed(state: State, config: Con
         assert (await lease(state)).fence > held.fence
         with pytest.raises(LeaseLost):
             await journal.confirm()
+
+
+async def test_a_trace_that_was_leased_a_moment_ago_is_not_asked_for_again(state: State, config: Config) -> None:
+    """It cannot have lapsed; one that was leased longer ago may be another's, and must not write over its result."""
+    await submit(state, make_job())
+    held = await lease(state)
+    await lapse(state, config, held)
+    assert (await lease(state)).fence > held.fence
+
+    def attempt(since: float) -> Attempt:
+        nothing: Any = None  # a part that is not asked
+        return Attempt(state, nothing, replace(held, since=since), once, nothing, nothing)
+
+    await attempt(held.since)._make_sure_that_it_is_ours()
+    with pytest.raises(LeaseLost):
+        await attempt(held.since - state.queue.lease_seconds)._make_sure_that_it_is_ours()

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 
 from interlace_workers import channel
 
@@ -62,18 +63,42 @@ class Spawned:
         signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
 
+def inherited(words: Sequence[str]) -> Spawned | None:
+    """The one that our own parent has started for us, if our command line names one: ``--first=PID:END:PIDFD``."""
+    for word in words:
+        if word.startswith("--first="):
+            pid, end, pidfd = map(int, word.removeprefix("--first=").split(":"))
+            for fd in (end, pidfd):
+                os.set_inheritable(fd, False)
+            return Spawned(pid, pidfd, socket.socket(fileno=end))
+    return None
+
+
 def environment() -> dict[str, str]:
     """What a process gets that runs code of others: none of our secrets."""
     return {name: os.environ[name] for name in _PASSED if name in os.environ} | _FIXED
 
 
-def spawn() -> Spawned:
-    """Start one. It ends when our end of its channel does."""
+def spawn(prints: int | None = None) -> Spawned:
+    """Start one. It ends when our end of its channel does.
+
+    ``prints``: a descriptor for what it prints, which is ours otherwise; it then has a session of its own, too, for a
+    terminal's Ctrl-C is not meant for it.
+    """
     ours, theirs = channel.pair()
     command = [sys.executable, "-P", "-c", _RUN, str(theirs.fileno())]
     with theirs:
         # Nor does it learn where we run: `multiprocessing` keeps that in its memory, which jobs can read.
         fds, nothing = [theirs.fileno()], subprocess.DEVNULL
-        process = subprocess.Popen(command, env=environment(), cwd="/", pass_fds=fds, stdin=nothing)
+        process = subprocess.Popen(
+            command,
+            env=environment(),
+            cwd="/",
+            pass_fds=fds,
+            stdin=nothing,
+            stdout=prints,
+            stderr=prints,
+            start_new_session=prints is not None,
+        )
     process.returncode = 0  # to be buried by `Spawned`, and not looked after by the class that started it
     return Spawned(process.pid, os.pidfd_open(process.pid), ours)

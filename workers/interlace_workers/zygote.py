@@ -44,17 +44,26 @@ class Zygote:
         self._family = family
         self._parents: dict[int, socket.socket] = {}
         self._children: dict[int, tuple[int, int, socket.socket]] = {}  # pidfd -> pid, slot, whose it is
+        self._knows_methods = False
         self._poll = select.poll()
         self._adopted_by(parent)
 
     def serve(self) -> None:
-        """Fork for each request until no parent is left, then end what is left."""
+        """Fork for each request until no parent is left, then end what is left.
+
+        The declarations of methods are read once the first child is there, which nobody waits for: it finds its own.
+        """
         while self._parents:
             for fd, _ in self._poll.poll():
                 if fd in self._children:
                     self._reap(fd)
                 elif fd in self._parents:
                     self._heed(self._parents[fd])
+            if self._children and not self._knows_methods:
+                self._knows_methods = True
+                _know_methods()
+                gc.collect()
+                gc.freeze()
         self._family.kill()
 
     def _adopted_by(self, parent: socket.socket) -> None:
@@ -129,6 +138,7 @@ def _reason(error: Exception) -> str:
 
 
 def main() -> None:
+    gc.freeze()  # imports leave little behind, and have made 400,000 objects that a collection would walk
     parent = socket.socket(fileno=int(sys.argv[1]))
     process.adopt_orphans()
     started, waiting = _started(), _now()
@@ -146,7 +156,6 @@ def main() -> None:
         into_huge_pages(model.model._module, realign=not order.is_pipeline)
         model = replace(model, rehearsal=warm.rehearsal(model))
         token_seconds = speed.token_seconds(model)
-        _know_methods()
         _refuse_threads()
         family, sandbox = Family(), Sandbox(order.isolation, hidden=order.path, without=order.without)
         sandbox.prepare()

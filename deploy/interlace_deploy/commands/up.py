@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from interlace_deploy.address import hidden, reachable
 from interlace_deploy.commands import detach
+from interlace_deploy.parts.ahead import Ahead
 from interlace_deploy.parts.ray_access import access
 from interlace_deploy.parts.rundir import RunDir
 from interlace_deploy.parts.service import Service
@@ -22,7 +23,7 @@ from interlace_state.config import Config
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace, ahead: Ahead | None = None) -> int:
     """The command. Raises CommandProblem."""
     screen = Screen()
     config = configuration(arguments, os.environ)
@@ -30,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
         return detach.up(config, arguments.words, screen)
     if config.redis.url is not None:
         screen.say(f"redis      {hidden(config.redis.url)}")
-    asyncio.run(_serve(config, screen, arguments.config))
+    asyncio.run(_serve(config, screen, arguments.config, ahead))
     return 0
 
 
@@ -57,10 +58,10 @@ def configuration(arguments: argparse.Namespace, environ: Mapping[str, str]) -> 
     return read(arguments.config, environ, overrides)
 
 
-async def _serve(config: Config, screen: Screen, file: Path | None) -> None:
+async def _serve(config: Config, screen: Screen, file: Path | None, ahead: Ahead | None) -> None:
     run_dir = RunDir(config.state_dir)
     with run_dir.claim():
-        service = Service(config, run_dir, screen, os.environ, file)
+        service = Service(config, run_dir, screen, os.environ, file, ahead)
         asked = _stop_on_signals(service, screen)
         if config.isolation_level == "none":
             screen.warn("`isolation: none`: jobs run unprotected, as this account. Only for people that you trust.")

@@ -116,6 +116,11 @@ class _Copier:
             self._heed(line.decode(errors="replace").rstrip("\r").rpartition("\r")[2])
 
 
+def copy_into(log: Path, pipe: int) -> None:
+    """Move what comes out of a pipe into a log, until nobody can write any more; then the pipe is closed."""
+    _Copier(pipe, log, lambda _: None)
+
+
 def rotate(log: Path) -> None:
     """Put a former run's log aside, one generation."""
     with contextlib.suppress(FileNotFoundError):

@@ -17,8 +17,9 @@ from redis.exceptions import RedisError
 
 from interlace_deploy.address import check_port, hidden
 from interlace_deploy.parts import embedded_redis
+from interlace_deploy.parts.ahead import Ahead
 from interlace_deploy.parts.catalogue import Catalogue
-from interlace_deploy.parts.children import Child, Heed, rotate
+from interlace_deploy.parts.children import Child, Heed, copy_into, rotate
 from interlace_deploy.parts.ray_access import environment
 from interlace_deploy.parts.rundir import RunDir
 from interlace_deploy.problems import CommandProblem, UsageProblem
@@ -43,8 +44,16 @@ class Service:
     """The parts that we started. Nothing else is ever signalled."""
 
     def __init__(
-        self, config: Config, run: RunDir, screen: Screen, environ: Mapping[str, str], file: Path | None = None
+        self,
+        config: Config,
+        run: RunDir,
+        screen: Screen,
+        environ: Mapping[str, str],
+        file: Path | None = None,
+        ahead: Ahead | None = None,
     ) -> None:
+        """``ahead``: a process for the first model, which the workers that are started first take over."""
+        self._ahead = ahead
         self._config = config
         #: Where the configuration was given; None where every command finds it.
         self._file = file
@@ -83,6 +92,8 @@ class Service:
                 while True:
                     child, code = await self._ended.get()
                     child.kill()
+                    if child.name == "workers":
+                        self._end_ahead()
                     pause = _pause(child, ends[child.name])
                     when = f"in {pause:g} s" if pause else "at once"
                     self._screen.say(f"{child.name} {_described(code)}; starting it again {when} (log: {child.log})")
@@ -114,6 +125,8 @@ class Service:
                 await child.stop(seconds)
             elif child:
                 child.kill()  # what it started may live
+            if name == "workers":
+                self._end_ahead()
         for task in self._watching:
             task.cancel()
 
@@ -121,6 +134,12 @@ class Service:
         """End everything at once."""
         for child in self._children.values():
             child.kill()
+        self._end_ahead()
+
+    def _end_ahead(self) -> None:
+        """The process that workers took over is in no session of theirs."""
+        if self._ahead is not None and self._ahead.is_taken:
+            self._ahead.kill()
 
     async def _start_redis(self) -> None:
         with self._screen.part("redis") as details:
@@ -185,8 +204,22 @@ class Service:
 
     async def _start_part(self, name: str, heed: Heed) -> None:
         command = [sys.executable, "-m", _MODULES[name], "--config", str(self._run.config)]
-        environ = environment(self._config, self._run, self._environ) if name == "workers" else self._environ
-        self._watch(await Child.start(name, command, self._log(name), environ, heed=heed))
+        if name != "workers":
+            self._watch(await Child.start(name, command, self._log(name), self._environ, heed=heed))
+            return
+        environ = environment(self._config, self._run, self._environ)
+        fds: tuple[int, ...] = ()
+        if (ahead := self._ahead) is not None and not ahead.is_taken:
+            command += ahead.words()
+            fds = ahead.process.end.fileno(), ahead.process.pidfd
+        self._watch(await Child.start(name, command, self._log(name), environ, heed=heed, pass_fds=fds))
+        if ahead is not None and fds:
+            ahead.taken()
+            burying = asyncio.create_task(ahead.process.wait(), name="watch the first model's process")
+            self._watching.add(burying)
+            if ahead.output is not None:
+                copy_into(self._log(name), ahead.output)
+                ahead.output = None
 
     def _note_url(self, line: str) -> None:
         if (match := _LISTENING.search(line)) and not self._url.done():

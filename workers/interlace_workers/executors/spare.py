@@ -10,7 +10,7 @@ from interlace_workers.executors import proc
 from interlace_workers.executors.base import ExecutorLost
 from interlace_workers.executors.zygote_process import Child
 
-_LOOK = 0.01  # seconds between two looks whether a core is idle
+_LOOK, _LONGEST_LOOK = 0.01, 0.16  # seconds between two looks whether a core is idle: at first, and on a busy machine
 
 
 class Spare:
@@ -50,6 +50,8 @@ class Spare:
     async def _wait_for_a_core(self) -> None:
         with contextlib.suppress(ExecutorLost):  # whoever takes the child learns of it
             child = await self.sealed()
+            pause = _LOOK
             while not proc.has_idle_core():
-                await asyncio.sleep(_LOOK)
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _LONGEST_LOOK)
             self._rehearsing = asyncio.create_task(child.rehearse(), name="rehearse")

@@ -65,6 +65,7 @@ def main(first: Spawned) -> None:
     """``first``: a zygote that has been started, for the first model."""
     parser = argparse.ArgumentParser(prog="interlace_workers", description="Host the configured models until SIGTERM.")
     parser.add_argument("--config", type=Path, required=True, help="YAML configuration")
+    parser.add_argument("--first", help="a process for the first model that we inherit, as PID:CHANNEL:PIDFD")
     arguments = parser.parse_args()
     os.umask(0o077)  # a Ray of our own leaves its token in a file
     log.configure()

@@ -25,6 +25,7 @@ from interlace_workers.replicas.telemetry import Watch
 #: A job whose process has crashed so often is not run again.
 _CRASHES = 2
 _LAST_LINE = 200  # characters
+_SURE = 0.5  # lengths of a lease in which it cannot have lapsed, whatever Redis' clock does beside ours
 _ENDED_WITH_WHAT_IT_HAD = "The job was cancelled; its result is what it had by then."
 _LOST_WHILE_STOPPING = (
     "The job was cancelled, and lost its worker before it had ended. `resume` goes on from its last checkpoint, if "
@@ -109,7 +110,7 @@ class Attempt:
 
     async def _done(self, staged: Path, cost: Cost) -> Ended:
         """Put the result where its client finds it."""
-        await self._journal.confirm()  # whose job it is no more must not overwrite the result
+        await self._make_sure_that_it_is_ours()
         try:
             if self._harvest is not None:
                 await self._harvest.finish(staged, cost, cancelled=self._stopping)
@@ -122,6 +123,14 @@ class Attempt:
         if self._stopping:
             return Ended(state=JobState.CANCELLED, text=_ENDED_WITH_WHAT_IT_HAD, result=result, cost=cost)
         return Ended(state=JobState.COMPLETED, text="Your job has been completed.", result=result, cost=cost)
+
+    async def _make_sure_that_it_is_ours(self) -> None:
+        """Raises LeaseLost: whose job it is no more must not overwrite the result, nor store what its method gave.
+
+        A trace that was leased a moment ago can be nobody else's. If it was cancelled, `finish` finds out.
+        """
+        if self._harvest is not None or self._lease.age > _SURE * self._state.queue.lease_seconds:
+            await self._journal.confirm()
 
     async def _outcome(self, payload: bytes, staged: Path) -> Done | Failed:
         """Run the job; once more if its process crashed, which may have been the machine's fault."""

@@ -5,6 +5,7 @@ It ends when its parent does: its standard input is a pipe whose other end the p
 
 import argparse
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -60,6 +61,7 @@ def main() -> None:
     key = ModelKey.parse(arguments.key)
     log.configure(model=str(key), replica=arguments.name)
     model = ModelConfig.model_validate_json(arguments.model)
+    gc.freeze()  # what there is stays: no collection amid a job shall walk it
     sys.exit(asyncio.run(_serve(arguments.config, model, key, arguments.name, arguments.ahead, arguments.share)))
 
 
