@@ -33,7 +33,7 @@ class ModelChanges(BaseModel):
 async def deploy(gateway: Gateway, caller: Caller, model: ModelConfig) -> ModelView:
     """Host a model; one that is hosted is hosted so from now on. Raises InvalidRequest."""
     key = _key(model)
-    if (reason := hostable.against(model, gateway.config)) is not None:
+    if (reason := hostable.against(model, gateway.config) or hostable.too_tight(gateway.config)) is not None:
         raise InvalidRequest(f"{key} cannot be hosted so: {reason}")
     former = await gateway.state.models.look(key)
     failed = former is not None and former.state is ModelState.FAILED

@@ -18,6 +18,11 @@ def against(model: ModelConfig, config: Config) -> str | None:
             "`quantization: fp8` needs a GPU of compute capability 8.9 or newer: processors do not multiply it. Here "
             "`int8`, `nf4` and `fp4` work, or have it on a GPU: `executor: resident`, `trusted`, `device: cuda`."
         )
+    return None
+
+
+def too_tight(config: Config) -> str | None:
+    """Why no model whatever has room; None where one may. A placer says it with the weights counted."""
     limit = config.memory.limit_bytes
     if limit is not None and limit < BASE_BYTES:
         return (
