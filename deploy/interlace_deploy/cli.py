@@ -189,7 +189,9 @@ def _add_hosting(commands: "argparse._SubParsersAction[_Parser]") -> None:
     deploy.add_argument("--revision", help="branch, tag or commit on the hub (default: main)")
     deploy.add_argument("--task", help="the transformers pipeline task (default: text-generation)")
     deploy.add_argument("--dtype", choices=("float32", "bfloat16", "float16", "auto"))
-    deploy.add_argument("--quantization", choices=("int8", "nf4", "fp4", "fp8"), help="needs a GPU")
+    deploy.add_argument(
+        "--quantization", choices=("int8", "nf4", "fp4", "fp8"), help="hold the weights in fewer bits; fp8 needs a GPU"
+    )
     deploy.add_argument("--gpus", type=float, metavar="N", help="GPUs of a replica (default: 0)")
     deploy.add_argument("--device", metavar="cpu|cuda|cuda:N|auto", help="of a resident model (default: cpu)")
     deploy.add_argument(

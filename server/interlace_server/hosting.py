@@ -11,10 +11,10 @@ from interlace_server import on_demand
 from interlace_server.doors.auth import Caller
 from interlace_server.gateway import Gateway
 from interlace_server.views import model_view
-from interlace_state import log
+from interlace_state import hostable, log
 from interlace_state.desired import Desired
 from interlace_state.models import HostedModel, ModelState
-from interlace_state.settings.models import Autoscale, ModelConfig
+from interlace_state.settings.models import MOST_REPLICAS, Autoscale, ModelConfig
 
 
 class ModelChanges(BaseModel):
@@ -22,7 +22,7 @@ class ModelChanges(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    replicas: int | None = Field(default=None, ge=1)
+    replicas: int | None = Field(default=None, ge=1, le=MOST_REPLICAS)
     #: In place of `replicas`.
     autoscale: Autoscale | None = None
     #: null: never.
@@ -33,6 +33,8 @@ class ModelChanges(BaseModel):
 async def deploy(gateway: Gateway, caller: Caller, model: ModelConfig) -> ModelView:
     """Host a model; one that is hosted is hosted so from now on. Raises InvalidRequest."""
     key = _key(model)
+    if (reason := hostable.against(model, gateway.config) or hostable.too_tight(gateway.config)) is not None:
+        raise InvalidRequest(f"{key} cannot be hosted so: {reason}")
     former = await gateway.state.models.look(key)
     failed = former is not None and former.state is ModelState.FAILED
 

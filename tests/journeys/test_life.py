@@ -261,7 +261,7 @@ def test_commands(on: interlace.Client, server: running.Running, models: Lab) ->
     assert f"{tiny.LLAMA}  is hosted no longer" in followed_until(server, "no longer")
     kept = command(server, "evict", "--forget", tiny.GPT2)
     assert (kept.returncode, "is in the configuration file" in kept.stderr) == (1, True)
-    impossible = command(server, "deploy", tiny.LLAMA, "--quantization", "nf4")
+    impossible = command(server, "deploy", tiny.LLAMA, "--quantization", "fp8")
     assert impossible.returncode == 1
     assert "needs a GPU" in impossible.stderr
     lines = (server.state_dir / "audit.jsonl").read_text().splitlines()

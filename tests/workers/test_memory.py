@@ -4,9 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from interlace_state.config import Config
+from interlace_state.hostable import BASE_BYTES
 from interlace_state.settings.hosting import MemoryConfig
-from interlace_state.settings.models import ModelConfig
-from interlace_workers.placement.memory import BASE_BYTES, Occupant, Room, judge, need, this_machine
+from interlace_workers.placement.memory import Occupant, Room, judge, need, this_machine
 
 GIB = 1 << 30
 SETTINGS = MemoryConfig()
@@ -71,11 +71,8 @@ def test_what_leaves_is_enough_and_none_of_it_could_stay(
 
 
 def test_what_a_replica_takes() -> None:
-    model = ModelConfig(source="a")
-    assert need(GIB, model, MemoryConfig(margin=0.5)) == GIB + GIB // 2 + BASE_BYTES
-    assert need(None, model, SETTINGS) == BASE_BYTES
-    packed = model.model_copy(update={"quantization": "nf4"})
-    assert need(GIB, packed, MemoryConfig(margin=0)) == GIB // 4 + BASE_BYTES
+    assert need(GIB, MemoryConfig(margin=0.5)) == GIB + GIB // 2 + BASE_BYTES
+    assert need(None, SETTINGS) == BASE_BYTES
 
 
 def test_what_is_planned_and_not_there_yet_is_not_free() -> None:

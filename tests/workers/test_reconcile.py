@@ -175,7 +175,7 @@ async def test_one_that_is_idle_for_long_leaves(config: Config, state: State) ->
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"quantization": "int8"}, "`quantization: int8` needs a GPU"),
+        ({"quantization": "fp8"}, "`quantization: fp8` needs a GPU"),
         ({"executor": "resident", "trusted": ["a"]}, "`isolation: required` leaves no room for resident models"),
         ({"gpus": 1}, "`gpus: 1` are Ray's to reserve: set `runtime: ray`."),
     ],

@@ -33,8 +33,12 @@ _FIXED = {
     "PYTHONUNBUFFERED": "1",
     "PYTHONHASHSEED": "0",
 }
-#: The module as a program, without the collector's 0.5 s of looks at modules that stay; it turns the collector on.
-_RUN = "import gc, runpy; gc.disable(); runpy.run_module('interlace_workers.zygote', None, '__main__', True)"
+#: The module as a program, without the collector's 0.5 s of looks at modules that stay, and without bitsandbytes, which
+#: PEFT imports wherever it finds it (60 MiB, 4 s of the processor); it turns both on.
+_RUN = (
+    "import gc, runpy, sys; gc.disable(); sys.modules['bitsandbytes'] = None; "
+    "runpy.run_module('interlace_workers.zygote', None, '__main__', True)"
+)
 
 
 class Spawned:

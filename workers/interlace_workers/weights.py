@@ -6,6 +6,7 @@ faults in the child with a mapped file. A child that writes to a weight gets a 4
 
 import ctypes
 import mmap
+from collections.abc import Iterator
 
 import torch
 
@@ -20,7 +21,7 @@ def into_huge_pages(module: torch.nn.Module, *, realign: bool = True) -> int:
     the processor's cache lines as before: a product of one row with a weight has its last bits by that, and a model
     that was mapped from its files then gives the bits that it gives elsewhere.
     """
-    tensors = [tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.device.type == "cpu"]
+    tensors = [tensor for tensor in held(module) if tensor.device.type == "cpu"]
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in tensors}
     storages.pop(0, None)  # of an empty tensor
     room = 0 if realign else _ALIGNMENT
@@ -45,6 +46,21 @@ def into_huge_pages(module: torch.nn.Module, *, realign: bool = True) -> int:
     storages.clear()
     _libc.malloc_trim(0)  # else what the weights took before stays with this process, and with every child's fork
     return total
+
+
+def held(module: torch.nn.Module) -> Iterator[torch.Tensor]:
+    """Parameters and buffers, and what bitsandbytes keeps of a packed weight as attributes: its scales, or itself."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        yield tensor
+        for owner in (tensor, getattr(tensor, "quant_state", None)):
+            attributes = vars(owner).values() if owner is not None else ()
+            yield from (one for one in attributes if isinstance(one, torch.Tensor))
+
+
+def shape(tensor: torch.Tensor) -> torch.Size:
+    """A weight's shape as the model has it, and not as four bits of bitsandbytes pack it."""
+    packed = getattr(tensor, "quant_state", None)
+    return tensor.shape if packed is None else torch.Size(packed.shape)
 
 
 def _aligned(size: int) -> int:

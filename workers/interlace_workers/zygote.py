@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 from interlace.methods import BrokenCatalogue, catalogue
 from interlace_workers import channel, heap
-from interlace_workers.child import job, resident, speed, warm
+from interlace_workers.child import job, quantized, resident, speed, warm
 from interlace_workers.child.model import HostedModel, load
 from interlace_workers.order import Load, Loaded
 from interlace_workers.sandbox import Sandbox, Unsafe, process
@@ -148,6 +148,7 @@ def main() -> None:
         return
     started += _now() - waiting
     try:
+        quantized.enable(order)
         model = load(order)
         if order.resident:
             warm.rehearsal(model)

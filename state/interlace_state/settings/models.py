@@ -8,15 +8,17 @@ from pydantic import Field, model_validator
 from interlace.protocol.model import is_repo_id, is_revision, is_task
 from interlace_state.settings.section import DAY, DECADE, Section, such
 
+#: Replicas of one model that anybody can ask for. Each is a process of its own: more is a slip of the finger.
+MOST_REPLICAS = 256
 _DEVICE = re.compile(r"cpu|auto|cuda(:\d{1,3})?")
 
 
 class Autoscale(Section):
     """How many replicas of a model run, by how many jobs wait for it."""
 
-    least: int = Field(default=0, ge=0)
+    least: int = Field(default=0, ge=0, le=MOST_REPLICAS)
     """Replicas that always run; with 0 an idle model takes no memory, and the next job waits while it is loaded."""
-    most: int = Field(default=1, ge=1)
+    most: int = Field(default=1, ge=1, le=MOST_REPLICAS)
     """Replicas that run at most."""
     jobs_per_replica: int = Field(default=4, ge=1)
     """Jobs, waiting or running, for which one replica is enough; one more job, and another replica starts."""
@@ -48,7 +50,7 @@ class ModelConfig(Section):
     A diffusers pipeline, known by its model_index.json, has none."""
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
     """The type that weights are held in; `auto` takes the checkpoint's own."""
-    replicas: int = Field(default=1, ge=1)
+    replicas: int = Field(default=1, ge=1, le=MOST_REPLICAS)
     """How many copies of the model run."""
     autoscale: Autoscale | None = None
     """Start and stop replicas by need, in place of `replicas`: `{least: 0, most: 2, jobs_per_replica: 4,
@@ -60,7 +62,8 @@ class ModelConfig(Section):
     trust_remote_code: bool = False
     """Run the Python code that the checkpoint brings. Only for repositories that you have read."""
     quantization: Quantization | None = None
-    """Hold the weights in fewer bits, on a GPU: `int8`, `nf4` or `fp4` of bitsandbytes, or `fp8`."""
+    """Hold the weights in fewer bits, in place of `dtype`: `int8`, `nf4` or `fp4` of bitsandbytes, which
+    `interlace[quantized]` brings, or on a GPU `fp8`."""
     gpus: float = Field(default=0, ge=0, le=64)
     """GPUs of a replica, which Ray reserves; 0 holds the model on processors."""
     idle_seconds: float | None = Field(default=None, ge=0, le=DECADE)

@@ -11,8 +11,9 @@ from tqdm import tqdm
 from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from interlace_workers.child import pipeline, tasks
+from interlace_workers.child import pipeline, quantized, tasks
 from interlace_workers.order import Load
+from interlace_workers.weights import held, shape
 
 #: nnsight's persistent id -> the attribute of a processor.
 _PARTS = {"Tokenizer": "tokenizer", "ImageProcessor": "image_processor", "FeatureExtractor": "feature_extractor"}
@@ -41,13 +42,13 @@ def load(order: Load) -> HostedModel:
     transformers_logging.disable_progress_bar()  # it would go into a log file
     model = pipeline.load(order) if order.is_pipeline else _transformers_model(order)
     model._module.eval()
-    tensors = [*model._module.parameters(), *model._module.buffers()]
+    storages = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in held(model._module)}
     return HostedModel(
         model=model,
         persistent=persistent_of(model),
         threads=order.threads,
-        n_params=sum(parameter.numel() for parameter in model._module.parameters()),
-        size_bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors),
+        n_params=sum(shape(parameter).numel() for parameter in model._module.parameters()),
+        size_bytes=sum(storages.values()),
         is_pipeline=order.is_pipeline,
     )
 
@@ -67,14 +68,20 @@ def persistent_of(model: Any) -> dict[str, Any]:
 def _transformers_model(order: Load) -> Any:
     if order.task is not None:
         tasks.check(order.path, order.task, trust_remote_code=order.trust_remote_code)
-    dtype = getattr(torch, order.dtype, order.dtype)  # else "auto", or a quantization
+    packed = order.dtype in QUANTIZATIONS  # where `int8` is not torch's
+    dtype = order.dtype if packed else getattr(torch, order.dtype, order.dtype)  # else "auto"
     extras: dict[str, Any] = {"trust_remote_code": True} if order.trust_remote_code else {}
     with contextlib.suppress(OSError, ValueError):  # not every task has a tokenizer
         # nnsight cannot guess the tokenizer of a local directory; given one it need not.
         extras["tokenizer"] = AutoTokenizer.from_pretrained(order.path, **extras)
     # Said of a processor, too: a pipeline takes the first GPU that it finds.
-    if order.device == "auto" or order.dtype in QUANTIZATIONS:  # what is quantized cannot be moved afterwards
+    if order.device == "auto" or packed:  # what is quantized cannot be moved afterwards
         extras["device_map"] = order.device if order.device == "auto" else {"": order.device}
     else:
         extras["device"] = order.device
-    return TransformersModel(order.path, task=order.task, dispatch=True, dtype=dtype, **extras)
+    model = TransformersModel(order.path, task=order.task, dispatch=True, dtype=dtype, **extras)
+    if packed and not getattr(model._module, "is_quantized", False):
+        # A pipeline of transformers that cannot load what it was told to loads float32, and says so in its log.
+        raise ValueError(f"transformers has not loaded it as {order.dtype}")
+    quantized.keep_gradients(model._module)
+    return model

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from interlace_workers.child.model import HostedModel
+from interlace_workers.weights import shape
 
 
 def why_alone(model: HostedModel) -> str | None:
@@ -12,6 +13,8 @@ def why_alone(model: HostedModel) -> str | None:
     An expert sees the tokens that are sent to it: as many as there happen to be, of any row. And where a token is sent
     is a choice, which the last digits of a larger batch can turn.
     """
+    if getattr(model.model._module, "is_loaded_in_8bit", False):
+        return "its weights have 8 bits: which inputs are multiplied in 16 is decided over all rows"
     for name, value in _numbers(model.model._module.config.to_dict()):
         if "expert" in name and value > 1:
             return f"the model has experts ({name}: {value})"
@@ -23,7 +26,7 @@ def dimensions(model: HostedModel) -> frozenset[int]:
     module = model.model._module
     found = {1}
     for tensor in [*module.parameters(), *module.buffers()]:
-        found.update(tensor.shape)
+        found.update(shape(tensor))
     config = module.config.to_dict()
     found.update(value for _, value in _numbers(config))
     for one in (config, *(value for value in config.values() if isinstance(value, dict))):

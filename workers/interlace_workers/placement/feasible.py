@@ -1,7 +1,9 @@
 """What this service cannot do with a checkpoint, or must not, known before anything is loaded."""
 
+import importlib.util
 from typing import Any
 
+from interlace_state import hostable
 from interlace_state.config import Config
 from interlace_state.settings.hosting import DeployConfig
 from interlace_state.settings.models import ModelConfig
@@ -43,17 +45,12 @@ def against(model: ModelConfig, checkpoint: dict[str, Any], config: Config) -> s
 
     ``checkpoint`` is its config.json.
     """
-    if model.executor == "resident" and config.isolation == "required":
-        return "`isolation: required` leaves no room for resident models, whose jobs run unprotected."
-    if model.gpus:
-        return _against_gpus(model, config)
+    if (reason := hostable.against(model, config)) is not None:
+        return reason
+    if model.quantization is not None and (reason := _against_quantization(model, checkpoint)) is not None:
+        return reason
     if model.device != "cpu":
         return None
-    if model.quantization is not None:
-        return (
-            f"`quantization: {model.quantization}` needs a GPU, for which its kernels are written. Leave it out and "
-            "set `dtype: bfloat16`, or have a resident model on a GPU: `executor: resident`, `trusted`, `device: cuda`."
-        )
     said = checkpoint.get("quantization_config")
     method = str(said.get("quant_method", "")) if isinstance(said, dict) else ""
     if method in _NEEDS_GPU:
@@ -64,9 +61,12 @@ def against(model: ModelConfig, checkpoint: dict[str, Any], config: Config) -> s
     return None
 
 
-def _against_gpus(model: ModelConfig, config: Config) -> str | None:
-    if config.runtime != "ray":
-        return f"`gpus: {model.gpus:g}` are Ray's to reserve: set `runtime: ray`."
-    if model.executor != "resident" or model.device == "cpu":
-        return "A model with `gpus` is resident: set `executor: resident`, `trusted`, and `device: cuda` or `auto`."
+def _against_quantization(model: ModelConfig, checkpoint: dict[str, Any]) -> str | None:
+    what = f"`quantization: {model.quantization}`"
+    if "_diffusers_version" in checkpoint:
+        return f"{what} is for models of transformers; this is a pipeline of diffusers. Leave it out."
+    if "quantization_config" in checkpoint:
+        return f"{what} is for weights that are whole, and its checkpoint is quantized already. Leave it out."
+    if model.quantization != "fp8" and importlib.util.find_spec("bitsandbytes") is None:
+        return f"{what} needs bitsandbytes beside the workers: `pip install 'interlace[quantized]'`."
     return None

@@ -11,14 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from interlace_state.config import Config
+from interlace_state.hostable import BASE_BYTES
 from interlace_state.settings.hosting import MemoryConfig
-from interlace_state.settings.models import ModelConfig
 
-#: What a replica's two processes hold beside the weights: measured with SmolLM2, see docs/models.md.
-BASE_BYTES = 480 << 20
 #: What another replica holds that shares the weights and all else of its zygote.
 SHARED_BYTES = 120 << 20
-_BITS = {"int8": 8, "fp8": 8, "nf4": 4, "fp4": 4}
 
 
 @dataclass(frozen=True)
@@ -58,12 +55,9 @@ class Verdict:
     text: str = ""
 
 
-def need(size_bytes: int | None, model: ModelConfig, settings: MemoryConfig) -> int:
-    """What a replica takes, whose weights take ``size_bytes`` in the type asked for."""
-    weights = size_bytes or 0
-    if (bits := _BITS.get(model.quantization or "")) is not None:
-        weights = weights * bits // 16
-    return int(weights * (1 + settings.margin)) + BASE_BYTES
+def need(size_bytes: int | None, settings: MemoryConfig) -> int:
+    """What a replica takes, whose weights take ``size_bytes`` as they are held."""
+    return int((size_bytes or 0) * (1 + settings.margin)) + BASE_BYTES
 
 
 def judge(wanted: int, rooms: Sequence[Room], occupants: Sequence[Occupant], settings: MemoryConfig) -> Verdict:

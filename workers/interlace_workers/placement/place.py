@@ -147,7 +147,7 @@ async def find(config: Config, state: State, model: ModelConfig, search: Search)
     await state.models.replace_files(card.key, files)
     await state.models.publish(card)
     fixed = model.model_copy(update={"threads": load.threads})
-    return Placement(fixed, card.key, load, memory.need(card.size_bytes, model, config.memory))
+    return Placement(fixed, card.key, load, memory.need(card.size_bytes, config.memory))
 
 
 async def refuse(state: State, key: ModelKey, model: ModelConfig, reason: str) -> None:

@@ -5,14 +5,14 @@ import json
 from interlace.protocol.model import ModelKey
 from interlace_state.models import ModelCard
 from interlace_state.settings.models import ModelConfig
-from interlace_workers.sources import described, pipeline, weights
+from interlace_workers.sources import described, pipeline, quantized, weights
 from interlace_workers.sources.source import Source
 
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 def card(source: Source, key: ModelKey, model: ModelConfig) -> ModelCard:
-    """What is known of the model before it is loaded; its size is that of the weights in the dtype asked for.
+    """What is known of the model before it is loaded; its size is that of the weights as they will be held.
 
     Raises SourceError for damaged files.
     """
@@ -29,6 +29,9 @@ def card(source: Source, key: ModelKey, model: ModelConfig) -> ModelCard:
         n_params = described.n_params(source.path, key)
     width = _BYTES.get(dtype)
     as_stored = source.size_bytes * (width or 1) // (_BYTES.get(stored) or width or 1)
+    size_bytes = n_params * width if n_params is not None and width is not None else as_stored
+    if model.quantization is not None and (shapes := weights.shapes(source.path)) is not None:
+        size_bytes = quantized.size_bytes(shapes, config, model.quantization)
     return ModelCard(
         key=key,
         commit=source.commit,
@@ -36,7 +39,7 @@ def card(source: Source, key: ModelKey, model: ModelConfig) -> ModelCard:
         config=config,
         trusted=model.trusted if model.executor == "resident" else None,
         n_params=n_params,
-        size_bytes=n_params * width if n_params is not None and width is not None else as_stored,
+        size_bytes=size_bytes,
     )
 
 

@@ -105,14 +105,30 @@ def _counts(folder: Path) -> Counter[str] | None:
     return sum(map(_numbers, paths), Counter())
 
 
+def shapes(folder: Path) -> list[tuple[str, tuple[int, ...]]] | None:
+    """Name and shape of each tensor in the weight files, as `n_params`. Raises SourceError."""
+    paths = files(folder)
+    if not paths or any(path.suffix != ".safetensors" for path in paths):
+        return None
+    return [(name, shape) for path in paths for name, _, shape in _tensors(path)]
+
+
 def _numbers(path: Path) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for _, stored, shape in _tensors(path):
+        found[stored] += math.prod(shape)
+    return found
+
+
+def _tensors(path: Path) -> list[tuple[str, str, tuple[int, ...]]]:
+    """Name, type and shape of each tensor in a safetensors file. Raises SourceError."""
     with reading(path), path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > _LONGEST_HEADER:
             raise ValueError("not a safetensors file")
         header: dict[str, dict[str, Any]] = json.loads(file.read(length))
-        found: Counter[str] = Counter()
-        for name, tensor in header.items():
-            if name != "__metadata__":
-                found[str(tensor["dtype"])] += math.prod(map(int, tensor["shape"]))
-        return found
+        return [
+            (name, str(tensor["dtype"]), tuple(map(int, tensor["shape"])))
+            for name, tensor in header.items()
+            if name != "__metadata__"
+        ]
