@@ -78,12 +78,12 @@ def test_what_happens_comes_without_asking(keyed: Keyed, look: Look, shown: Show
     finish(keyed, lease)
     page.locator(".tag.completed").wait_for()
     table = page.get_by_role("img", name="Curve of loss over step: 0.3333 at step 5")
-    table.last.wait_for()
-    assert table.count() == 2  # what was measured on the way, and what the result says
-    table.last.focus()
+    table.first.wait_for()
+    assert table.count() == 2  # what the result says, and what was measured on the way
+    table.first.focus()
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
-    assert table.last.locator(".u-legend .u-value").all_inner_texts() == ["1", "1"]
+    assert table.first.locator(".u-legend .u-value").all_inner_texts() == ["1", "1"]
     looking.check()
     shown("job-curves", looking)
 
