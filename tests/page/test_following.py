@@ -77,13 +77,14 @@ def test_what_happens_comes_without_asking(keyed: Keyed, look: Look, shown: Show
     page.locator("#log").get_by_text("a line").wait_for()
     finish(keyed, lease)
     page.locator(".tag.completed").wait_for()
-    table = page.get_by_role("img", name="Curve of loss over step: 0.3333 at step 5")
-    table.last.wait_for()
-    assert table.count() == 2  # what was measured on the way, and what the result says
-    table.last.focus()
+    name = "Curve of loss over step: 0.3333 at step 5"
+    table = page.locator("#job").get_by_role("img", name=name)
+    table.wait_for()
+    assert page.get_by_role("img", name=name).count() == 2  # the other is of what was measured on the way
+    table.focus()
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
-    assert table.last.locator(".u-legend .u-value").all_inner_texts() == ["1", "1"]
+    assert table.locator(".u-legend .u-value").all_inner_texts() == ["1", "1"]
     looking.check()
     shown("job-curves", looking)
 
