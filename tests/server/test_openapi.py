@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import schemathesis
+import torch
 import uploads
 from gateway_process import COMMIT, HEADERS, KEY, Gateway, Worker, envelope, saved
 
+from interlace.methods.shared.preview import preview
 from interlace.protocol.event import Saved
 from interlace_state.store import State
 
@@ -43,6 +45,7 @@ async def facts(gateway: Gateway, worker: Worker) -> dict[str, Any]:
     job_id = (await asyncio.to_thread(gateway.post)).json()["id"]
     lease = await worker.start()
     assert await worker.state.queue.record(lease, Saved(number=1, name="x", size=3, data=b"abc"))
+    await worker.state.values.keep(job_id, 2, preview(torch.zeros(1, 8, 8, 3, dtype=torch.uint8)))
     await worker.complete(lease, saved())
     url = (await asyncio.to_thread(gateway.get, f"/response/{job_id}")).json()["data"]
     sent, other = [await asyncio.to_thread(uploads.upload, gateway.url, name="one") for _ in range(2)]
@@ -74,6 +77,7 @@ SUCCESSES: list[tuple[str, str, dict[str, str]]] = [
     ("/v1/jobs/{job_id}/events", "GET", {"job_id": "job_id"}),
     ("/v1/jobs/{job_id}/result", "GET", {"job_id": "job_id"}),
     ("/v1/jobs/{job_id}/values/{number}", "GET", {"job_id": "job_id", "number": "1"}),
+    ("/v1/jobs/{job_id}/pictures/{number}", "GET", {"job_id": "job_id", "number": "2"}),
     ("/v1/jobs/{job_id}", "DELETE", {"job_id": "job_id"}),
     ("/v1/artifacts", "GET", {}),
     ("/v1/artifacts/{artifact_id}", "GET", {"artifact_id": "artifact_id"}),
