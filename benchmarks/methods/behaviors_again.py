@@ -8,8 +8,8 @@ behaviours, and with thirty clusters it is the answers that are found.
 **templates**: `planted_templates`, five behaviours of one answer each, which cue and query say together.
 
 Samples are what the model foresees to .3 nats, the adjusted Rand index is against what each sample is of, and shuffled
-vectors are the control. The claims were written before the run: those of **by heart** after a look at seed 100, which is
-in none of them, those of **templates** without one.
+vectors are the control. The claims were written before the run: those of **by heart** after a look at seed 100, which
+is in none of them, those of **templates** without one.
 """
 
 import argparse
