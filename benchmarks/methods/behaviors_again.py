@@ -8,14 +8,15 @@ behaviours, and with thirty clusters it is the answers that are found.
 **templates**: `planted_templates`, five behaviours of one answer each, which cue and query say together.
 
 Samples are what the model foresees to .3 nats, the adjusted Rand index is against what each sample is of, and shuffled
-vectors are the control. The claims were written before the run, after a look at seed 100, which is in none of them.
+vectors are the control. The claims were written before the run: those of **by heart** after a look at seed 100, which
+is in none of them, those of **templates** without one.
 """
 
 import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,38 @@ from interlace.methods.shared.sites import evaluating
 from interlace.methods.shared.splice import Splice
 
 _DIMS = 8192
-CLAIMS: tuple[Claim, ...] = ()
+CLAIMS = (
+    Claim(
+        "sae_effect last, kmeans: at least .8", lambda f: f["sae_effect last, kmeans, 5: behaviours"] >= 0.8, "templ"
+    ),
+    Claim(
+        "sae_effect last, spectral: at least .8",
+        lambda f: f["sae_effect last, spectral, 5: behaviours"] >= 0.8,
+        "templ",
+    ),
+    Claim("param_grad, kmeans: at least .8", lambda f: f["param_grad, kmeans, 5: behaviours"] >= 0.8, "templ"),
+    Claim("all shuffled: at most .1", lambda f: max(f[key] for key in f if "shuffled" in key) <= 0.1, "templ"),
+    Claim(
+        "sae_act last, kmeans, as many clusters as answers: at least .8 with the answers",
+        lambda f: f[f"sae_act last, kmeans, {f['answers']}: answers"] >= 0.8,
+        "by heart",
+    ),
+    Claim(
+        "sae_effect last: cosine of one answer at least .2 over that of one behaviour and two answers",
+        lambda f: _cosine(f, "one answer") - _cosine(f, "one behaviour") >= 0.2,
+        "by heart",
+    ),
+    Claim(
+        "sae_effect last: two answers of one behaviour no more alike than two behaviours, by .05",
+        lambda f: _cosine(f, "one behaviour") - _cosine(f, "two behaviours") <= 0.05,
+        "by heart",
+    ),
+    Claim("all shuffled: at most .1", lambda f: max(f[key] for key in f if "shuffled" in key) <= 0.1, "by heart"),
+)
+
+
+def _cosine(figures: Mapping[str, Any], of: str) -> float:
+    return float(figures[f"sae_effect last: cosine, {of}"])
 
 
 def vectors_of(model: Any, texts: list[str], saes: list[str], report: Any) -> tuple[list[Any], dict[str, Tensor]]:

@@ -135,9 +135,9 @@ def test_what_is_refused(model: Any, tmp_path: Path) -> None:
 
 def test_blocks_behind_the_head_do_not_run(model: Any, tmp_path: Path) -> None:
     notebook, ran = Notebook(tmp_path, bar=False), []
-    handle = model._module.transformer.h[1].register_forward_hook(lambda *_: ran.append(1))
     sites, ids = Sites.of(model), torch.tensor([[1, 3, 5]])
     place = sites.place("resid_post", 0)
+    handle = model._module.transformer.h[1].register_forward_hook(lambda *_: ran.append(1))
     try:
         with torch.no_grad():
             read = Pooled(sites, place, 1, notebook)(ids)
