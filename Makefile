@@ -29,9 +29,9 @@ $(STAMP): pyproject.toml
 demo: install
 	@$(BIN)/interlace demo
 
-# Two files of tests at a time, since many of them wait for processes; `make PYTEST=--numprocesses=0 test` runs one.
+# Two folders of tests at a time, since many of them wait for processes; `make PYTEST=--numprocesses=0 test` runs one.
 test: check
-	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder $(PYTEST)
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadscope --no-loadscope-reorder $(PYTEST)
 
 check: install
 	$(BIN)/ruff check .
