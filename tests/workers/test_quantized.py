@@ -102,7 +102,7 @@ def test_without_bitsandbytes_it_says_what_to_install(monkeypatch: pytest.Monkey
 
 def test_only_a_model_that_asks_for_it_imports_bitsandbytes() -> None:
     """PEFT would, in every model's process, where it finds it."""
-    start = spawn._RUN.partition("runpy.run_module")[0]
+    start = spawn.BEFORE
     program = f"""{start}
 from interlace_workers import zygote
 from interlace_workers.child import quantized

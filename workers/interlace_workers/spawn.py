@@ -33,12 +33,11 @@ _FIXED = {
     "PYTHONUNBUFFERED": "1",
     "PYTHONHASHSEED": "0",
 }
-#: The module as a program, without the collector's 0.5 s of looks at modules that stay, and without bitsandbytes, which
-#: PEFT imports wherever it finds it (60 MiB, 4 s of the processor); it turns both on.
-_RUN = (
-    "import gc, runpy, sys; gc.disable(); sys.modules['bitsandbytes'] = None; "
-    "runpy.run_module('interlace_workers.zygote', None, '__main__', True)"
-)
+#: Before anything is imported: no collector, which would look for 0.5 s at modules that stay; no bitsandbytes, which
+#: PEFT imports wherever it finds it (60 MiB, 4 s of the processor), until a model wants it; and no Redis beside user
+#: code, which PyTorch's compiler imports where it finds it.
+BEFORE = "import gc, sys; gc.disable(); sys.modules.update(bitsandbytes=None, redis=None); "
+_RUN = BEFORE + "import runpy; runpy.run_module('interlace_workers.zygote', None, '__main__', True)"
 
 
 class Spawned:
