@@ -16,6 +16,7 @@ import hub_server
 import psutil
 import pytest
 import running
+import struck
 import subprocess_client
 import tiny
 import torch
@@ -326,19 +327,8 @@ async def test_on_ray_a_job_whose_worker_dies_runs_again(
     replica = await asyncio.to_thread(process_of, ray, "ray::ServeReplica")
     assert replica is not None
     backend = posted(client, 2.0)
-    starts, result = 0, None
     async with asyncio.timeout(DEADLINE):
-        async for update in backend:
-            if isinstance(update, dict):
-                result = update
-                continue
-            assert update.status.value != "ERROR", update.description
-            if update.status.value == "LOG" and "it runs" in update.description:
-                starts += 1
-                if starts == 1:
-                    replica.kill()
-    assert starts == 2
-    assert result is not None
+        result = await struck.result_after(backend, replica)
     assert torch.equal(result["logits"], expected)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 import pytest
 import running
+import struck
 import tiny
 import torch
 from nnsight import CONFIG
@@ -95,18 +96,7 @@ async def test_a_job_runs_again(client: Any, own_server: running.Running, victim
     expected = logits_of(client)
     process = processes(own_server, victim)[0]  # ahead of the job, which goes on while we look
     backend = posted(client)
-    starts, result = 0, None
-    async for update in followed(backend):
-        if isinstance(update, dict):
-            result = update
-            continue
-        assert update.status.value != "ERROR", update.description
-        if update.status.value == "LOG" and "it runs" in update.description:
-            starts += 1
-            if starts == 1:
-                process.kill()
-    assert starts == 2
-    assert result is not None
+    result = await struck.result_after(followed(backend), process)
     assert torch.equal(result["logits"], expected)
 
 
