@@ -191,7 +191,7 @@ for one in (*gc.get_objects(), *gc.get_referrers(os.environ)):
 attempt("many", lambda: len(texts) > 10_000)
 attempt("secrets", lambda: sorted(set(re.findall("planted-[a-z]+-[0-9a-f]{32}", "\\n".join(texts)))))
 ours = ("redis", "ray", "interlace_state", "interlace_server")
-private = [name for name in sys.modules if name.partition(".")[0] in ours]
+private = [name for name, module in sys.modules.items() if module and name.partition(".")[0] in ours]
 attempt("modules of the service", lambda: private)
 attempt("where its state lies", lambda: [text for text in texts if text.startswith(paths["state"][:-4])])
 """,
