@@ -45,7 +45,10 @@ class Client:
         api_key = api_key or os.environ.get("NDIF_API_KEY")
         parts = urlsplit(url or "")
         if url is None or parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"The server's URL is {url!r}; expected Client('http://HOST:8000') or that in NDIF_HOST.")
+            raise ValueError(
+                f"The server's URL is {url!r}; expected interlace.connect('http://HOST:8000'), or that URL in the "
+                "environment variable NDIF_HOST."
+            )
         self.url = url.rstrip("/")
         self._http = Http(self.url, api_key)
         #: Adapters that are kept on the server.
@@ -55,6 +58,9 @@ class Client:
         self._socket = Socket(self.url, self._http.headers)
         self._jobs: WeakValueDictionary[str, RunningJob] = WeakValueDictionary()
         self._method_jobs: WeakValueDictionary[str, RunningMethod] = WeakValueDictionary()
+
+    def __repr__(self) -> str:
+        return f"<interlace.Client of {self.url}>"
 
     def __enter__(self) -> "Client":
         return self

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.metadata
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -47,6 +48,7 @@ _COMMANDS = {
 }
 KINDS = ("peft", "diffusers-lora", "edit", "sae", "probe", "circuit", "data", "texts", "images", "weights", "sketch")
 _INTERRUPTED = 130  # what shells report for Ctrl-C
+_UNREAD = 141  # ... and for SIGPIPE
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -58,7 +60,12 @@ def main(words: Sequence[str] | None = None) -> int:
         print(importlib.metadata.version("interlace"))
         return 0
     try:
-        return _command(arguments.command)(arguments)
+        code = _command(arguments.command)(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `interlace jobs | head`: its reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the end
+        return _UNREAD
     except CommandProblem as problem:
         print(f"interlace: {problem}", file=sys.stderr)
         return problem.code

@@ -13,6 +13,7 @@ from interlace_server.doors.auth import Authentication
 from interlace_server.doors.headers import SecurityHeaders
 from interlace_server.doors.observation import Observation
 from interlace_server.doors.origins import Origins
+from interlace_server.doors.slashes import Slashes
 from interlace_server.drain import Drain
 from interlace_server.gateway import Gateway
 from interlace_server.page import site
@@ -75,4 +76,5 @@ def create_app(config: Config, state: State, drain: Drain) -> FastAPI:
     app.add_middleware(Origins, config=config.gateway, audit=state.audit)
     app.add_middleware(SecurityHeaders)
     app.add_middleware(Observation, tracing=tracing)
+    app.add_middleware(Slashes)
     return app

@@ -74,10 +74,11 @@ def unexpected(error: Exception, where: str) -> str:
 
 
 def install(app: FastAPI) -> None:
-    """Answer our errors, Redis's, a wrong field and the unforeseen in this one form."""
+    """Answer our errors, Redis's, a wrong field, what is no text and the unforeseen in this one form."""
     app.add_exception_handler(InterlaceError, _interlace_error)
     app.add_exception_handler(RedisError, _redis_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(UnicodeEncodeError, _no_text)
     app.add_exception_handler(Exception, _unexpected)
 
 
@@ -96,6 +97,13 @@ async def _redis_error(request: Request, error: Exception) -> JSONResponse:
 async def _validation_error(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     return answer(422, describe(error.errors(), "The request"))
+
+
+async def _no_text(_request: Request, error: Exception) -> JSONResponse:
+    """JSON can say what no UTF-8 can: `"\\ud800"`. It shows where the text is written on."""
+    assert isinstance(error, UnicodeEncodeError)
+    wrong = ascii(error.object[error.start : error.start + 1])
+    return answer(422, f"The request is not valid: it holds {wrong}, half of a surrogate pair, which is no character.")
 
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:

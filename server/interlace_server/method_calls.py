@@ -126,7 +126,15 @@ def checked(spec: Spec, asked: MethodRequest) -> Params:
             {**one, "loc": ("inputs" if one["loc"][:1] and one["loc"][0] in inputs else "params", *one["loc"])}
             for one in error.errors(include_url=False, include_input=False)
         ]
-        raise InvalidRequest(describe(problems, f"The request for {spec.ref}")) from None
+        said = describe(problems, f"The request for {spec.ref}")
+        misnamed = any(one["type"] in ("missing", "extra_forbidden") and len(one["loc"]) == 2 for one in problems)
+        raise InvalidRequest(f"{said} {_taken(spec)}" if misnamed else said) from None
+
+
+def _taken(spec: Spec) -> str:
+    fields = spec.params.model_fields.items()
+    names = ", ".join(f"{name} (required)" if one.is_required() else name for name, one in fields)
+    return f"It takes {names}; `interlace methods show {spec.name}` says what each is."
 
 
 async def estimated(gateway: Gateway, spec: Spec, params: Params, card: ModelCard, caller: Caller) -> Estimate:

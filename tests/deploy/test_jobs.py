@@ -67,6 +67,16 @@ async def post(gateway: Gateway, key: str = "") -> str:
     return str((await asyncio.to_thread(gateway.post, headers=headers)).json()["id"])
 
 
+async def test_a_reader_that_has_seen_enough(gateway: Gateway, worker: Worker, typed: Typed) -> None:
+    await post(gateway)
+    process = typed.start("jobs")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()  # long before anything is said
+    assert await asyncio.to_thread(process.stderr.read) == ""
+    assert await asyncio.to_thread(process.wait, DEADLINE) == 141
+
+
 async def test_jobs_are_listed(gateway: Gateway, worker: Worker, typed: Typed) -> None:
     done, waits = await post(gateway), await post(gateway)
     await worker.end(await worker.start(), "Traceback\n  line\nValueError: \x1b[31mboom")

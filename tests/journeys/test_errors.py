@@ -3,6 +3,7 @@
 import json
 import pickle
 import sys
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,17 @@ def test_a_module_that_does_not_exist(lab: Lab) -> None:
     text = refused(trace)
     assert "has attribute 'nowhere'" in text
     assert "client.transformer.nowhere.output.save()" in text
+    assert "`model.transformer` has the modules wte, wpe, drop, h, ln_f." in text
+
+
+def test_a_module_that_is_misspelt(lab: Lab) -> None:
+    client = lab.client(tiny.GPT2)
+
+    def trace() -> None:
+        with client.trace(PROMPT, remote=True):
+            client.transformer.h[0].atn.output.save()
+
+    assert "Did you mean `attn`? `model.transformer.h.0` has the modules ln_1, attn, ln_2, mlp." in refused(trace)
 
 
 def test_a_layer_that_does_not_exist(lab: Lab) -> None:
@@ -106,7 +118,9 @@ def test_a_layer_that_does_not_exist(lab: Lab) -> None:
         with client.trace(PROMPT, remote=True):
             client.transformer.h[99].output.save()
 
-    assert "99" in refused(trace).splitlines()[-1]
+    text = refused(trace)
+    assert "has attribute '99'" in text
+    assert "`model.transformer.h` has the modules 0 to " in text
 
 
 def test_out_of_order_access(lab: Lab) -> None:
@@ -154,7 +168,33 @@ def test_a_shape_mismatch_that_the_model_meets(lab: Lab) -> None:
 
     text = refused(trace)
     assert "RuntimeError" in text
-    assert "63" in text.splitlines()[-1]
+    assert "63" in text
+    assert "the model's own forward did, in `transformer.h.1.ln_1`, which was given [1, 5, 63]." in text
+    assert "_call_impl" not in text
+
+
+def test_a_prompt_without_tokens(lab: Lab) -> None:
+    client = lab.client(tiny.GPT2)
+
+    def trace() -> None:
+        with client.trace("", remote=True):
+            client.lm_head.output.save()
+
+    text = refused(trace)
+    assert "No line of your block raised this" in text
+    assert text.endswith("Has your prompt any tokens?")
+
+
+def test_a_block_that_wants_the_network(lab: Lab) -> None:
+    client = lab.client(tiny.GPT2)
+
+    def trace() -> None:
+        with client.trace(PROMPT, remote=True):
+            urllib.request.urlopen("http://example.com")
+
+    text = refused(trace)
+    assert "URLError" in text
+    assert "it has no files, no network" in text
 
 
 def test_a_setting_that_generation_refuses(lab: Lab) -> None:

@@ -145,6 +145,7 @@ def test_too_much_memory_in_one_piece(client: Any) -> None:
             torch.ones(1 << 30)
 
     text = refused(client, trace)
+    assert "over its memory limit of 0.5 GiB." in text
     assert "limits.memory_bytes" in text
     assert "torch.ones(1 << 30)" in text
 

@@ -57,6 +57,22 @@ def test_the_last_block_says_what_the_model_says(local: Any, tmp_path: Path) -> 
     assert told["log_prob"].tolist() == expected[3].topk(3).values.tolist()
 
 
+def test_it_shows_itself_in_a_few_lines(local: Any, tmp_path: Path) -> None:
+    result = lens(local, tmp_path, positions="all")
+    lines = repr(result).splitlines()
+    assert lines[0] == "LensResult"
+    assert lines[1].startswith("  top1_layer_0 = ")
+    assert any(line.startswith("  table readings: ") and " rows of prompt, position" in line for line in lines)
+    assert len(lines) < 20
+
+
+def test_prompts_that_no_model_reads(local: Any, tmp_path: Path) -> None:
+    most = local._module.config.max_position_embeddings
+    for prompt, said in (("", "has no token"), ("a " * most * 2, f"this model reads {most:,} at most")):
+        with pytest.raises(InvalidRequest, match=f"`params.prompts.1` .*{said}"):
+            lens(local, tmp_path, prompts=[PROMPT, prompt])
+
+
 def test_its_picture(local: Any, tmp_path: Path) -> None:
     figure = lens(local, tmp_path, positions=[-2, -1]).plot()
     figure.savefig(tmp_path / "lens.png")

@@ -297,6 +297,11 @@ async def test_env_is_the_workers(gateway: Gateway, state: State) -> None:
     assert (await get(gateway, "/env")).json() == environment
 
 
+def test_a_server_that_is_written_with_a_slash_at_its_end(gateway: Gateway) -> None:
+    assert gateway.get("//ping").json() == gateway.get("/ping").json()
+    assert gateway.get("//v1/jobs/" + "0" * 32).status_code == gateway.get("/v1/jobs/" + "0" * 32).status_code == 404
+
+
 def test_small_routes(gateway: Gateway) -> None:
     assert gateway.get("/ping").json() == "pong"
     assert gateway.get("/whoami").json() == {"email": None, "tags": []}

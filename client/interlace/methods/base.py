@@ -24,6 +24,10 @@ ArtifactName = Annotated[str, Field(min_length=1, max_length=256)]
 Texts = Annotated[list[str], Field(min_length=1)] | ArtifactName
 
 
+#: Metrics that a result shows of itself.
+_MOST_SHOWN = 12
+
+
 class Params(BaseModel):
     """What a method takes. Defaults are the published ones; a field's docstring says its unit and its source."""
 
@@ -85,6 +89,13 @@ def _is_plain(value: object) -> bool:
     return not isinstance(value, float) or isfinite(value)
 
 
+def _said(metric: Metric) -> str:
+    split = f" ({metric.split})" if metric.split else ""
+    unit = f" {metric.unit}" if metric.unit != "1" else ""
+    interval = f", 95 % in {metric.ci95[0]:.4g} to {metric.ci95[1]:.4g}" if metric.ci95 else ""
+    return f"{metric.name}{split} = {metric.value:.4g}{unit}{interval}"
+
+
 class Result(BaseModel):
     """What a method gives. A method adds fields of its own; large arrays are artifacts, which it names here."""
 
@@ -111,6 +122,23 @@ class Result(BaseModel):
         return type(other) is type(self) and self.__dict__ == other.__dict__
 
     __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        """What is in it, a line each; the values themselves are a name away."""
+        names = (name for name in type(self).model_fields if name not in Result.model_fields)
+        more = len(self.metrics) - _MOST_SHOWN
+        lines = [
+            type(self).__name__,
+            *map(_said, self.metrics[:_MOST_SHOWN]),
+            *([f"... and {more} metrics more"] if more > 0 else []),
+            *(f"table {one.name}: {len(one.rows)} rows of {', '.join(one.columns)}" for one in self.tables),
+            *(f".{name}" for name in names if getattr(self, name) not in (None, ())),
+            *self.artifacts,
+            *(f"warning: {one}" for one in self.warnings),
+        ]
+        return "\n  ".join(lines)
+
+    __str__ = __repr__
 
     def plot(self, **how: Any) -> Any:
         """The method's picture of it, a figure of matplotlib (`interlace[pictures]`). Raises LookupError for none."""

@@ -30,6 +30,7 @@
 """
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 
 class InterlaceError(Exception):
@@ -180,8 +181,10 @@ class UnknownMethod(InterlaceError):
     http_status = 404
 
     def __init__(self, wanted: str, installed: Sequence[str]) -> None:
+        near = get_close_matches(wanted[:96], installed, 1)
+        meant = f"Did you mean {near[0]}? " if near else ""
         super().__init__(
-            f"No method {wanted[:96]} is installed on this server. There are: {', '.join(installed) or 'none'}. "
+            f"No method {wanted[:96]} is installed on this server. {meant}There are: {', '.join(installed) or 'none'}. "
             "`interlace methods` shows them; a package that has more is installed beside the server."
         )
 

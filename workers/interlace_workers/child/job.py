@@ -21,6 +21,7 @@ from interlace.protocol import frames
 from interlace.protocol.frames import FrameKind
 from interlace_workers import channel, steps
 from interlace_workers.child import edits, environment, merged, method, output, packing, progress, trace, warm
+from interlace_workers.child.explanation import explain
 from interlace_workers.child.model import HostedModel
 from interlace_workers.child.saves import Watch
 from interlace_workers.child.values import Outlet
@@ -76,7 +77,7 @@ def perform(
     try:
         times = run(model, order, payload, result, events, values, more, running)
     except BaseException as error:  # noqa: BLE001 - the edge of user code: whatever it raised is its result
-        failure = trace.explain(error)
+        failure = explain(error, order.memory_bytes)
         _close_logs()
         _tell(events, FrameKind.FAILED, failure.encode("utf-8", "backslashreplace"))
     else:

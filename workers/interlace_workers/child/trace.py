@@ -1,9 +1,7 @@
-"""Run one serialized nnsight trace: read it, execute it, collect what it saved, explain what went wrong."""
+"""Run one serialized nnsight trace: read it, execute it, collect what it saved."""
 
 import os
 import pickle
-import traceback
-from types import FrameType
 from typing import Any, BinaryIO
 
 import cloudpickle
@@ -14,9 +12,8 @@ from nnsight.intervention.serialization import UnknownPersistentIdError
 from nnsight.modeling.mixins.remotable import Remotable
 from nnsight.schema.request import RequestModel
 from nnsight.tracing import tracer as tracing
-from nnsight.tracing.util import clean_traceback, filter_traceback
 
-from interlace.protocol.errors import InterlaceError, InvalidPayload, LimitExceeded
+from interlace.protocol.errors import InvalidPayload, LimitExceeded
 from interlace_workers.child.model import HostedModel
 from interlace_workers.order import Order
 
@@ -24,35 +21,6 @@ _OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _NNSIGHT = os.path.dirname(nnsight.__file__)
 _CLOUDPICKLE = os.path.dirname(cloudpickle.__file__)
 _CHUNK = 1 << 20
-_OVER_MEMORY = (
-    "The job is over its memory limit. Save or hold less at a time, trace under `with torch.no_grad():` inside a "
-    "`model.session(remote=True)` if you need no gradients, or ask the operator to raise `limits.memory_bytes`."
-)
-_CUT_OFF = (
-    "A job can read the installed libraries and nothing else: it has no files, no network and no other processes. "
-    "Bring what it needs in variables of your own code, and `.save()` what it makes."
-)
-#: What a traceback holds -> what its reader can do.
-_HINTS = {
-    "MemoryError": _OVER_MEMORY,
-    "can't allocate memory": _OVER_MEMORY,
-    "Operation not permitted": _CUT_OFF,
-    "Permission denied": _CUT_OFF,
-    "No such file or directory": _CUT_OFF,
-    "Read-only file system": _CUT_OFF,
-    "No module named": (
-        "The server does not have this Python module. `nnsight.compare()` lists what it has; a file of your own is "
-        "sent along if you import it outside of the block."
-    ),
-    "outside of interleaving": (
-        "Nothing ran that has this value: the trace got no input. Give it one (text, token ids; a pipeline a prompt), "
-        "or open `with tracer.invoke(...):` in it."
-    ),
-    "__class__ cell not found": (
-        "nnsight sends functions as source, and `super()` without arguments does not survive that: write "
-        "`super(YourClass, self)` in classes that a remote trace uses."
-    ),
-}
 
 
 def read(model: HostedModel, order: Order, payload: int) -> Any:
@@ -94,24 +62,6 @@ def run(model: HostedModel, tracer: Any) -> dict[str, Any]:
     finally:
         tracing.dec()
         model.model.interleaver.cancel()
-
-
-def explain(error: BaseException) -> str:
-    """The traceback that the user reads: their frames, none of ours and none of nnsight's."""
-    if isinstance(error, InterlaceError):
-        return str(error)
-    stack = getattr(error, "__intervention_tb__", None) or error.__traceback__
-    stack = filter_traceback(clean_traceback(stack), _is_users)
-    error.__context__ = None
-    text = "".join(traceback.format_exception(type(error), error, stack)).rstrip()
-    hints = dict.fromkeys(hint for sign, hint in _HINTS.items() if sign in text)
-    return "\n\n".join([text, *hints])
-
-
-def _is_users(frame: FrameType) -> bool:
-    """Whether a frame is neither ours nor of nnsight, of which some travels as source with the client's path."""
-    name = frame.f_code.co_filename
-    return not name.startswith(_OURS) and "-packages/nnsight/" not in name
 
 
 def _no_remote_inside(*_: object, **__: object) -> None:

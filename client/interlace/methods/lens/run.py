@@ -10,6 +10,7 @@ from torch import Tensor
 from interlace.methods.base import Metric, Report, Table
 from interlace.methods.lens.spec import LensParams, LensResult
 from interlace.methods.shared.head import places
+from interlace.methods.shared.prompts import check_length
 from interlace.protocol.errors import InvalidRequest
 
 
@@ -28,6 +29,7 @@ def run(model: Any, params: LensParams, report: Report) -> LensResult:
     read = 0
     for number, prompt in enumerate(prompts):
         ids = tokenizer(prompt, return_tensors="pt").input_ids.to(module.device)
+        check_length(module, ids.shape[1], f"`params.prompts.{number}`")
         with torch.no_grad(), _outputs([blocks[layer] for layer in layers]) as streams:
             final = module(input_ids=ids, use_cache=False).logits[0]
         report.count(forwards=1, tokens=ids.numel())

@@ -11,7 +11,7 @@ from interlace.methods.base import Metric, Report, Table
 from interlace.methods.patch.spec import PatchParams, PatchResult
 from interlace.methods.shared import capture
 from interlace.methods.shared.capture import Patch
-from interlace.methods.shared.prompts import first_token
+from interlace.methods.shared.prompts import check_length, first_token
 from interlace.methods.shared.sites import Sites, evaluating
 from interlace.protocol.errors import InvalidRequest
 
@@ -73,8 +73,8 @@ class _Patching:
 
     def _both_ids(self) -> tuple[list[int], list[int]]:
         a, b = (list(self._tokenizer(text)["input_ids"]) for text in (self._params.a, self._params.b))
-        if not a or not b:
-            raise InvalidRequest(f"`params.{'b' if a else 'a'}` has no token.")
+        for side, ids in zip(_SIDES, (a, b), strict=True):
+            check_length(self._module, len(ids), f"`params.{side}`")
         if a == b:
             raise InvalidRequest("`params.a` and `params.b` are the same tokens: nothing is different between them.")
         return a, b

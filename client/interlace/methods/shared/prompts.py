@@ -83,3 +83,13 @@ def first_token(tokenizer: Any, word: str) -> int:
     if not ids:
         raise InvalidRequest(f"{word[:64]!r} has no token.")
     return int(ids[0])
+
+
+def check_length(module: Any, tokens: int, what: str) -> None:
+    """Raises InvalidRequest for a text without tokens, and for one with more than the model was made for."""
+    if tokens == 0:
+        raise InvalidRequest(f"{what} has no token.")
+    bounds = (getattr(module.config, name, None) for name in ("n_positions", "max_position_embeddings"))
+    most = next((bound for bound in bounds if isinstance(bound, int)), tokens)
+    if tokens > most:
+        raise InvalidRequest(f"{what} has {tokens:,} tokens; this model reads {most:,} at most.")
