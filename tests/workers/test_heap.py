@@ -26,6 +26,52 @@ print(all(one == bytearray(600) for one in new) and all(one == bytearray(5_000) 
 """
 
 
+_PAGES = """
+import ctypes, mmap, os
+from interlace_workers import heap
+
+def at(memory):
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
+
+def in_use():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+def huge():
+    with open("/proc/self/smaps_rollup") as file:
+        return sum(int(line.split()[1]) for line in file if line.startswith("AnonHugePages:")) << 10
+
+size = 32 << 20
+dense, sparse = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE), mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE)
+for page in range(0, size, 4096):
+    dense[page] = 7
+for page in range(0, size, 16 * 4096):
+    sparse[page] = 7
+about = os.open("/proc/self", os.O_PATH)
+ranges = list(heap._dense(about))
+begin, far = at(dense), at(sparse)
+print(sum(min(start + length, begin + size) - max(start, begin) for start, length in ranges
+          if start < begin + size and start + length > begin))
+print(sum(start < far + size and start + length > far for start, length in ranges))
+before = in_use()
+heap.gather(about)
+print(huge(), in_use() - before)
+print(all(dense[page] == 7 for page in range(0, size, 4096)))
+"""
+
+
+def test_what_lies_densely_goes_into_huge_pages_and_what_does_not_stays() -> None:
+    told = subprocess.run([sys.executable, "-c", _PAGES], capture_output=True, text=True, check=True).stdout
+    dense, sparse, gathered, intact = told.splitlines()
+    assert int(dense) >= 28 << 20  # but for what its ends share with their neighbours
+    assert sparse == "0"
+    huge, more = map(int, gathered.split())
+    if huge:  # the kernel has the call, and memory in such pieces
+        assert huge >= 2 << 20
+    assert more < 32 << 20
+    assert intact == "True"
+
+
 def test_no_holes_are_left_in_it_and_what_lies_there_stays() -> None:
     told = subprocess.run([sys.executable, "-c", _HOLES], capture_output=True, text=True, check=True).stdout
     before, after, intact = told.splitlines()

@@ -1,16 +1,22 @@
-"""Leave no holes in the heap that a zygote's children inherit.
+"""Leave no holes in the heap that a zygote's children inherit, and few page-table entries.
 
 Loading leaves hundreds of megabytes free in small pieces: half-empty pools of Python objects, gaps between blocks of
 malloc's. A child would spread what it makes over all of them, and pay for a copy of each page that it writes to. With
 the holes filled it makes new things side by side, in few new pages.
+
+What is left are 300 MB in pages of 4 KiB, which each fork lists anew and each end of a child takes down one by one. In
+pages of 2 MiB a fork takes 4.5 ms of processor time for 18, and its child's start and end 6.5 for 21; what a child
+writes to is copied in pieces of 4 KiB all the same.
 """
 
 import ctypes
 import os
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy
 import torch
 
 _LARGEST, _SMALLEST = 64 << 20, 16  # bytes of the pieces that holes are filled with
@@ -18,6 +24,12 @@ _TOP = 256 << 10  # bytes that stay at the end of the heap, for what this proces
 #: A line of the table that `sys._debugmallocstats` prints: class, size, pools, blocks in use, blocks that are free.
 _POOLS = re.compile(r"^\s*\d+\s+(\d+)\s+\d+\s+\d+\s+(\d+)\s*$", re.MULTILINE)
 _BYTES = sys.getsizeof(b"")  # of a bytes object, beside its content
+
+_PAGE, _HUGE = os.sysconf("SC_PAGE_SIZE"), 2 << 20  # bytes
+_DENSE = 3 / 4  # of a huge page's worth that must be in use for it to become one
+_MADV_COLLAPSE = 25  # madvise(2), from Linux 6.1
+#: A line of /proc/PID/maps: private memory of a program's own that it writes to, malloc's and Python's.
+_OWN_MEMORY = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) rw-p \S+ 00:00 0 *(?:\[heap\]|\[anon.*)?$", re.MULTILINE)
 
 #: Objects of Python that lie where holes were.
 _filling: list[object] = []
@@ -96,3 +108,26 @@ def _fill_malloc() -> None:
             size //= 2
     libc.malloc_trim(0)
     libc.malloc(max(0, libc.mallinfo2().keepcost - _TOP))
+
+
+def gather(about: int) -> None:
+    """Have the kernel put what lies densely into huge pages, where it can; ``about`` is a descriptor of /proc/self."""
+    libc = ctypes.CDLL(None)
+    for start, size in list(_dense(about)):
+        libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), _MADV_COLLAPSE)  # what is refused stays as it is
+
+
+def _dense(about: int) -> Iterator[tuple[int, int]]:
+    """Ranges of this process's memory, address and bytes, of whole huge pages' worth that are mostly in use."""
+    with (
+        open(os.open("maps", os.O_RDONLY | os.O_CLOEXEC, dir_fd=about)) as maps,
+        open(os.open("pagemap", os.O_RDONLY | os.O_CLOEXEC, dir_fd=about), "rb", buffering=0) as pages,
+    ):
+        for found in _OWN_MEMORY.findall(maps.read()):
+            first, behind = -(-int(found[0], 16) // _HUGE), int(found[1], 16) // _HUGE
+            entries = _HUGE // _PAGE
+            told = os.pread(pages.fileno(), max(0, behind - first) * entries * 8, first * entries * 8)
+            in_use = (numpy.frombuffer(told, numpy.uint64) >> numpy.uint64(63)).reshape(-1, entries).mean(axis=1)
+            dense = numpy.flatnonzero(numpy.diff(in_use >= _DENSE, prepend=False, append=False))
+            for begin, end in dense.reshape(-1, 2).tolist():
+                yield (first + begin) * _HUGE, (end - begin) * _HUGE

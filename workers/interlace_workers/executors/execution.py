@@ -57,6 +57,7 @@ class Execution:
         self._resident_at_start = proc.resident_bytes(child.pid)
         self._memory = memory or memory_of(child, limits.memory_bytes)
         self._stopped: Failed | None = None
+        self._has_said_how = False
         self._started, self._started_at = time.monotonic(), time.time()
         self._events, self._logs = Pipe(), Pipe()
         self._values = Inlet(limits)
@@ -148,7 +149,8 @@ class Execution:
 
     def close(self) -> None:
         """End the child, if it has not ended, and let go of it."""
-        self._child.kill()
+        if not self._has_said_how:
+            self._child.kill()
         if self._stopping is not None:
             self._stopping.cancel()
         self._events.close()
@@ -156,7 +158,10 @@ class Execution:
         self._values.close()
         if self._outbox is not None:
             self._outbox.close()
-        self._child.close()
+        if self._has_said_how:
+            self._child.end()
+        else:
+            self._child.close()
 
     async def _read_events(self, logs: "asyncio.Task[None]") -> Done | Failed:
         """Follow the child's frames to how it ended."""
@@ -213,6 +218,7 @@ class Execution:
         return Started()
 
     def _ended(self, frame: Frame) -> Done | Failed:
+        self._has_said_how = True
         if frame.kind is FrameKind.DONE:
             return Done(cost=self._cost(), steps=self._steps(frame.body))
         return self._failed(frame.body.decode(errors="backslashreplace"))

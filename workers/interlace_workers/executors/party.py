@@ -116,8 +116,11 @@ class Party:
     def _close(self, child: Child) -> None:
         for task in self._tasks:
             task.cancel()
-        child.kill()
-        child.close()
+        if self._reason == "finished":
+            child.end()
+        else:
+            child.kill()
+            child.close()
         metrics.SANDBOX_KILLS.labels(self._reason).inc()
         self._executor.fork_ahead()
         self._child = None

@@ -40,6 +40,10 @@ class _Lodger(Child):
         if not self.has_ended:
             super().kill()
 
+    def end(self) -> None:
+        self.kill()
+        self.close()
+
 
 class ResidentExecutor:
     """Runs one job after another in one process, which no layer protects from them."""

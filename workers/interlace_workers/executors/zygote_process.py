@@ -19,6 +19,7 @@ from interlace_workers.spawn import Spawned, spawn
 _STOP_SECONDS = 5.0
 #: A child that is silent for so long, when it should say that it is ready, is taken to be lost.
 _WORD_SECONDS = 60.0
+_PEACE = 0.02  # seconds
 
 
 class Unsealed(ExecutorLost):
@@ -59,6 +60,21 @@ class Child:
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
         if self.group is not None:
             self.group.kill()
+
+    def end(self) -> None:
+        """`kill` and `close` one whose job has said how it ended: it is stopped now, and killed in a moment.
+
+        To take its memory down costs the kernel 5 to 10 ms, for which the result's way to its client shall not wait.
+        """
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, signal.SIGSTOP)
+        asyncio.get_running_loop().call_later(_PEACE, self._bury)
+        self.exited.add_done_callback(lambda _: self._bury())
+
+    def _bury(self) -> None:
+        if self.order.fileno() >= 0:  # not closed yet
+            self.kill()
+            self.close()
 
     def ask_to_stop(self) -> None:
         """Tell a method that runs in it to end soon."""

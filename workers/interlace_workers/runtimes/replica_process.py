@@ -11,6 +11,7 @@ import signal
 import sys
 from pathlib import Path
 
+import uvloop
 from redis.exceptions import RedisError
 
 from interlace.protocol.model import ModelKey
@@ -62,7 +63,9 @@ def main() -> None:
     log.configure(model=str(key), replica=arguments.name)
     model = ModelConfig.model_validate_json(arguments.model)
     gc.freeze()  # what there is stays: no collection amid a job shall walk it
-    sys.exit(asyncio.run(_serve(arguments.config, model, key, arguments.name, arguments.ahead, arguments.share)))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        places = arguments.ahead, arguments.share
+        sys.exit(runner.run(_serve(arguments.config, model, key, arguments.name, *places)))
 
 
 if __name__ == "__main__":
