@@ -2,12 +2,14 @@
 
     python benchmarks/quantized.py [--rounds 9] [--json FILE]
 
-SmolLM2-135M-Instruct, one thread, loaded as a server loads it (`interlace_workers.child.model.load`), each way in a process of
-its own. In turn, so that all meet the same machine: a forward of 8 tokens and one of 128, without gradient, and one
-token more behind 128 that are cached, as each step of a generation is. Needs `pip install 'interlace[quantized]'`.
+SmolLM2-135M-Instruct, one thread, loaded as a server loads it (`interlace_workers.child.model.load`), each way in a
+process of its own. In turn, so that all meet the same machine: a forward of 8 tokens and one of 128, without gradient,
+and one token more behind 127 that are cached, as each step of a generation is. Needs `pip install
+'interlace[quantized]'`.
 
-Prints medians; MiB of the weights as they are held; and how far the log-probabilities of the next token are from fp32's over a text of 128 tokens: Kullback-Leibler divergence in nats, and
-the share of tokens whose likeliest successor is the same.
+Prints medians; MiB of the weights as they are held; and how far the log-probabilities of the next token are from fp32's
+over a text of 128 tokens: Kullback-Leibler divergence in nats, and the share of tokens whose likeliest successor is the
+same.
 """
 
 import argparse
