@@ -17,7 +17,7 @@ RUN pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels 
 FROM ${BASE}
 RUN useradd --create-home --uid 10001 interlace && install -d -o interlace -g interlace /store /state
 COPY deploy/images/requirements-gateway.txt /tmp/
-RUN pip install --no-cache-dir --no-compile --no-deps --require-hashes -r /tmp/requirements-gateway.txt
+RUN pip install --no-cache-dir --no-deps --require-hashes -r /tmp/requirements-gateway.txt
 COPY --from=wheel /wheels /tmp/wheels
 RUN pip install --no-cache-dir --no-deps /tmp/wheels/*.whl && pip check && rm -r /tmp/wheels /tmp/requirements-gateway.txt
 ENV PYTHONDONTWRITEBYTECODE=1 INTERLACE_STATE_DIR=/state

@@ -21,9 +21,9 @@ RUN useradd --create-home --uid 10001 interlace && install -d -o interlace -g in
 COPY deploy/images/requirements-torch.txt deploy/images/requirements-workers.txt /tmp/
 # TORCH is several words.
 # hadolint ignore=SC2086,DL3013
-RUN pip install --no-cache-dir --no-compile --no-deps ${TORCH}
+RUN pip install --no-cache-dir --no-deps ${TORCH}
 # hadolint ignore=DL3059
-RUN pip install --no-cache-dir --no-compile --no-deps --require-hashes -r /tmp/requirements-workers.txt
+RUN pip install --no-cache-dir --no-deps --require-hashes -r /tmp/requirements-workers.txt
 COPY deploy/images/ray_head.sh /usr/local/bin/interlace-ray-head
 COPY --from=wheel /wheels /tmp/wheels
 RUN pip install --no-cache-dir --no-deps /tmp/wheels/*.whl && pip check && rm -r /tmp/wheels /tmp/requirements-*.txt
