@@ -281,7 +281,7 @@ def test_the_estimate(trained: PairResult, tmp_path: Path, model: Any) -> None:
     train(model, report)
     cost = estimate(PairParams(images="x", **SHORT), facts)
     assert {"forwards": cost.forwards, "backwards": cost.backwards, "tokens": cost.tokens} == report.cost
-    large = estimate(PairParams(images="x", **{**SHORT, "batch": 64}), facts)
+    large = estimate(PairParams(images="x", **{**SHORT, "batch": 8}), facts)
     assert large.peak_bytes > 2 * cost.peak_bytes
     before = dict(report.cost)
     draw(model, report, {"adapter": trained.style})

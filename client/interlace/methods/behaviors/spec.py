@@ -158,14 +158,21 @@ class ClusterResult(Result):
         return written
 
 
+def _batches(samples: int, params: ClusterParams) -> int:
+    """Of one length each; lengths are taken to be spread evenly."""
+    lengths = min(params.before, params.context)
+    there = lengths * (1 - (1 - 1 / lengths) ** samples)
+    return min(samples, ceil(there + samples / params.model_batch))
+
+
 def cost(params: ClusterParams, model: ModelFacts) -> Estimate:
     """Of the texts as far as they are in the params; what an artifact holds is not known here."""
     texts = len(params.data) if isinstance(params.data, list) else 1
     saes = 0 if params.saes is None else len(saes_of(params.saes))
-    grads = params.samples if params.vectors == "param_grad" else ceil(params.samples / params.model_batch)
+    grads = params.samples if params.vectors == "param_grad" else _batches(params.samples, params)
     steps = params.ig_steps * saes if params.method == "ig" else 1
     found = min(params.clusters, params.circuits)
-    circuits = found * ceil(params.circuit_samples / params.model_batch) if saes else 0
+    circuits = found * _batches(min(params.circuit_samples, params.samples // params.clusters), params) if saes else 0
     edges = circuits * (1 + params.nodes) if params.circuit_edges else 0
     forwards = (
         ceil(texts / params.model_batch) * (2 if saes else 1)

@@ -5,7 +5,6 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from interlace.methods.base import ArtifactName, Citation, Estimate, ModelFacts, Params, Result, Spec
-from interlace.methods.shared.denoiser_cost import BYTES_OF_A_RUN
 from interlace.methods.shared.pictures import Picture
 
 _MOST_STEPS = 1000
@@ -68,8 +67,7 @@ def estimate(params: StripParams, facts: ModelFacts) -> Estimate:
     return Estimate(
         forwards=params.steps * runs,
         tokens=params.steps * runs * rows * height * width,
-        peak_bytes=BYTES_OF_A_RUN
-        + _FLOAT * height * width * (rows * _STATES * max(facts.widths or (320,)) + params.steps * channels),
+        peak_bytes=_FLOAT * height * width * (rows * _STATES * max(facts.widths or (320,)) + params.steps * channels),
     )
 
 

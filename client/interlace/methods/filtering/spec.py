@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from interlace.methods.base import ArtifactName, Citation, Estimate, ModelFacts, Params, Result, Spec
 from interlace.methods.filtering.published import CONCEPTS, PHRASES
-from interlace.methods.shared.denoiser_cost import BYTES_OF_A_RUN, bytes_forward, images_in, positions
+from interlace.methods.shared.denoiser_cost import bytes_forward, images_in, positions
 from interlace.methods.shared.pictures import Picture
 
 _Phrase = Annotated[str, Field(min_length=1, max_length=200)]
@@ -124,7 +124,7 @@ def estimate(params: FilterParams, facts: ModelFacts) -> Estimate:
         return Estimate(
             forwards=batches * passes,
             tokens=images * passes * positions(facts),
-            peak_bytes=BYTES_OF_A_RUN + bytes_forward(facts, params.batch),
+            peak_bytes=bytes_forward(facts, params.batch),
         )
     return Estimate(
         forwards=batches + 1,

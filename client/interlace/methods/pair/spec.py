@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from interlace.methods.base import ArtifactName, Citation, Estimate, ModelFacts, Params, Result, Spec
-from interlace.methods.shared.denoiser_cost import BYTES_OF_A_RUN, bytes_backward, bytes_forward, bytes_lora, positions
+from interlace.methods.shared.denoiser_cost import bytes_backward, bytes_forward, bytes_lora, positions
 
 _CITE = Citation(
     title="Customizing Text-to-Image Models with a Single Image Pair",
@@ -157,7 +157,7 @@ def estimate(params: PairParams, facts: ModelFacts) -> Estimate:
         forwards=forwards,
         backwards=passes,
         tokens=rows * positions(facts),
-        peak_bytes=BYTES_OF_A_RUN + lora + bytes_backward(facts, params.batch),
+        peak_bytes=lora + bytes_backward(facts, params.batch),
     )
 
 
@@ -174,9 +174,7 @@ def estimate_generate(params: GenerateParams, facts: ModelFacts) -> Estimate:
     return Estimate(
         forwards=batches * (params.steps + more),
         tokens=rows * positions(facts),
-        peak_bytes=BYTES_OF_A_RUN
-        + bytes_forward(facts, 2 * params.batch)
-        + bytes_lora(facts, 64 * len(params.styles)) // 8,
+        peak_bytes=bytes_forward(facts, 2 * params.batch) + bytes_lora(facts, 64 * len(params.styles)) // 8,
     )
 
 

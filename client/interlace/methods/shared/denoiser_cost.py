@@ -7,9 +7,6 @@ from interlace.methods.base import ModelFacts
 _KEPT = 256
 #: At once, forward alone.
 _AT_ONCE = 24
-#: Bytes that a run takes whatever it does: texts encoded, pictures decoded, libraries' first calls. With one row the
-#: mini pipeline takes 12 to 40 MiB, next to nothing of it for passes (`benchmarks/methods/diffusion_memory.py`).
-BYTES_OF_A_RUN = 20 << 20
 
 
 def positions(facts: ModelFacts, size: tuple[int, int] | None = None) -> int:

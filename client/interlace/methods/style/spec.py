@@ -11,7 +11,6 @@ from pydantic import Field, model_validator
 
 from interlace.methods.base import ArtifactName, Citation, Estimate, ModelFacts, Params, Result, Spec
 from interlace.methods.shared.denoiser_cost import (
-    BYTES_OF_A_RUN,
     bytes_backward,
     bytes_forward,
     bytes_lora,
@@ -170,7 +169,7 @@ def estimate(params: StyleParams, facts: ModelFacts) -> Estimate:
             + held * HELD
             + (1 + (of.guidance > 1)) * of.steps * sum(drawn)
         ),
-        peak_bytes=BYTES_OF_A_RUN + bytes_backward(facts, params.batch) + bytes_lora(facts, params.rank) * 2,
+        peak_bytes=bytes_backward(facts, params.batch) + bytes_lora(facts, params.rank) * 2,
     )
 
 
@@ -182,7 +181,7 @@ def estimate_stylise(params: StyliseParams, facts: ModelFacts) -> Estimate:
     return Estimate(
         forwards=steps * -(-images // params.batch),
         tokens=row * rows * images * steps,
-        peak_bytes=BYTES_OF_A_RUN + bytes_forward(facts, 2 * params.batch) + bytes_lora(facts, 1),
+        peak_bytes=bytes_forward(facts, 2 * params.batch) + bytes_lora(facts, 1),
     )
 
 
