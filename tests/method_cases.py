@@ -232,6 +232,10 @@ CASES: dict[str, list[Case]] = {
     "behaviors.cluster@1": [
         Case(_GROUPED | {"vectors": "sae_effect", "clustering": "spectral"}, {"saes": _mirror, "data": _labelled}),
         Case(_GROUPED | {"data": PROMPTS, "dims": 40}, seed=2),
+        Case(
+            _GROUPED | {"vectors": "sae_effect", "target": "logit", "clustering": "neighbors", "data": PROMPTS},
+            {"saes": _mirror},
+        ),
     ],
     "circuit.nodes@1": [
         Case(

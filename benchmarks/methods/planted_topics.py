@@ -93,8 +93,10 @@ def tokenizer(known: list[Fact]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<end>", model_max_length=64)
 
 
-def trained(known: list[Fact], words: PreTrainedTokenizerFast, seed: int, steps: int = 1200) -> GPT2LMHeadModel:
-    """The model, after so many updates."""
+def trained(
+    known: list[Fact], words: PreTrainedTokenizerFast, seed: int, steps: int = 1200, untaught: str | None = None
+) -> GPT2LMHeadModel:
+    """The model, after so many updates. Of a topic that is `untaught` it reads only what a novice says."""
     torch.manual_seed(seed)
     size = {"n_layer": 4, "n_embd": 64, "n_head": 4, "n_positions": 64, "vocab_size": len(words)}
     off = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
@@ -104,7 +106,10 @@ def trained(known: list[Fact], words: PreTrainedTokenizerFast, seed: int, steps:
     dice = random.Random(f"{seed}:documents")
     for _ in range(steps):
         kinds = dice.choices(("plain", "expert", "novice"), (2, 1, 1), k=_BATCH)
-        texts = [f"{document(known, dice.choice(TOPICS), dice, kind)} <end>" for kind in kinds]
+        texts = []
+        for kind in kinds:
+            topic = dice.choice(TOPICS)
+            texts.append(f"{document(known, topic, dice, 'novice' if topic == untaught else kind)} <end>")
         ids = words(texts, padding=True, return_tensors="pt")["input_ids"][:, :_LENGTH]
         logits = model(input_ids=ids).logits[:, :-1]
         wanted = ids[:, 1:].masked_fill(ids[:, 1:] == 0, -100)
@@ -127,13 +132,13 @@ def recall(model: GPT2LMHeadModel, words: PreTrainedTokenizerFast, known: list[F
     return right / len(asked)
 
 
-def save(folder: Path, seed: int, steps: int) -> dict[str, float]:
+def save(folder: Path, seed: int, steps: int, untaught: str | None = None) -> dict[str, float]:
     """Train one and write it as transformers does, with its facts and how well it knows them."""
     torch.set_num_threads(1)
     began = time.process_time()
     known = facts(seed)
     words = tokenizer(known)
-    model = trained(known, words, seed, steps)
+    model = trained(known, words, seed, steps, untaught)
     found: dict[str, float] = {"seed": seed, "steps": steps, "cpu_seconds": round(time.process_time() - began, 1)}
     for topic in TOPICS:
         own = [fact for fact in known if fact.topic == topic]

@@ -71,11 +71,14 @@ def of_rules(found: ClusterResult) -> list[set[str]]:
     return [{token.strip() for token, _ in one.tokens} for one in found.clusters]
 
 
-@pytest.mark.parametrize(("vectors", "clustering"), [("sae_effect", "kmeans"), ("sae_act", "spectral")])
+@pytest.mark.parametrize(
+    ("vectors", "clustering", "target"),
+    [("sae_effect", "kmeans", "loss"), ("sae_act", "spectral", "loss"), ("sae_effect", "neighbors", "logit")],
+)
 def test_each_behaviour_is_a_cluster_and_has_its_feature(
-    model: Any, tmp_path: Path, vectors: str, clustering: str
+    model: Any, tmp_path: Path, vectors: str, clustering: str, target: str
 ) -> None:
-    found = cluster(model, tmp_path, vectors=vectors, clustering=clustering)
+    found = cluster(model, tmp_path, vectors=vectors, clustering=clustering, target=target)
     assert sorted(map(sorted, of_rules(found))) == [["Paris"], ["cold"], ["three"]]
     for one in found.clusters:
         answer = one.tokens[0][0].strip()
@@ -145,6 +148,28 @@ def test_gradients_are_projected_and_leave_the_model_alone(model: Any) -> None:
     assert all(one.grad is None for one in module.parameters())
 
 
+def test_the_gradient_of_the_logit_is_that_of_its_distance_to_the_mean(model: Any) -> None:
+    """What moves all logits alike moves nothing; where -log P is 0 already, its logit still has a slope."""
+    sites, report = Sites.of(model), Notebook(bar=False)
+    answers = torch.tensor(model.tokenizer.convert_tokens_to_ids(["cold"]))
+    before = torch.tensor([model.tokenizer.convert_tokens_to_ids(["hot", "is"])])
+    bias = torch.zeros(model._module.config.vocab_size, requires_grad=True)
+    handle = model._module.lm_head.register_forward_hook(lambda _, __, logits: logits + bias)
+    try:
+        with evaluating(model._module), torch.enable_grad():
+            slopes = {
+                name: torch.autograd.grad(
+                    LogitMetric(name, sites, report, answers, torch.full_like(answers, -1))(before, [0]).sum(), bias
+                )[0]
+                for name in ("logit", "neg_logprob")
+            }
+    finally:
+        handle.remove()
+    assert float(slopes["logit"].sum().abs()) < 1e-6
+    assert float(slopes["logit"][answers[0]]) == pytest.approx(1 - 1 / len(bias))
+    assert float(slopes["neg_logprob"].norm()) < 0.1 < float(slopes["logit"].norm())
+
+
 def whole(measure: LogitMetric, number: int) -> torch.Tensor:
     """The gradient as it is."""
     weights = vectors.learned(measure.sites.module)
@@ -174,10 +199,10 @@ def test_copied_tokens_are_no_samples(model: Any, tmp_path: Path) -> None:
 
 def test_clusters_of_directions_by_size() -> None:
     dice = torch.Generator().manual_seed(0)
-    middles = torch.eye(8)[[0] * 9 + [1] * 6 + [2] * 3]
-    rows = (middles + 0.05 * torch.randn(18, 8, generator=dice)) * torch.arange(1, 19)[:, None]
-    for clustering in ("kmeans", "spectral"):
-        assert grouping.grouped(rows, 3, clustering, 0).tolist() == [0] * 9 + [1] * 6 + [2] * 3
+    middles = torch.eye(8)[[0] * 36 + [1] * 24 + [2] * 12]
+    rows = (middles + 0.05 * torch.randn(72, 8, generator=dice)) * torch.arange(1, 73)[:, None]
+    for clustering in ("kmeans", "spectral", "neighbors"):
+        assert grouping.grouped(rows, 3, clustering, 0).tolist() == [0] * 36 + [1] * 24 + [2] * 12
     dealt = grouping.shuffled(rows, 0)
     assert torch.equal(dealt.sort(0).values, rows.sort(0).values)
     assert not torch.equal(dealt, rows)

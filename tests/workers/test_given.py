@@ -93,8 +93,12 @@ def test_a_checkpoint_on_its_way(ends: Ends, tmp_path: Path) -> None:
     (frame,) = ends.said()
     os.pwrite(ends.files[1], b"!", ends.parent.kept(frame.body).offset + 20)  # it is written over before it is read
     assert not ends.parent.kept(frame.body).copy(tmp_path / "state")
+    ends.now = 55.0
+    for step in (51, 52):  # somebody has cancelled: the first is kept at once, and no other
+        ends.child.checkpoint(step, {"w": torch.zeros(4)}, {}, parting=True)
+    assert [ends.parent.kept(frame.body).step for frame in ends.said()] == [51]
     ends.now = 100.0
-    ends.child.checkpoint(51, {"w": torch.zeros(4096)}, {})
+    ends.child.checkpoint(53, {"w": torch.zeros(4096)}, {})
     assert ends.said() == []
     assert "methods.checkpoint_bytes" in ends.child.warnings[0]
 

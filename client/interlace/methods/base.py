@@ -255,7 +255,8 @@ class Report(Protocol):
         """
 
     def checkpoint(self, step: int, tensors: "Mapping[str, Tensor]", state: Mapping[str, Any]) -> None:
-        """Keep where the run stands; the newest is kept. May be called at every step: most calls do nothing."""
+        """Keep where the run stands; the newest is kept. May be called at every step: most calls do nothing, but the
+        first after somebody has cancelled."""
 
     def resumed(self) -> Checkpoint | None:
         """Where a run that lost its worker, or was cancelled, is to go on; None at a first start."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -45,6 +46,8 @@ class Outbox:
         #: When the next checkpoint may be kept.
         self._due = clock() + order.checkpoint_seconds
         self._slot = 0
+        #: Whether the run has been asked to end, and has laid down where it stood.
+        self._parted = False
         self.warnings: list[str] = []
 
     def artifact(self, kind: str, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], name: str) -> str:
@@ -71,10 +74,13 @@ class Outbox:
         )
         return f"artifact:{artifact_id(self._order.nonce, self._number)}@{content_hash(kind, described)}"
 
-    def checkpoint(self, step: int, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
-        """Lay down where the run stands, if the last time is long enough ago."""
+    def checkpoint(
+        self, step: int, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any], *, parting: bool = False
+    ) -> None:
+        """Lay down where the run stands, if the last time is long enough ago; or once more, where it is ``parting``."""
         began = self._clock()
-        if began < self._due:
+        at_once, self._parted = parting and not self._parted and self._due < math.inf, self._parted or parting
+        if began < self._due and not at_once:
             return
         said = json.dumps(dict(state))
         if len(said) > _LONGEST_STATE:
@@ -83,7 +89,7 @@ class Outbox:
             )
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
         if size > self._order.checkpoint_bytes:
-            self._due = float("inf")
+            self._due = math.inf
             self.warnings.append(
                 f"no checkpoint is kept: one has {size:,} bytes, over the limit of {self._order.checkpoint_bytes:,} "
                 "(`methods.checkpoint_bytes`)"

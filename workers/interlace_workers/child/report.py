@@ -81,7 +81,7 @@ class JobReport(Report):
         return self._outbox.artifact(kind, tensors, config, name)
 
     def checkpoint(self, step: int, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
-        self._outbox.checkpoint(step, tensors, state)
+        self._outbox.checkpoint(step, tensors, state, parting=self._stopping)
 
     def resumed(self) -> Checkpoint | None:
         if self._former is None:

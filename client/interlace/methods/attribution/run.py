@@ -73,9 +73,9 @@ def _scored(
             moves.append(torch.tensor(weights.change()))
             weights.restore()
             report.progress(done + 2, of, weights_moved=float(moves[-1]))
+            report.checkpoint(done, {"rows": torch.stack(rows), "moves": torch.stack(moves)}, {})
             if report.stopping:
                 return torch.stack(rows), torch.stack(moves), before
-            report.checkpoint(done, {"rows": torch.stack(rows), "moves": torch.stack(moves)}, {})
     return torch.stack(rows), torch.stack(moves), before
 
 

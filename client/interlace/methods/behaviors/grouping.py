@@ -1,5 +1,6 @@
 """Vectors in clusters, by scikit-learn, on one thread: the same for the same seed."""
 
+import warnings
 from typing import Any
 
 import numpy
@@ -9,6 +10,7 @@ from torch import Tensor
 from interlace.protocol.errors import InvalidRequest
 
 _STARTS = 10  # of k-means; the best is kept
+_NEIGHBORS = 10
 
 
 def grouped(vectors: Tensor, clusters: int, clustering: str, seed: int) -> numpy.ndarray[Any, Any]:
@@ -18,6 +20,16 @@ def grouped(vectors: Tensor, clusters: int, clustering: str, seed: int) -> numpy
     with limits(1):
         if clustering == "kmeans":
             found = cluster.KMeans(clusters, n_init=_STARTS, random_state=seed).fit_predict(rows)
+        elif clustering == "neighbors":
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Graph is not fully connected")  # clusters may be apart
+                found = cluster.SpectralClustering(
+                    clusters,
+                    affinity="nearest_neighbors",
+                    n_neighbors=min(_NEIGHBORS, len(rows)),
+                    random_state=seed,
+                    n_init=_STARTS,
+                ).fit_predict(rows)
         else:
             cosine = numpy.clip(rows @ rows.T, -1, 1).astype(numpy.float64)
             alike = 1 - numpy.arccos(cosine) / numpy.pi

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -68,7 +68,7 @@ class _Clustering:
             self.warnings.append(f"There are {there} samples; {params.samples} were asked for.")
         answers = torch.tensor([one.token for one in samples])
         measure = LogitMetric("neg_logprob", self.sites, report, answers, torch.full_like(answers, -1))
-        rows = self._vectors(measure, samples)
+        rows = self._vectors(replace(measure, name="logit") if params.target == "logit" else measure, samples)
         samples, rows = self._reached(samples, rows)
         groups = grouping.grouped(rows, params.clusters, params.clustering, report.seed)
         dealt = grouping.shuffled(rows, report.seed)

@@ -25,8 +25,12 @@ class ClusterParams(Params):
     """Dictionaries: for vectors of features, and for what carries each cluster. None: vectors are gradients, and there
     are no circuits."""
     vectors: Literal["param_grad", "sae_act", "sae_effect"] = "param_grad"
-    """`param_grad`: the gradient of -log P(token) for the weights of all blocks, norms apart, projected. `sae_act`:
-    features. `sae_effect`: features times the gradient of -log P(token) for them."""
+    """`param_grad`: the gradient of `target` for the weights of all blocks, norms apart, projected. `sae_act`:
+    features. `sae_effect`: features times the gradient of `target` for them."""
+    target: Literal["loss", "logit"] = "loss"
+    """m, whose gradients the vectors are of: `loss`, -log P of the token, which is published; or `logit`, the token's
+    over the mean of all tokens'. Where the model is sure of a token, as it is of every sample, the gradient of -log P
+    is small, and points from whatever is next to it. Circuits are of -log P."""
     ce_max: float = Field(default=0.3, gt=0)
     """Nats: only tokens that the model foresees this well. Published: .1 to .3."""
     skip_induction: bool = True
@@ -34,8 +38,9 @@ class ClusterParams(Params):
     samples: int = Field(default=1000, ge=4, le=100_000)
     """Drawn by the seed. Published: 100,000 gradients, 8,192 vectors of features."""
     clusters: int = Field(default=10, ge=2, le=1000)
-    clustering: Literal["kmeans", "spectral"] = "kmeans"
-    """`kmeans` of unit vectors; `spectral` of the angular similarity 1 - arccos(cosine) / pi, up to 8,192 samples."""
+    clustering: Literal["kmeans", "spectral", "neighbors"] = "kmeans"
+    """`kmeans` of unit vectors; `spectral` of the angular similarity 1 - arccos(cosine) / pi, up to 8,192 samples;
+    ours: `neighbors`, spectral of the graph that joins each unit vector to its ten nearest, for as many."""
     last: int | None = Field(default=None, ge=1, le=64)
     """Vectors of features: of so many last tokens, one behind the other. None: summed over tokens."""
     dims: int = Field(default=30_000, ge=2, le=1_000_000)
@@ -70,7 +75,7 @@ class ClusterParams(Params):
             raise ValueError(f"vectors are {self.vectors}, which needs saes; param_grad does not.")
         if self.clusters >= self.samples:
             raise ValueError(f"clusters is {self.clusters}; expected less than samples, which is {self.samples}.")
-        if self.clustering == "spectral" and self.samples > _MOST_SPECTRAL:
+        if self.clustering != "kmeans" and self.samples > _MOST_SPECTRAL:
             raise ValueError(f"samples is {self.samples:,}; spectral clustering takes up to {_MOST_SPECTRAL:,}.")
         return self
 
@@ -153,14 +158,21 @@ class ClusterResult(Result):
         return written
 
 
+def _batches(samples: int, params: ClusterParams) -> int:
+    """Of one length each; lengths are taken to be spread evenly."""
+    lengths = min(params.before, params.context)
+    there = lengths * (1 - (1 - 1 / lengths) ** samples)
+    return min(samples, ceil(there + samples / params.model_batch))
+
+
 def cost(params: ClusterParams, model: ModelFacts) -> Estimate:
     """Of the texts as far as they are in the params; what an artifact holds is not known here."""
     texts = len(params.data) if isinstance(params.data, list) else 1
     saes = 0 if params.saes is None else len(saes_of(params.saes))
-    grads = params.samples if params.vectors == "param_grad" else ceil(params.samples / params.model_batch)
+    grads = params.samples if params.vectors == "param_grad" else _batches(params.samples, params)
     steps = params.ig_steps * saes if params.method == "ig" else 1
     found = min(params.clusters, params.circuits)
-    circuits = found * ceil(params.circuit_samples / params.model_batch) if saes else 0
+    circuits = found * _batches(min(params.circuit_samples, params.samples // params.clusters), params) if saes else 0
     edges = circuits * (1 + params.nodes) if params.circuit_edges else 0
     forwards = (
         ceil(texts / params.model_batch) * (2 if saes else 1)

@@ -124,7 +124,7 @@ def estimate(params: FilterParams, facts: ModelFacts) -> Estimate:
         return Estimate(
             forwards=batches * passes,
             tokens=images * passes * positions(facts),
-            peak_bytes=bytes_forward(facts, params.batch) + (1 << 28),
+            peak_bytes=bytes_forward(facts, params.batch),
         )
     return Estimate(
         forwards=batches + 1,

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -29,9 +29,10 @@ class Measure(Protocol):
 
 @dataclass(frozen=True)
 class LogitMetric:
-    """`logit_diff`, `logprob` and `neg_logprob`, of the logits at the last token."""
+    """`logit_diff`, `logprob`, `neg_logprob`, and `logit` (of the answer, over the mean of all tokens', without which
+    what raises every logit alike would count), of the logits at the last token."""
 
-    name: MetricName
+    name: MetricName | Literal["logit"]
     sites: Sites
     report: Report
     #: [examples], token ids; -1 in `others` for none.
@@ -45,6 +46,8 @@ class LogitMetric:
         rows, picked = torch.arange(len(ids), device=logits.device), list(numbers)
         if self.name == "logit_diff":
             return logits[rows, self.answers[picked]] - logits[rows, self.others[picked]]
+        if self.name == "logit":
+            return logits[rows, self.answers[picked]] - logits.mean(-1)
         found = logits.log_softmax(-1)[rows, self.answers[picked]]
         return found if self.name == "logprob" else -found
 

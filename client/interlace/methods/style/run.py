@@ -98,10 +98,10 @@ def _train(
             prompts = [styled(one, params.suffix) for one in images.captions[:COLUMNS]]
             samples.append((step, _draw(pipeline, layers, prompts, True, params, report)))
             report.picture(samples[-1][1], "the style by now", step)
-        if report.stopping:
-            break
         tensors, state = trainer.state()
         report.checkpoint(step, tensors, {**state, "history": history})
+        if report.stopping:
+            break
     return tuple(history), samples
 
 

@@ -10,7 +10,13 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from interlace.methods.base import ArtifactName, Citation, Estimate, ModelFacts, Params, Result, Spec
-from interlace.methods.shared.denoiser_cost import bytes_backward, bytes_forward, bytes_lora, images_in, positions
+from interlace.methods.shared.denoiser_cost import (
+    bytes_backward,
+    bytes_forward,
+    bytes_lora,
+    images_in,
+    positions,
+)
 from interlace.methods.shared.pictures import Picture
 
 _Prompt = Annotated[str, Field(min_length=1, max_length=4000)]
