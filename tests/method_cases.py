@@ -321,7 +321,7 @@ CASES: dict[str, list[Case]] = {
     ],
     "lake.sketch@1": [Case({"title": "as it is"})],
     "lake.merge@1": [Case({"shares": [0.5]}, {"of": _edit})],
-    "lake.recover@1": [Case({}, {"models": _edit})],
+    "lake.recover@2": [Case({}, {"models": _edit})],
     "lake.compare@1": [
         Case({"probes": PROMPTS}, {"other": _edit, "sae": _mirror}),
         Case({"probes": PROMPTS}, {"other": _checkpoint}),

@@ -235,7 +235,7 @@ async def test_edges_found_in_weights_are_marked_and_stay_their_tenants(state: S
     unknown = await add(state, "unknown")
     await state.lake.change(MINE, unknown.id, EntryChange(visibility="public"))
     found = [Heritage(parent="model", child=unknown.ref, margin=0.7)]
-    await state.lake.ran("j1", "lab-a", None, "completed", lineage("j1", "lake.recover@1", (unknown.ref,)), (), found)
+    await state.lake.ran("j1", "lab-a", None, "completed", lineage("j1", "lake.recover@2", (unknown.ref,)), (), found)
     edge = (await state.lake.lineage(MINE, unknown.id)).edges[0]
     assert (edge.parent, edge.relation, edge.source, edge.margin, edge.job) == (
         MODEL,

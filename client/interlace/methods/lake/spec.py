@@ -80,6 +80,9 @@ class RecoverParams(Params):
     """Direct edges by kurtosis where no time and no root is known: `falls` from parent to child is published for
     fine-tuning, `rises` for pretraining. It is the stage of training that decides, and it must be known: in small nets
     near their start the published sign points the wrong way."""
+    fans: Literal["unknown", "siblings"] = "unknown"
+    """What is known of groups that look like runs of one sweep. `siblings`: that they are, so that all came of what the
+    first of them came of. Checkpoints of one run look the same, and of those that is wrong."""
     z_related: float = Field(default=8.0, gt=0)
     """Standard deviations by which two must be nearer than with rows permuted to be related at all."""
 
@@ -100,11 +103,13 @@ class HeritageEdge(Params):
 
 class RecoverResult(Result):
     """Table `edges` (parent, child, relative distance, runner-up, margin, directed by) and `pairs` (one, other,
-    relative distance, rank, spectral distance, z). Metrics `related` and `edges`. Warnings name duplicates, merges,
-    permuted copies, and groups with `fan_suspected`, whose inner edges mean nothing."""
+    relative distance, rank, spectral distance, z). Metrics `related` and `edges`. A suspected merge has
+    two edges. Warnings name duplicates, merges, permuted copies, and groups with `fan_suspected`, of whose inner edges
+    nothing is known but by `fans`."""
 
     heritage: tuple[HeritageEdge, ...] = ()
-    """What a lake takes from it. Nothing within a suspected fan."""
+    """What a lake takes from it: both parents of a suspected merge; nothing within a suspected fan, unless its members
+    are known to be siblings."""
     families: tuple[tuple[str, ...], ...] = ()
     """What is related to each other; alone: what is related to none."""
 
@@ -244,7 +249,7 @@ SPECS = (
     ),
     Spec(
         name="lake.recover",
-        version=1,
+        version=2,
         title="Which weights came of which: heritage recovered from models without records.",
         cites=(_MOTHER, _INDEPENDENCE, _LAKES),
         params=RecoverParams,
