@@ -327,6 +327,9 @@ CASES: dict[str, list[Case]] = {
         Case({"probes": PROMPTS}, {"other": _checkpoint}),
     ],
     "lake.attribute@1": [Case({"outputs": [{"prompt": PROMPTS[0], "text": " Paris is"}] * 3}, {"candidates": _edit})],
+    "lake.attribute_images@1": [
+        Case({"draws": 3, "batch": 2}, {"images": _drawn(2, 4), "candidates": _lora}, model=tiny_diffusion.SHAPES)
+    ],
     "images.filter@1": [
         Case(
             {
