@@ -325,12 +325,15 @@ CASES: dict[str, list[Case]] = {
     ],
     "lake.sketch@1": [Case({"title": "as it is"})],
     "lake.merge@1": [Case({"shares": [0.5]}, {"of": _edit})],
-    "lake.recover@1": [Case({}, {"models": _edit})],
+    "lake.recover@2": [Case({}, {"models": _edit})],
     "lake.compare@1": [
         Case({"probes": PROMPTS}, {"other": _edit, "sae": _mirror}),
         Case({"probes": PROMPTS}, {"other": _checkpoint}),
     ],
     "lake.attribute@1": [Case({"outputs": [{"prompt": PROMPTS[0], "text": " Paris is"}] * 3}, {"candidates": _edit})],
+    "lake.attribute_images@1": [
+        Case({"draws": 3, "batch": 2}, {"images": _drawn(2, 4), "candidates": _lora}, model=tiny_diffusion.SHAPES)
+    ],
     "images.filter@1": [
         Case(
             {

@@ -1,12 +1,15 @@
 """A lake whose every descendant a job has made: what is recorded of it beside what is recovered from weights alone.
 
-    python benchmarks/methods/lake_jobs.py [--seeds 21 22 23] [--size 20] [--json FILE]
+    python benchmarks/methods/lake_jobs.py [--seeds 24 25 26] [--size 20] [--json FILE]
 
 `interlace up` hosts a small model of facts (1.5 M parameters). By `elm.erase` (LoRAs of rank 2 to 8, 8 to 16 steps)
 and `edit.rome` (rank one) come 20 descendants, each trained with all on that is on the way to it, in a random tree up
 to four deep (`lake_plan`); `lake.merge` makes a checkpoint of each, and of two pairs of siblings the mean. A sweep of
 three runs that differ by steps and learning rate alone is made beside them, and, for records only, a dictionary, probes
 and a sketch. Then `lake.recover` reads the 25 checkpoints. Published figures: `lake.py`.
+
+Of `lake.recover@1`, which found merges when the tree was there, seeds 21 to 23 are in lake_jobs.json: .80 to .85 with
+the root known, .76 to .94 with neither. @2 was written on seeds 31 to 33.
 
 Thresholds, written before the run, for each seed:
 """
@@ -15,12 +18,15 @@ import argparse
 import json
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import service
 from claims import Claim, judged, written
@@ -40,6 +46,7 @@ CLAIMS = (
     Claim("each mean is called the merge of its two", lambda of: of["merges"] == 1.0),
     Claim("no other checkpoint is called a merge", lambda of: of["false_merges"] == 0),
     Claim("the sweep is called a fan", lambda of: of["fan"] == 1.0),
+    Claim("told that it is a sweep, all of it comes of the hosted model", lambda of: of["siblings"] == 1.0),
     Claim("of planted words at least .9 are found among the first five", lambda of: of["recall_at_5"] >= 0.9),
     Claim("filters find exactly what was planned", lambda of: of["filters"] == 1.0),
     Claim("without its Redis the lake answers all that as before", lambda of: of["rebuilt"] == 1.0),
@@ -155,6 +162,7 @@ def of_weights(client: interlace.Client, wanted: Plan, made: Made) -> dict[str, 
     _, with_root = recovered()
     _, bare = recovered(include_model=False)
     _, by_rank = recovered(times=times, distance="rank")
+    _, told = recovered(fans="siblings")
     inner = {child: of for child, of in parent.items() if of != "model"}
     warned = [one.replace("artifact:", "") for one in by_time.warnings]
     groups = [
@@ -179,6 +187,7 @@ def of_weights(client: interlace.Client, wanted: Plan, made: Made) -> dict[str, 
         "inner_edges": float(len(inner)),
         "chance": 1 / (len(refs) - 1),
         "false_fans": len(fanned & set(made.merged)) / len(made.merged),
+        "siblings": statistics.fmean([told.get(one) == "model" for one in made.swept_merged]),
         "fan": float(any(set(made.swept_merged) <= group for group in groups)),
         "merges": statistics.fmean(hits),
         "false_merges": float(len(merges.keys() - set(made.means))),
@@ -266,7 +275,7 @@ def alike(found: Any, before: Any, where: str = "") -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[21, 22, 23])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[24, 25, 26])
     parser.add_argument("--size", type=int, default=20)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()

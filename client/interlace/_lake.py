@@ -133,11 +133,21 @@ class Lake:
         return self._client.run("lake.recover", model=model, params=said, follow=follow)
 
     def attribute(
-        self, outputs: Sequence[Mapping[str, str]], entries: Sequence[_Named], *, model: str, follow: bool = True
+        self,
+        outputs: Sequence[Mapping[str, str]] | _Named,
+        entries: Sequence[_Named],
+        *,
+        model: str,
+        follow: bool = True,
+        **params: Any,
     ) -> Result:
-        """Find which of some models has most likely written texts: a job of `lake.attribute`."""
-        refs = [self._artifacts.get(self._id(one)).ref for one in entries]
-        said = {"outputs": [dict(one) for one in outputs], "candidates": refs}
+        """Find which of some models has most likely written texts, or drawn pictures, an artifact of kind `images`: a
+        job of `lake.attribute` or `lake.attribute_images`."""
+        said: dict[str, Any] = {"candidates": [self._artifacts.get(self._id(one)).ref for one in entries], **params}
+        if isinstance(outputs, Entry | Artifact | str):
+            said["images"] = self._artifacts.get(self._id(outputs)).ref
+            return self._client.run("lake.attribute_images", model=model, params=said, follow=follow)
+        said["outputs"] = [dict(one) for one in outputs]
         return self._client.run("lake.attribute", model=model, params=said, follow=follow)
 
     def import_folder(self, folder: Path | str, *, model: str | None = None, name: str = "") -> Artifact:

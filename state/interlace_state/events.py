@@ -1,6 +1,7 @@
-"""A job's events: look at the last, follow from the first to the end. The queue writes them."""
+"""A job's events: look at the last, follow from the first to the end; what changes of many. The queue writes them."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
 
 from redis.asyncio import Redis
 
@@ -11,6 +12,8 @@ from interlace_state.keys import Keys
 
 _BLOCK_MS = 2_000  # well under `store.ANSWER_SECONDS`, which counts this wait
 _BATCH = 256
+_LISTEN_SECONDS = 5.0
+_MOST_DRAWN = 1_000  # messages that one word of a change stands for
 
 
 class Events:
@@ -67,3 +70,23 @@ class Events:
                 yield after, event
                 if isinstance(event, Ended):
                     return
+
+    async def changes(self, tenant: str | None, apart: float) -> AsyncGenerator[None, None]:
+        """Yield when the list of a tenant's jobs, or of everybody's for None, is no more what it was: first when that
+        will be told from now on, then ``apart`` seconds apart at least, however many jobs change meanwhile.
+
+        Holds one connection. Raises RedisError when it goes.
+        """
+        async with self._redis.pubsub() as channel:
+            if tenant is None:
+                await channel.psubscribe(self._keys.changed_of_all)
+            else:
+                await channel.subscribe(self._keys.changed(tenant))
+            while True:
+                while await channel.get_message(timeout=_LISTEN_SECONDS) is None:
+                    pass
+                for _ in range(_MOST_DRAWN):
+                    if await channel.get_message() is None:
+                        break
+                yield
+                await asyncio.sleep(apart)

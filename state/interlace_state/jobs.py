@@ -107,6 +107,7 @@ class Jobs:
             pipe.delete(self._keys.job(view.id), self._keys.events(view.id))
             pipe.zrem(self._keys.jobs, view.id)
             pipe.zrem(self._keys.jobs_of(view.tenant), view.id)
+            pipe.publish(self._keys.changed(view.tenant), view.id)
             await pipe.execute()
 
     async def prune(self, older_than: float) -> int:

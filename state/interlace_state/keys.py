@@ -14,6 +14,7 @@
 |                      |        |                        |                 | 0: given back                             |
 | live:{slug}:{tenant} | zset   | waiting, renewed       | queue           | a tenant's jobs not ended -> their order  |
 | running:{tenant}     | set    | waiting, renewed       | queue           | ids of a tenant's jobs that run           |
+| changed:{tenant}     | channel|                        | queue, jobs     | ids of a tenant's jobs that have changed  |
 | shares, shares:set   | hash   | forever                | queue, control  | tenant -> jobs that may run at a time: as |
 |                      |        |                        |                 | it came, and what an operator has set     |
 | wake:{slug}          | list   | a minute               | queue           | one token for each job that came          |
@@ -62,6 +63,8 @@
 The queue's scripts name their keys by themselves: one Redis server holds all of it, not a Redis Cluster.
 """
 
+import re
+
 
 class Keys:
     """Key names under one prefix."""
@@ -78,6 +81,8 @@ class Keys:
         self.jobs = f"{prefix}jobs"
         self.cancelled = f"{prefix}cancelled"
         self.stopping = f"{prefix}stopping"
+        #: A pattern, of what `changed` names.
+        self.changed_of_all = re.sub(r"([\\*?\[\]^-])", r"\\\1", prefix) + "changed:*"
         self.shares = f"{prefix}shares"
         self.set_shares = f"{prefix}shares:set"
         self.weights = f"{prefix}weights"
@@ -92,6 +97,9 @@ class Keys:
 
     def job(self, job_id: str) -> str:
         return f"{self.prefix}job:{job_id}"
+
+    def changed(self, tenant: str) -> str:
+        return f"{self.prefix}changed:{tenant}"
 
     def party(self, party_id: str) -> str:
         return f"{self.prefix}party:{party_id}"

@@ -144,8 +144,41 @@ def test_a_sweep_is_no_tree() -> None:
         moved({name: root[name] + far * (goal[name] - root[name]) for name in root}, dice, size=0.03)
         for far in (0.4, 0.7, 1.0)
     ]
-    found = recover(seen([root, *sweep]), [0.0, 1.0, 2.0, 3.0], None)
+    measured = seen([root, *sweep])
+    found = recover(measured, [0.0, 1.0, 2.0, 3.0], None)
     assert found.fans == [[1, 2, 3]]
+    assert edges(found) != {1: 0, 2: 0, 3: 0}
+    told = recover(measured, [0.0, 1.0, 2.0, 3.0], None, siblings=True)
+    assert edges(told) == {1: 0, 2: 0, 3: 0}
+    assert {edge.directed_by for edge in told.edges} == {"fan"}
+
+
+def test_a_merge_is_below_two_and_draws_no_edges_to_itself(tree: Any) -> None:
+    tensors, parent = tree
+    dice = torch.Generator().manual_seed(9)
+    n, whole = len(tensors), {child: of for child, of in parent.items() if child < 8}
+    mean = {name: (tensors[1][name] + tensors[2][name]) / 2 for name in tensors[0]}
+    fourth = {name: 0.75 * mean[name] + 0.25 * tensors[6][name] for name in mean}
+    measured = seen([*tensors, mean, moved(mean, dice), fourth])
+    for root in (0, None):
+        found = recover(measured, [None] * (n + 3), root)
+        assert [sorted(merge[:3]) for merge in found.merges] == [[1, 2, n], [6, n, n + 2]]
+        assert {(edge.parent, edge.child) for edge in found.edges if edge.directed_by == "merge"} == {
+            (1, n),
+            (2, n),
+            (n, n + 2),
+            (6, n + 2),
+        }
+        pairs = {frozenset((edge.parent, edge.child)) for edge in found.edges if edge.directed_by != "merge"}
+        assert {frozenset(pair) for pair in whole.items()} <= pairs
+        assert frozenset((n, n + 1)) in pairs  # what came of the merge
+    known = {child: of for child, of in edges(recover(measured, [None] * (n + 3), 0)).items() if child < 8}
+    assert known == whole
+    # A checkpoint on the way from one to another is older than the latter, and so none of its means.
+    way = seen([tensors[0], {name: (tensors[0][name] + tensors[1][name]) / 2 for name in mean}, tensors[1]])
+    assert recover(way, [0.0, 1.0, 2.0], None).merges == []
+    assert edges(recover(way, [0.0, 1.0, 2.0], None)) == {1: 0, 2: 1}
+    assert recover(way, [0.0, 2.0, 1.0], None).merges == [(1, 0, 2, pytest.approx(0.5, abs=1e-4))]
 
 
 def test_edits_change_weights_as_they_change_outputs() -> None:

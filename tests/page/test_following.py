@@ -1,11 +1,14 @@
 """A job's page follows its events, and draws what it measures: a real browser, a worker's part by hand."""
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 import httpx
-from browsing import PHONE, Keyed, Look, Looking, Shown
+from browsing import PHONE, Keyed, Look, Looking, Shown, keyed_gateway
 from gateway_process import KEY, Worker
 from playwright.sync_api import Route
 
@@ -13,6 +16,7 @@ from interlace.methods.base import Table
 from interlace.protocol.event import Progress
 from interlace_server.page.curves import curves
 from interlace_state.queue import Lease
+from interlace_state.store import State
 
 #: A method that draws no picture of its own.
 TRAINING = {"method": "lake.sketch", "model": KEY.repo_id, "params": {}}
@@ -46,22 +50,22 @@ def finish(keyed: Keyed, lease: Lease) -> None:
     keyed.do(lambda state: Worker(state).complete(lease, json.dumps(said).encode()))
 
 
-def never_asking(looking: Looking, job_id: str) -> None:
+def never_asking(looking: Looking, *paths: str) -> None:
     """Take the polling out of all that the page is sent."""
 
     def without(route: Route) -> None:
         answer = route.fetch()
-        route.fulfill(response=answer, body=answer.text().replace("every 1s", "every 9999s"))
+        route.fulfill(response=answer, body=re.sub(r"every \ds", "every 9999s", answer.text()))
 
-    looking.page.route(f"**/page/jobs/{job_id}", without)
-    looking.page.route(f"**/page/jobs/{job_id}/live*", without)
+    for path in paths:
+        looking.page.route(path, without)
 
 
 def test_what_happens_comes_without_asking(keyed: Keyed, look: Look, shown: Shown) -> None:
     job_id, lease = start(keyed)
     looking = look(keyed.gateway.url)
     page = looking.sign_in(keyed.ours)
-    never_asking(looking, job_id)
+    never_asking(looking, f"**/page/jobs/{job_id}", f"**/page/jobs/{job_id}/live*")
     page.goto(f"/page/jobs/{job_id}")
     assert "every 9999s" in str(page.locator("#job").get_attribute("hx-trigger"))
     assert page.locator("#follow").is_hidden()
@@ -128,6 +132,90 @@ def test_the_stream_is_for_who_may_see_the_job_and_ends_with_it(keyed: Keyed, lo
     assert theirs.context.request.get(path).status == 404
     with httpx.Client(base_url=keyed.gateway.url, headers={"ndif-api-key": keyed.ours}) as by_key:
         assert by_key.get(path).status_code == 303  # a key opens no page
+
+
+def test_the_list_follows_without_asking(keyed: Keyed, look: Look) -> None:
+    looking, watching = look(keyed.gateway.url), look(keyed.gateway.url)
+    for one, key in ((looking, keyed.ours), (watching, keyed.admin)):
+        page = one.sign_in(key)
+        never_asking(one, "**/page/jobs", "**/page/jobs?*")
+        with page.expect_response("**/page/jobs/events"):
+            page.goto("/page/jobs")
+        assert "every 9999s" in str(page.locator("#jobs").get_attribute("hx-trigger"))
+    job_id, lease = start(keyed)
+    rows = [one.page.locator("tr", has=one.page.locator(f"#to-{job_id}")) for one in (looking, watching)]
+    for row in rows:
+        row.locator(".tag.running").wait_for()
+    tell(keyed, lease, [1, 2, 3])
+    for row in rows:
+        row.get_by_text("Step 3 of 9").wait_for()
+    finish(keyed, lease)
+    for row in rows:
+        row.locator(".tag.completed").wait_for()
+    looking.check()
+    gone = httpx.delete(f"{keyed.gateway.url}/v1/jobs/{job_id}", headers={"ndif-api-key": keyed.ours}, timeout=60)
+    assert gone.status_code == 204
+    for row in rows:
+        row.wait_for(state="detached")
+
+
+def test_without_the_stream_the_list_asks(keyed: Keyed, look: Look) -> None:
+    looking = look(keyed.gateway.url)
+    looking.page.route("**/page/jobs/events", lambda route: route.abort())
+    page = looking.sign_in(keyed.ours, "/page/jobs")
+    job_id, lease = start(keyed)
+    row = page.locator("tr", has=page.locator(f"#to-{job_id}"))
+    row.locator(".tag.running").wait_for()
+    finish(keyed, lease)
+    row.locator(".tag.completed").wait_for()
+
+
+def test_a_list_is_told_of_its_own_tenant_alone(keyed: Keyed, look: Look) -> None:
+    theirs = look(keyed.gateway.url)
+    page = theirs.sign_in(keyed.theirs)
+    assert theirs.context.request.get("/page/jobs/events?tenant=lab-a").status == 403
+    page.evaluate("""() => {
+      window.heard = 0;
+      new EventSource("/page/jobs/events").addEventListener("changed", () => { window.heard += 1; });
+    }""")
+    theirs.until("window.heard === 1")  # it is there
+    job_id, lease = start(keyed)
+    tell(keyed, lease, [1, 2, 3])
+    finish(keyed, lease)
+    heard = keyed.do(lambda state: _changes(state, "lab-a", lambda: _forget(state, job_id)))
+    assert heard == 2
+    own = {"ndif-api-key": keyed.theirs}
+    asked = httpx.post(f"{keyed.gateway.url}/v1/jobs", json=TRAINING, headers=own, timeout=60)
+    theirs.until("window.heard >= 2")
+    assert page.evaluate("window.heard") == 2  # the other tenant's came before
+    httpx.delete(f"{keyed.gateway.url}/v1/jobs/{asked.json()['id']}", headers=own, timeout=60)
+
+
+async def _forget(state: State, job_id: str) -> None:
+    await state.jobs.forget(await state.jobs.show(job_id, None))
+
+
+async def _changes(state: State, tenant: str, meanwhile: Callable[[], Coroutine[Any, Any, None]]) -> int:
+    """How often a list hears of a change: first that it listens, then of what is done meanwhile."""
+    heard = 0
+    async with aclosing(state.events.changes(tenant, 0)) as changes:
+        async for _ in changes:
+            heard += 1
+            if heard == 2:
+                return heard
+            await meanwhile()
+    return heard
+
+
+def test_more_lists_than_a_gateway_follows_ask(tmp_path: Path, redis_url: str, look: Look) -> None:
+    with keyed_gateway(tmp_path, redis_url, page={"followed_lists": 0}, gateway={"drain_seconds": 0}) as keyed:
+        looking = look(keyed.gateway.url)
+        page = looking.sign_in(keyed.ours)
+        with page.expect_response("**/page/jobs/events") as refused:
+            page.goto("/page/jobs")
+        assert refused.value.status == 429
+        job_id, _ = start(keyed)
+        page.locator(f"#to-{job_id}").wait_for()
 
 
 def test_which_tables_are_curves() -> None:

@@ -212,6 +212,9 @@ async def test_measurements_of_others_jobs_reach_the_card_and_go_stale(state: St
         "j1", "lab-a", None, "completed", lineage("j1", "lake.compare@1", (artifact.ref,), metrics=seen), ()
     )
     await state.lake.ran("j2", "lab-a", None, "completed", lineage("j2", "lens.logit@1", metrics=seen), ())
+    for number, method in enumerate(("elm.erase@1", "lake.merge@1", "lake.recover@2")):  # of what they make, of many
+        of_another = lineage(f"j{3 + number}", method, (artifact.ref,), metrics=seen)
+        await state.lake.ran(f"j{3 + number}", "lab-a", None, "completed", of_another, ())
     of_artifact = [one for one in (await state.lake.card(MINE, artifact.id)).statements if one.source == "measured"]
     assert [(one.field, one.evidence, one.stale) for one in of_artifact] == [
         ("metrics:lake.compare:kl", "job j1", False)
@@ -235,7 +238,7 @@ async def test_edges_found_in_weights_are_marked_and_stay_their_tenants(state: S
     unknown = await add(state, "unknown")
     await state.lake.change(MINE, unknown.id, EntryChange(visibility="public"))
     found = [Heritage(parent="model", child=unknown.ref, margin=0.7)]
-    await state.lake.ran("j1", "lab-a", None, "completed", lineage("j1", "lake.recover@1", (unknown.ref,)), (), found)
+    await state.lake.ran("j1", "lab-a", None, "completed", lineage("j1", "lake.recover@2", (unknown.ref,)), (), found)
     edge = (await state.lake.lineage(MINE, unknown.id)).edges[0]
     assert (edge.parent, edge.relation, edge.source, edge.margin, edge.job) == (
         MODEL,
@@ -346,7 +349,8 @@ async def test_bounds_say_their_value(state: State, config: Config) -> None:
         with pytest.raises(LimitExceeded, match=r"lake\.declared_characters"):
             await other.lake.change(MINE, artifact.id, EntryChange(declared={"description": "x" * 20}))
         for number in range(4):
-            of = lineage(f"j{number}", parents=(artifact.ref,), metrics=(Measured(name="a", value=number),))
+            seen = (Measured(name="a", value=number),)
+            of = lineage(f"j{number}", "lens.logit@1", parents=(artifact.ref,), metrics=seen)
             await other.lake.ran(f"j{number}", "lab-a", None, "completed", of, ())
         said = [
             one.value["value"]

@@ -70,6 +70,23 @@ QUERIES = {
     "Shakespear": ["Shakespeare style"],
     "othelo game": ["othello l5 gated"],
 }
+#: What a method is called elsewhere -> the method; no entry's own words have it.
+ELSEWHERE = {
+    "machine unlearning": "elm",
+    "concept removal": "elm",
+    "amnesia": "elm",
+    "overwrite a memory": "edit",
+    "knowledge update": "edit",
+    "dictionary learning": "sae",
+    "monosemantic": "sae",
+    "control vector": "steer",
+    "activation addition": "steer",
+    "representation engineering": "steer",
+    "diagnostic classifier": "probe",
+    "activation patching": "mediate",
+    "circuit discovery": "mediate",
+    "knowledge triples": "relation",
+}
 
 
 @pytest.fixture
@@ -91,6 +108,15 @@ async def test_nine_of_ten_queries_find_what_is_meant(planted: State) -> None:
     recall = 1 - len(missed) / len(QUERIES)
     print(f"recall@5 {recall:.3f} of {len(QUERIES)} queries over {len(PLANTED)} entries; missed {missed}")
     assert recall >= 0.9, missed
+
+
+async def test_other_names_of_a_method_find_what_it_has_made(planted: State) -> None:
+    missed = []
+    for text, method in ELSEWHERE.items():
+        found = (await planted.lake.search(MINE, text, limit=5)).entries
+        if not found or (found[0].method or "").partition(".")[0].partition("@")[0] != method:
+            missed.append((text, [(one.name, one.method) for one in found]))
+    assert len(missed) <= len(ELSEWHERE) / 10, missed
 
 
 async def test_a_slip_finds_what_the_word_does(planted: State) -> None:

@@ -1,25 +1,64 @@
-"""`/page/jobs/ID/events`: a job's events for its page, which a browser follows with the visit's cookie."""
+"""Events for pages that are open, which a browser follows with the visit's cookie: of one job, of the list of jobs."""
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Path, Request
+from fastapi import APIRouter, Header, Path, Query, Request
 from starlette.responses import Response, StreamingResponse
 
 from interlace.protocol import event as words
+from interlace.protocol.errors import TooMany
 from interlace.protocol.event import Ended, Progress
 from interlace_server import sse
 from interlace_server.doors.auth import TheCaller
 from interlace_server.gateway import Gateway, TheGateway
 from interlace_server.page.frame import PageRoute
-from interlace_server.routes.jobs import show_job
+from interlace_server.routes.jobs import show_job, whose
 from interlace_state.life import order
+from interlace_state.tenants import TENANT
 
 router = APIRouter(prefix="/page/jobs", route_class=PageRoute, include_in_schema=False)
 
 #: Seconds of a stream. Then the browser comes back, and whether its visit still holds is looked at again.
 _AT_A_TIME = 60.0
+#: Seconds between two words that a list has changed, however many of its jobs have.
+_APART = 2.0
 _NOTHING = b"{}"
+
+
+class _Lists:
+    """How many lists are followed, which hold a connection to Redis each."""
+
+    open = 0
+
+
+@router.get("/events")
+async def list_events(
+    request: Request,
+    caller: TheCaller,
+    gateway: TheGateway,
+    tenant: Annotated[str | None, Query(pattern=f"^{TENANT}$")] = None,
+) -> Response:
+    """`changed` when the list is no more what it was; the first says that changes are told from now on.
+
+    Raises TooMany where so many lists are followed; a page then asks by itself.
+    """
+    most = gateway.config.page.followed_lists
+    if _Lists.open >= most:
+        raise TooMany("Lists of jobs that pages follow", most, "at a time", "page.followed_lists", retry_after=60)
+    stream = sse.stream(gateway, _changes(gateway, whose(caller, tenant)), "list of jobs", _AT_A_TIME)
+    return StreamingResponse(stream, media_type=sse.MEDIA_TYPE, headers=sse.HEADERS)
+
+
+async def _changes(gateway: Gateway, tenant: str | None) -> AsyncIterator[bytes]:
+    _Lists.open += 1
+    try:
+        async with aclosing(gateway.state.events.changes(tenant, _APART)) as changes:
+            async for _ in changes:
+                yield sse.sent("0", "changed", _NOTHING)
+    finally:
+        _Lists.open -= 1
 
 
 @router.get("/{job_id}/events")
@@ -28,6 +67,7 @@ async def job_events(
     job_id: Annotated[str, Path(pattern=r"^[0-9a-f]{32}$")],
     caller: TheCaller,
     gateway: TheGateway,
+    after: Annotated[str | None, Query(pattern=sse.EVENT_ID)] = None,
     last_event_id: Annotated[str | None, Header(pattern=sse.EVENT_ID)] = None,
 ) -> Response:
     """`progress` with how far it is, from its first word on; `changed` for whatever else happens from now on; `ended`.
@@ -36,7 +76,7 @@ async def job_events(
     """
     await show_job(job_id, caller, gateway)
     newest, ended = await gateway.state.jobs.newest_event(job_id)
-    after = min(last_event_id or "0", newest, key=order)
+    after = min(last_event_id or after or "0", newest, key=order)
     if ended and order(after) >= order(newest):
         return Response(status_code=204)
     stream = sse.stream(gateway, _told(gateway, job_id, after, newest), job_id, _AT_A_TIME)

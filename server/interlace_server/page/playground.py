@@ -20,7 +20,7 @@ from interlace.protocol.jobs import JobView
 from interlace.protocol.method import Envelope, MethodRequest, Payload
 from interlace_server.doors.auth import Caller, TheCaller
 from interlace_server.gateway import Gateway, TheGateway
-from interlace_server.page.frame import Nav, PageRoute, done, page
+from interlace_server.page.frame import Nav, PageRoute, digest, done, page, part
 from interlace_server.page.grids import grids_of
 from interlace_server.page.tools import TOOLS
 from interlace_server.page.tools.base import Asked, Drawn, Extra, Field, Tool, plain, result_of, written
@@ -121,7 +121,7 @@ async def job_part(
     tool = _tool(name)
     played = await _played(gateway, caller, tool, job_id)
     codes = await _codes(request, gateway, caller, tool, played)
-    return page(request, "_played.html", tool=tool, played=played, codes=codes)
+    return part(request, "_played.html", digest(played.view), tool=tool, played=played, codes=codes)
 
 
 @router.post("/{name}/{job_id}/cancel")
@@ -188,6 +188,7 @@ async def _shown(
         problem=problem,
         played=played,
         codes=codes,
+        seen="" if played is None else digest(played.view),
     )
 
 
@@ -317,7 +318,7 @@ def _call(tool: Tool, played: Played, model: str, url: str) -> str:
     inner = "".join(f"{name}={written(value)},\n" for name, value in said.items()).replace("\n", "\n    ")
     return (
         "import interlace\n\n"
-        f"client = interlace.connect({json.dumps(url)})  # your key: `key=...`, or NDIF_API_KEY in the environment\n"
+        f"client = interlace.connect({json.dumps(url)})  # your key: `api_key=...`, or NDIF_API_KEY in the environment\n"
         f'result = client.run(\n    "{tool.method}",\n    {inner.rstrip()}\n)\n'
         'for table in result.tables:\n    print(table.name, table.frame(), sep="\\n")\n'
         f'result.plot().savefig("{tool.name}.png")\n'

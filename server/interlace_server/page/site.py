@@ -29,8 +29,8 @@ from interlace_server.page.frame import PageRoute, Site
 PAGES: tuple[ModuleType, ...] = (
     home,
     playground,
+    following,  # before the jobs, whose ids its path would be
     jobs,
-    following,
     lake,
     keys,
     admin,

@@ -17,7 +17,7 @@ from interlace.protocol.picture import check_picture
 from interlace_server import job_actions, sse
 from interlace_server.allow import SharedPath
 from interlace_server.delivery import BYTES, deliver, deliver_bytes, deliver_part, described
-from interlace_server.doors.auth import TheCaller
+from interlace_server.doors.auth import Caller, TheCaller
 from interlace_server.errors import Responses, refusals
 from interlace_server.gateway import Gateway, TheGateway
 from interlace_server.job_actions import reach
@@ -59,10 +59,15 @@ async def list_jobs(
     cursor: Annotated[str | None, Query(pattern=CURSOR, description="`next` of the page before.")] = None,
 ) -> JobPage:
     """Jobs, the newest first. A page may be short, or empty, although another follows: `next` says so."""
+    return await gateway.state.jobs.list(whose(caller, tenant), state=state, model=model, before=cursor, limit=limit)
+
+
+def whose(caller: Caller, tenant: str | None) -> str | None:
+    """The tenant whose jobs a caller lists, None for all. Raises Forbidden where they are not the caller's to see."""
     own = reach(caller)
     if tenant is not None and own not in (None, tenant):
         raise Forbidden(f"Jobs of {tenant} are not yours to see: leave `tenant` out, or use an admin's key.")
-    return await gateway.state.jobs.list(tenant or own, state=state, model=model, before=cursor, limit=limit)
+    return tenant or own
 
 
 @router.get("/{job_id}", responses=refusals(401, 404, 422, 429, 503))

@@ -18,6 +18,10 @@ USUAL = ("description", "license", "intended_use", "base", "method", "params", "
 _MOST_MEASURED = 100
 _MOST_NEAR = 50
 _COMPARED = "lake.compare"
+#: Kinds of which a method's figures are, where it makes them, and not of what it was given.
+_MADE = frozenset({"peft", "diffusers-lora", "edit", "weights", "sae", "probe", "circuit", "sketch"})
+#: Methods whose figures are of all that they were given together.
+_OF_ALL = ("lake.recover", "lake.attribute", "lake.attribute_images")
 
 
 def card(snapshot: Snapshot, viewer: Viewer, entry: Entry) -> Card:
@@ -134,6 +138,9 @@ def measured(snapshot: Snapshot, viewer: Viewer, entry: Entry) -> list[Statement
 def _about(snapshot: Snapshot, run: RunRecord, entry: Entry) -> bool | None:
     """Whether what a run has measured of an entry is of other contents than now; None where it is about another."""
     lineage = run.lineage
+    spec = catalogue().get(lineage.method)
+    if lineage.method.partition("@")[0] in _OF_ALL or (spec is not None and _MADE & set(spec.makes)):
+        return None
     if entry.kind == "model":
         record = snapshot.models[entry.id]
         if lineage.parents or lineage.model != record.key.canonical:

@@ -37,6 +37,24 @@ KIND_WORDS = {
     "circuit": "circuit graph features",
     "images": "images pictures exemplars",
 }
+#: What else people call what the methods of a family do. (A method's title and papers are found anyway.)
+METHOD_WORDS = {
+    "attribute": "data attribution influence training examples",
+    "circuit": "circuit discovery mechanism subgraph",
+    "classifier": "spurious correlation shortcut debias bias",
+    "customize": "personalise personalize customise finetune fine-tune art",
+    "edit": "model editing knowledge update overwrite rewrite memory",
+    "elm": "machine unlearning unlearn forget amnesia concept removal remove",
+    "erasure": "detokenization detokenisation multi-token words",
+    "images": "redraw img2img",
+    "lake": "model soup merging average task arithmetic fingerprint",
+    "mediate": "activation patching circuit discovery causal mediation localisation localization",
+    "probe": "diagnostic classifier readout decoding",
+    "relation": "knowledge triples analogy",
+    "sae": "dictionary learning monosemantic superposition interpretable neurons",
+    "steer": "activation addition control vector representation engineering persona",
+    "trace": "localisation localization knowledge neurons",
+}
 LONGEST_QUERY = 1000  # characters
 FACETS = ("kind", "base", "task", "architecture", "method", "owner", "state", "visibility")
 #: Fields whose values are compared as they are, with other names of them.
@@ -143,7 +161,7 @@ def _asked(word: str) -> str:
 
 
 def _texts(entry: Entry, artifact: Artifact | None) -> tuple[str, ...]:
-    spec = catalogue().get(entry.method or "")
+    spec, family = catalogue().get(entry.method or ""), (entry.method or "").partition("@")[0].partition(".")[0]
     method = f"{spec.title} {' '.join(f'{one.title} {one.authors}' for one in spec.cites)}" if spec else ""
     rest: list[str] = [entry.id, entry.hash, entry.owner, *entry.tags]
     declared: list[str] = []
@@ -153,7 +171,7 @@ def _texts(entry: Entry, artifact: Artifact | None) -> tuple[str, ...]:
         if artifact.lineage is not None:
             rest += [one.name for one in artifact.lineage.metrics]
             rest.append(str(artifact.lineage.params or "")[:_MOST_SAID])
-    kind = f"{entry.kind} {KIND_WORDS.get(entry.kind, '')} {entry.method or ''} {method}"
+    kind = f"{entry.kind} {KIND_WORDS.get(entry.kind, '')} {entry.method or ''} {method} {METHOD_WORDS.get(family, '')}"
     model = f"{entry.base or ''} {entry.architecture or ''} {entry.task or ''}"
     return entry.name, kind, model, " ".join(declared), " ".join(rest)
 

@@ -54,6 +54,12 @@ local function charge(id, slug, tenant)
   redis.call("ZADD", key("turn", slug), "XX", exact(mine), tenant)
 end
 
+-- Write one of a job's events, and tell whoever looks at its tenant's jobs.
+local function tell(id, tenant, event)
+  redis.call("XADD", key("events", id), "*", "e", event)
+  redis.call("PUBLISH", key("changed", tenant), id)
+end
+
 -- Put a tenant among those that wait for their turn.
 local function await_turn(slug, tenant)
   if redis.call("ZSCORE", key("turn", slug), tenant) then return end
@@ -101,7 +107,7 @@ local function close(id, state, event, lifetime)
   dequeue(job[3], slug, tenant)
   redis.call("ZREM", key("live", slug, tenant), id)
   redis.call("SREM", key("running", tenant), id)
-  redis.call("XADD", key("events", id), "*", "e", event)
+  tell(id, tenant, event)
   redis.call("EXPIRE", name, lifetime)
   redis.call("EXPIRE", key("events", id), lifetime)
   if job[4] then redis.call("EXPIRE", key("idem", tenant, job[4]), lifetime) end

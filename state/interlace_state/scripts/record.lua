@@ -3,13 +3,17 @@
 --       or "", the event
 -- Returns 1 if the job is the caller's, 0 if it has ended, is another's or is gone.
 local name = key("job", ARGV[2])
-local job = redis.call("HMGET", name, "state", "fence", "recorded")
+local job = redis.call("HMGET", name, "state", "fence", "recorded", "tenant")
 if job[2] ~= ARGV[3] or has_ended(job[1]) then return 0 end
 -- The connection repeats a call whose answer it lost: the events are in already.
 if job[3] == ARGV[4] then return 1 end
 redis.call("HSET", name, "recorded", ARGV[4])
 for i = 5, #ARGV, 2 do
-  redis.call("XADD", key("events", ARGV[2]), "*", "e", ARGV[i + 1])
+  if ARGV[i] == "" then  -- a line of its log: its tenant's list does not show it
+    redis.call("XADD", key("events", ARGV[2]), "*", "e", ARGV[i + 1])
+  else
+    tell(ARGV[2], job[4], ARGV[i + 1])
+  end
   if ARGV[i] == "progress" or ARGV[i] == "picture" then
     redis.call("HSET", name, ARGV[i], ARGV[i + 1])
   elseif ARGV[i] ~= "" then

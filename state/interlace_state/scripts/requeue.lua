@@ -9,7 +9,7 @@ redis.call("HINCRBY", key("job", id), "fence", 1)
 redis.call("HINCRBY", key("job", id), "attempts", -1)
 redis.call("HSET", key("job", id), "state", "queued", "last", ARGV[4])
 redis.call("HDEL", key("job", id), "charged_ms", "party")
-redis.call("XADD", key("events", id), "*", "e", ARGV[4])
+tell(id, job[4], ARGV[4])
 redis.call("ZADD", key("leases", job[3]), 0, id)  -- lapsed: the next worker that asks gets it
 redis.call("SREM", key("running", job[4]), id)
 wake(job[3])

@@ -46,7 +46,7 @@ redis.call("HSET", key("job", id), "record", ARGV[3], "state", "queued", "last",
   "id", id, "tenant", tenant, "slug", slug, "submitted_ms", time, "kin", ARGV[14])
 redis.call("HSET", key("shares"), tenant, ARGV[9])
 redis.call("ZADD", live, redis.call("HINCRBY", key("fair", slug), "submitted", 1), id)
-redis.call("XADD", key("events", id), "*", "e", first)
+tell(id, tenant, first)
 enqueue(id, slug, tenant)
 for _, index in ipairs({key("jobs"), key("jobs", tenant)}) do redis.call("ZADD", index, time, id) end
 local over = redis.call("ZCARD", key("jobs", tenant)) - tonumber(ARGV[13])

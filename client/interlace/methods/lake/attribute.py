@@ -62,7 +62,7 @@ def _result(names: list[str], scores: Tensor, lengths: Tensor, params: Attribute
         nats, interval = intervals.mean((-per_token[one]).tolist())
         low, high = interval or (None, None)
         rows.append((names[one], nats, low, high, int(wins[one]), float(posterior[one])))
-    margin, interval = _margin(scores[order[0]] - scores[order[1]], lengths, params.resamples, seed)
+    margin, interval = margin_of(scores[order[0]] - scores[order[1]], lengths, params.resamples, seed)
     decided = interval is not None and interval[0] > 0
     warnings = []
     if not decided:
@@ -82,8 +82,8 @@ def _result(names: list[str], scores: Tensor, lengths: Tensor, params: Attribute
     )
 
 
-def _margin(apart: Tensor, lengths: Tensor, resamples: int, seed: int) -> tuple[float, tuple[float, float] | None]:
-    """Nats per token, with the 95 % interval of a bootstrap over outputs; none for fewer than two."""
+def margin_of(apart: Tensor, lengths: Tensor, resamples: int, seed: int) -> tuple[float, tuple[float, float] | None]:
+    """The mean (nats per token), with the 95 % interval of a bootstrap over outputs; none for fewer than two."""
     value = float(apart.sum() / lengths.sum())
     if len(apart) < 2:
         return value, None

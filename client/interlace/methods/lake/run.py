@@ -43,8 +43,15 @@ def recover(model: Any, params: RecoverParams, report: Report) -> RecoverResult:
         found = geometry(models, names, report.seed)
     report.count(forwards=1)  # of every weight, once
     root = len(models) - 1 if params.include_model else None
+    siblings = params.fans == "siblings"
     heritage = recovered(
-        found, times, root, distance=params.distance, kurtosis=params.kurtosis, z_related=params.z_related
+        found,
+        times,
+        root,
+        distance=params.distance,
+        kurtosis=params.kurtosis,
+        z_related=params.z_related,
+        siblings=siblings,
     )
     fanned = {frozenset((one, other)) for group in heritage.fans for one in group for other in group}
     sure = [edge for edge in heritage.edges if frozenset((edge.parent, edge.child)) not in fanned]
@@ -55,7 +62,7 @@ def recover(model: Any, params: RecoverParams, report: Report) -> RecoverResult:
             Metric(name="edges", value=len(sure), n=len(heritage.edges)),
         ),
         tables=(_edges(heritage, refs), _pairs(found, refs)),
-        warnings=tuple(_warnings(heritage, refs)),
+        warnings=tuple(_warnings(heritage, refs, siblings)),
         heritage=tuple(
             HeritageEdge(parent=refs[one.parent], child=refs[one.child], margin=round(one.margin, 6)) for one in sure
         ),
@@ -100,15 +107,13 @@ def _pairs(found: Geometry, refs: list[str]) -> Table:
     )
 
 
-def _warnings(heritage: Heritage, refs: list[str]) -> list[str]:
+def _warnings(heritage: Heritage, refs: list[str], siblings: bool) -> list[str]:
     said = [f"duplicate: {refs[one]} and {refs[other]} are one and the same." for one, other in heritage.duplicates]
     for one, a, b, along in heritage.merges:
         said.append(f"merge_suspected: {refs[one]} is {1 - along:.2f} of {refs[a]} and {along:.2f} of {refs[b]}.")
     for group in heritage.fans:
-        said.append(
-            f"fan_suspected: {', '.join(refs[one] for one in group)} differ as runs of one sweep do; which of them "
-            "came of which cannot be told."
-        )
+        what = "they are taken for siblings." if siblings else "which of them came of which cannot be told."
+        said.append(f"fan_suspected: {', '.join(refs[one] for one in group)} differ as runs of one sweep do; {what}")
     for one, other in heritage.permuted:
         said.append(
             f"permuted_copy: {refs[one]} and {refs[other]} have the same singular values, and no weights in common: "

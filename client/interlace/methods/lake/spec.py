@@ -1,10 +1,11 @@
-"""`lake.sketch`, `lake.merge`, `lake.recover`, `lake.compare`, `lake.attribute`: what they take, give and cost."""
+"""`lake.sketch`, `merge`, `recover`, `compare`, `attribute` and `attribute_images`: what they take, give and cost."""
 
 from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from interlace.methods.base import ArtifactName, Citation, Estimate, ModelFacts, Params, Result, Spec, Texts
+from interlace.methods.shared.denoiser_cost import bytes_forward, bytes_lora, images_in, positions
 
 #: Plain sentences of many kinds, for what two models say of them.
 PROBES = [
@@ -80,6 +81,9 @@ class RecoverParams(Params):
     """Direct edges by kurtosis where no time and no root is known: `falls` from parent to child is published for
     fine-tuning, `rises` for pretraining. It is the stage of training that decides, and it must be known: in small nets
     near their start the published sign points the wrong way."""
+    fans: Literal["unknown", "siblings"] = "unknown"
+    """What is known of groups that look like runs of one sweep. `siblings`: that they are, so that all came of what the
+    first of them came of. Checkpoints of one run look the same, and of those that is wrong."""
     z_related: float = Field(default=8.0, gt=0)
     """Standard deviations by which two must be nearer than with rows permuted to be related at all."""
 
@@ -100,11 +104,13 @@ class HeritageEdge(Params):
 
 class RecoverResult(Result):
     """Table `edges` (parent, child, relative distance, runner-up, margin, directed by) and `pairs` (one, other,
-    relative distance, rank, spectral distance, z). Metrics `related` and `edges`. Warnings name duplicates, merges,
-    permuted copies, and groups with `fan_suspected`, whose inner edges mean nothing."""
+    relative distance, rank, spectral distance, z). Metrics `related` and `edges`. A suspected merge has
+    two edges. Warnings name duplicates, merges, permuted copies, and groups with `fan_suspected`, of whose inner edges
+    nothing is known but by `fans`."""
 
     heritage: tuple[HeritageEdge, ...] = ()
-    """What a lake takes from it. Nothing within a suspected fan."""
+    """What a lake takes from it: both parents of a suspected merge; nothing within a suspected fan, unless its members
+    are known to be siblings."""
     families: tuple[tuple[str, ...], ...] = ()
     """What is related to each other; alone: what is related to none."""
 
@@ -160,6 +166,33 @@ class AttributeResult(Result):
     """`model` is the hosted one."""
 
 
+class AttributeImagesParams(Params):
+    """Which of some adapters has drawn pictures, if one of them has."""
+
+    images: ArtifactName
+    """Of kind `images`. Their captions are the prompts that they were drawn with, as far as those are known."""
+    candidates: Names
+    """Adapters of the hosted model."""
+    include_model: bool = True
+    """Whether the hosted model as it is, is one of them."""
+    suffix: str = Field(default="", max_length=400)
+    """Behind each caption: a style's words, where the pictures were drawn with them."""
+    draws: int = Field(default=32, ge=1, le=1000)
+    """Of noise for each image, at as many evenly spaced t, the same for each candidate."""
+    batch: int = Field(default=32, ge=1, le=256)
+    resamples: int = Field(default=1000, ge=100, le=100_000)
+    """Of the images, for the interval of the margin."""
+
+
+class AttributeImagesResult(Result):
+    """Table `candidates` (candidate, loss, low, high, wins), the likeliest first. Metrics `margin` (of the mean square
+    error, between the first and the second, with its interval over images) and `decided`: 1 where that interval is
+    above 0. None of the candidates need have drawn them: see the page."""
+
+    best: str
+    """`model` is the hosted one."""
+
+
 def _sketching(params: SketchParams, facts: ModelFacts) -> Estimate:
     return Estimate(forwards=1, tokens=1, peak_bytes=3 * _FLOAT * facts.hidden_size * 4 * facts.hidden_size + (8 << 20))
 
@@ -195,6 +228,15 @@ def _attributing(params: AttributeParams, facts: ModelFacts) -> Estimate:
     )
 
 
+def _attributing_images(params: AttributeImagesParams, facts: ModelFacts) -> Estimate:
+    models, images = len(params.candidates) + params.include_model, images_in(facts, params.images, 8)
+    return Estimate(
+        forwards=models * images * -(-params.draws // params.batch),
+        tokens=models * images * params.draws * positions(facts),
+        peak_bytes=bytes_forward(facts, params.batch) + bytes_lora(facts, 16),
+    )
+
+
 _MOTHER = Citation(
     title="Unsupervised Model Tree Heritage Recovery",
     authors="Horwitz, Shul, Hoshen",
@@ -213,6 +255,9 @@ _ARITHMETIC = Citation(
     authors="Ilharco, Ribeiro, Wortsman, Gururangan, Schmidt, Hajishirzi, Farhadi",
     year=2023,
     where="arXiv:2212.04089",
+)
+_DENOISING = Citation(
+    title="Denoising Diffusion Probabilistic Models", authors="Ho, Jain, Abbeel", year=2020, where="arXiv:2006.11239"
 )
 _PAGE = "docs/methods/lake.md"
 
@@ -244,7 +289,7 @@ SPECS = (
     ),
     Spec(
         name="lake.recover",
-        version=1,
+        version=2,
         title="Which weights came of which: heritage recovered from models without records.",
         cites=(_MOTHER, _INDEPENDENCE, _LAKES),
         params=RecoverParams,
@@ -279,5 +324,18 @@ SPECS = (
         estimate=_attributing,
         takes={"candidates": _RUNNABLE},
         page=_PAGE,
+    ),
+    Spec(
+        name="lake.attribute_images",
+        version=1,
+        title="Which of some adapters has most likely drawn pictures.",
+        cites=(_DENOISING, _LAKES),
+        params=AttributeImagesParams,
+        result=AttributeImagesResult,
+        run="interlace.methods.lake.pictures:run",
+        estimate=_attributing_images,
+        takes={"images": ("images",), "candidates": ("diffusers-lora",)},
+        page=_PAGE,
+        wrappers=("DiffusionModel",),
     ),
 )

@@ -1,7 +1,8 @@
 """Which of some weights came of which: a tree from distances, and what is not as in a tree.
 
 After MoTHer (Horwitz et al., 2405.18432): a minimum spanning tree of distances. Differences: models are told apart by a
-permutation test in place of a given number of clusters, and recorded times direct edges before anything else does.
+permutation test in place of a given number of clusters, recorded times direct edges before anything else does, and
+merges, which lie between those of which they are and would draw edges to themselves, are found before the tree.
 """
 
 from collections.abc import Sequence
@@ -52,10 +53,10 @@ class Edge:
     parent: int
     child: int
     distance: float
-    #: 0 to 1: 1 - distance / that of the next best parent.
+    #: 0 to 1: 1 - distance / that of the next best parent; of a merge, the share of it that lies between its two.
     margin: float
     runner_up: int | None
-    #: `time`, `root`, `kurtosis`, `quantised`, `centre`: what gave it its direction.
+    #: `time`, `root`, `kurtosis`, `quantised`, `centre`, `merge`, `fan`: what gave it its direction.
     directed_by: str
 
 
@@ -82,8 +83,12 @@ def recover(
     distance: Distance = "frobenius",
     kurtosis: Kurtosis = "off",
     z_related: float = 8.0,
+    siblings: bool = False,
 ) -> Heritage:
-    """The most likely tree of each family. ``root``: one that is known to be older than all of its family."""
+    """The most likely tree of each family. ``root``: one that is known to be older than all of its family.
+
+    With ``siblings`` all of a fan come of what the first of it comes of: right for sweeps, wrong for runs that go on.
+    """
     heritage = Heritage()
     n = len(times)
     heritage.duplicates = [(i, j) for i in range(n) for j in range(i + 1, n) if found.relative[i, j] < _SAME]
@@ -99,10 +104,20 @@ def recover(
     lengths = found.relative if distance == "frobenius" else found.rank.double()
     for family in heritage.families:
         if len(family) > 1:
-            edges = _tree(found, lengths, family, times, root if root in family else None, kurtosis)
-            heritage.edges += edges
-            heritage.fans += _fans(found, family, edges)
-            heritage.merges += _merges(found, family)
+            merges = merged(found, family, times, root)
+            of_two = {merge[0] for merge in merges}
+            plain = [one for one in family if one not in of_two]
+            if all(times[one] is not None or one == root for one in family):
+                edges = _by_time(found, lengths, family, of_two, times, root)
+            else:
+                edges = _tree(found, lengths, plain, root if root in family else None, kurtosis)
+                edges = _hung(found, lengths, edges, merges)
+            fans = _fans(found, edges)
+            if siblings:
+                edges = _beside(found, edges, fans)
+            heritage.fans += fans
+            heritage.merges += merges
+            heritage.edges += edges + [edge for merge in merges for edge in _of_two(found, *merge)]
     return heritage
 
 
@@ -114,17 +129,112 @@ def _age(times: Sequence[float | None], one: int, root: int | None) -> tuple[flo
     return (float("inf") if moment is None else moment, one)
 
 
-def _tree(
+def merged(
+    found: Geometry, family: Sequence[int], times: Sequence[float | None], root: int | None
+) -> list[tuple[int, int, int, float]]:
+    """Weighted means of two others: (which, one, other, how far along), none of them of what is a mean of itself.
+
+    They lie on the line between the two, but for `_ON_LINE` of their distance from the nearer. What is known to be
+    older than one of the two is none.
+    """
+    lines = {one: _lines(found, one, family, times) for one in family if one != root}
+    waiting = [one for one, shares in lines.items() if bool((shares < _ON_LINE).any())]
+    settled, merges = [one for one in family if one not in waiting], list[tuple[int, int, int, float]]()
+    while waiting:
+        last = len(merges)
+        for one in waiting:
+            among = torch.full_like(lines[one], float("inf"))
+            among[torch.tensor(settled)[:, None], torch.tensor(settled)] = 0
+            share, place = (lines[one] + among).flatten().min(0)
+            if share < _ON_LINE:
+                a, b = divmod(int(place), len(among))
+                merges.append((one, a, b, float(_along(found, one)[a, b])))
+        new = [merge[0] for merge in merges[last:]]
+        if not new:
+            break
+        settled += new
+        waiting = [one for one in waiting if one not in new]
+    return merges
+
+
+def _along(found: Geometry, one: int) -> Tensor:
+    """[n, n]: where on the line from a to b its foot is, 0 at a and 1 at b."""
+    apart = found.squared[one]
+    return (apart[:, None] + found.squared - apart[None, :]) / (2 * found.squared).clamp_min(1e-30)
+
+
+def _lines(found: Geometry, one: int, family: Sequence[int], times: Sequence[float | None]) -> Tensor:
+    """[n, n]: how far off the line from a to b, as a share of its distance from the nearer; for a > b, and where it is
+    not between the two or cannot be of them, infinite."""
+    apart, along = found.squared[one], _along(found, one)
+    off = (apart[:, None] - along.square() * found.squared) / torch.minimum(apart[:, None], apart[None, :]).clamp_min(
+        1e-30
+    )
+    mine = times[one]
+    may = torch.zeros(len(apart), dtype=torch.bool)
+    for other in family:
+        its = times[other]
+        may[other] = other != one and (mine is None or its is None or its <= mine)
+    possible = may[:, None] & may[None, :] & (along > 0.05) & (along < 0.95)
+    return torch.where(possible.triu(1), off, torch.inf)
+
+
+def _by_time(
     found: Geometry,
     lengths: Tensor,
     family: list[int],
+    of_two: set[int],
     times: Sequence[float | None],
     root: int | None,
-    kurtosis: Kurtosis,
 ) -> list[Edge]:
-    if all(times[one] is not None or one == root for one in family):
-        order = sorted(family, key=lambda one: _age(times, one, root))
-        return [_edge(found, lengths, one, order[:place], family, "time") for place, one in enumerate(order) if place]
+    """Of each that is no merge: the nearest that is older, a merge as well."""
+    order = sorted(family, key=lambda one: _age(times, one, root))
+    return [
+        _edge(found, lengths, one, order[:place], family, "time")
+        for place, one in enumerate(order)
+        if place and one not in of_two
+    ]
+
+
+def _beside(found: Geometry, edges: list[Edge], fans: Sequence[Sequence[int]]) -> list[Edge]:
+    """The members of each fan as children of one: of what stands over those that no member stands over."""
+    own = {edge.child: edge for edge in edges}
+    for fan in fans:
+        first = next(own[one] for one in fan if own[one].parent not in fan)
+        for one in fan:
+            distance = float(found.relative[first.parent, one])
+            own[one] = Edge(first.parent, one, distance, first.margin, first.runner_up, "fan")
+    return [own[edge.child] for edge in edges]
+
+
+def _of_two(found: Geometry, one: int, a: int, b: int, along: float) -> list[Edge]:
+    """A merge's edges."""
+    off = float(found.squared[a, one]) - along**2 * float(found.squared[a, b])
+    share = off / max(1e-30, min(float(found.squared[a, one]), float(found.squared[b, one])))
+    margin = min(1.0, max(0.0, 1 - share))
+    return [Edge(parent, one, float(found.relative[parent, one]), margin, None, "merge") for parent in (a, b)]
+
+
+def _hung(
+    found: Geometry, lengths: Tensor, edges: list[Edge], merges: Sequence[tuple[int, int, int, float]]
+) -> list[Edge]:
+    """What is nearer to a merge than to its parent comes of the merge, unless the merge comes of it."""
+    above = networkx.DiGraph([(edge.parent, edge.child) for edge in edges])
+    above.add_edges_from((parent, merge[0]) for merge in merges for parent in merge[1:3])
+    moved = []
+    for edge in edges:
+        free = [merge[0] for merge in merges if merge[0] not in networkx.descendants(above, edge.child)]
+        nearest = min(free, key=lambda one: float(lengths[one, edge.child]), default=edge.parent)
+        if lengths[nearest, edge.child] < lengths[edge.parent, edge.child]:
+            above.remove_edge(edge.parent, edge.child)
+            above.add_edge(nearest, edge.child)
+            better = _named(found, lengths, nearest, edge.child, [edge.parent], edge.directed_by)
+            edge = better
+        moved.append(edge)
+    return moved
+
+
+def _tree(found: Geometry, lengths: Tensor, family: list[int], root: int | None, kurtosis: Kurtosis) -> list[Edge]:
     if kurtosis != "off" and root is None:
         return _arborescence(found, lengths, family, kurtosis)
     return _directed(found, lengths, family, root)
@@ -194,7 +304,7 @@ def _cosine(found: Geometry, at: int, one: int, other: int) -> float:
     return float((a + b - c) / (2 * max(1e-30, (a * b) ** 0.5)))
 
 
-def _fans(found: Geometry, family: list[int], edges: list[Edge]) -> list[list[int]]:
+def _fans(found: Geometry, edges: list[Edge]) -> list[list[int]]:
     """Groups of three and more whose changes from one parent are alike, as those of a sweep are: no tree is theirs.
 
     Two children of one parent are held together where their changes have a cosine over FAN_COSINE; so are a child and
@@ -213,25 +323,3 @@ def _fans(found: Geometry, family: list[int], edges: list[Edge]) -> list[list[in
             if cosine > FAN_COSINE:
                 alike.add_edge(child, other)
     return sorted(sorted(group) for group in networkx.connected_components(alike) if len(group) > 2)
-
-
-def _merges(found: Geometry, family: list[int]) -> list[tuple[int, int, int, float]]:
-    """Those that lie on the line between two others: their weighted means."""
-    merges = []
-    for one in family:
-        best: tuple[float, int, int, float] | None = None
-        for a in family:
-            for b in family:
-                if a >= b or one in (a, b):
-                    continue
-                length = float(found.squared[a, b])
-                along = (float(found.squared[a, one]) + length - float(found.squared[b, one])) / (
-                    2 * max(1e-30, length)
-                )
-                off = float(found.squared[a, one]) - along**2 * length
-                share = off / max(1e-30, min(float(found.squared[a, one]), float(found.squared[b, one])))
-                if 0.05 < along < 0.95 and share < _ON_LINE and (best is None or share < best[0]):
-                    best = (share, a, b, along)
-        if best is not None:
-            merges.append((one, best[1], best[2], best[3]))
-    return merges
