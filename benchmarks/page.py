@@ -80,7 +80,8 @@ def main() -> None:
             job_id = fill(server.url, arguments.jobs)
             sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
             browser = playwright.chromium.launch(executable_path=program, args=sandbox)
-            paths = ["/", "/page/jobs", f"/page/jobs/{job_id}", "/page/keys", "/page/admin", "/page/admin/audit"]
+            names = ("playground", "lake", "jobs", f"jobs/{job_id}", "keys", "admin", "admin/audit")
+            paths = ["/", *(f"/page/{name}" for name in names)]
             pages = {
                 path.replace(job_id, "ID"): measure(browser, server.url + path, arguments.rounds) for path in paths
             }

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
+from pydantic_core import PydanticSerializationError
 from redis.exceptions import RedisError
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -40,6 +41,8 @@ def describe(problems: Sequence[Any], of: str) -> str:
 
 
 def _describe(problem: dict[str, Any]) -> str:
+    if problem["type"] == "json_invalid" and len(problem["loc"]) > 1:  # FastAPI's; pydantic's own says where in words
+        return f"it is no JSON, at character {problem['loc'][-1]}: {problem['ctx']['error']}"
     field = ".".join(str(part) for part in problem["loc"] if part not in ("body", "path", "query", "header"))
     message = problem["msg"]
     return f"`{field}`: {message[:1].lower()}{message[1:]}" if field else message
@@ -79,6 +82,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RedisError, _redis_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(UnicodeEncodeError, _no_text)
+    app.add_exception_handler(PydanticSerializationError, _no_text)
     app.add_exception_handler(Exception, _unexpected)
 
 
@@ -99,11 +103,11 @@ async def _validation_error(_request: Request, error: Exception) -> JSONResponse
     return answer(422, describe(error.errors(), "The request"))
 
 
-async def _no_text(_request: Request, error: Exception) -> JSONResponse:
+async def _no_text(request: Request, error: Exception) -> JSONResponse:
     """JSON can say what no UTF-8 can: `"\\ud800"`. It shows where the text is written on."""
-    assert isinstance(error, UnicodeEncodeError)
-    wrong = ascii(error.object[error.start : error.start + 1])
-    return answer(422, f"The request is not valid: it holds {wrong}, half of a surrogate pair, which is no character.")
+    if "surrogates not allowed" not in str(error):
+        return await _unexpected(request, error)
+    return answer(422, "The request is not valid: it holds half of a surrogate pair, such as `\\ud800`: no character.")
 
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:

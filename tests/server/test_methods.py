@@ -89,7 +89,6 @@ def test_what_a_model_is_called(gateway: Gateway, state: State, name: str) -> No
         ({"method": "lens.logits"}, 404, "Did you mean lens.logit@1?"),
         ({"params": PARAMS | {"topp": 3}}, 422, "`params.topp`: extra inputs are not permitted"),
         ({"params": PARAMS | {"topp": 3}}, 422, "It takes prompts (required), layers, positions, top, targets;"),
-        ({"params": {"prompts": ["\ud800"]}}, 422, "it holds '\\ud800', half of a surrogate pair"),
         ({"params": PARAMS | {"positions": ["x"]}}, 422, "`params.positions.list[int].0`: input should be a"),
         ({"inputs": {"top": 200}}, 422, "`inputs.top`: input should be less than or equal to 100"),
         ({"inputs": {"prompts": ["x"]}}, 422, "`prompts` is in `params` and in `inputs`"),
@@ -106,6 +105,15 @@ def test_what_is_wrong_is_named(
     gateway: Gateway, state: State, changes: dict[str, Any], status: int, sentence: str
 ) -> None:
     assert sentence in refused(post(gateway, **changes), status)
+
+
+def test_what_no_utf_8_can_say(gateway: Gateway, state: State) -> None:
+    said = json.dumps({"method": "lens.logit", "model": KEY.repo_id, "params": {"prompts": ["\ud800"]}})
+    as_json = {"Content-Type": "application/json"}
+    answer = httpx.post(f"{gateway.url}/v1/jobs", content=said, headers=as_json, timeout=60)
+    assert "it holds half of a surrogate pair" in refused(answer, 422)
+    answer = httpx.post(f"{gateway.url}/v1/jobs", content="{", headers=as_json, timeout=60)
+    assert "it is no JSON, at character 1: Expecting property name" in refused(answer, 422)
 
 
 def test_artifacts_of_a_request(gateway: Gateway, state: State) -> None:

@@ -181,7 +181,7 @@ class UnknownMethod(InterlaceError):
     http_status = 404
 
     def __init__(self, wanted: str, installed: Sequence[str]) -> None:
-        near = get_close_matches(wanted[:96], installed, 1)
+        near = get_close_matches(wanted[:96], installed, 1, cutoff=0.75)
         meant = f"Did you mean {near[0]}? " if near else ""
         super().__init__(
             f"No method {wanted[:96]} is installed on this server. {meant}There are: {', '.join(installed) or 'none'}. "

@@ -234,6 +234,8 @@ class WebSocketConnection(WebSocketsSansIOProtocol):
         async with self._frame:
             if "pieces" in message:
                 await self._send_long(message["size"], message["pieces"])
+            elif self.close_sent and message["type"] == "websocket.send":
+                raise ClientDisconnected  # it was closed meanwhile, over a frame that is none
             else:
                 await super().send(message)
 
