@@ -36,6 +36,7 @@ def write(folder: Path) -> None:
         image_token_index=400,
         video_token_index=401,
         vision_feature_layer=-1,
+        vision_feature_select_strategy="default",
         image_grid_pinpoints=[[16, 16]],
     )
     with torch.random.fork_rng(devices=[]):
