@@ -27,6 +27,7 @@ SHORT = {
     "fairness": [],
     "model_life": [],
     "mapped_weights": [],
+    "quantized": ["--rounds", "5"],
     "page": [],
 }
 

@@ -44,7 +44,7 @@ TRAINED = (FACTS_MAMBA, BART, VIT)
 ALL = (MAMBA, MAMBA2, JAMBA, BAMBA, T5, LLAVA, *TRAINED)
 ASSETS = Path(__file__).parent / "assets"
 _HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128}
-_CHAT = (
+CHAT = (
     "{% for message in messages %}{{ message['role'] }}: {% for part in message['content'] %}"
     "{{ '<image>' if part['type'] == 'image' else part['text'] }}{% endfor %}\n{% endfor %}"
 )
@@ -102,7 +102,7 @@ def _images_and_text(folder: Path) -> None:
         patch_size=8,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
-        chat_template=_CHAT,
+        chat_template=CHAT,
     )
     processor.save_pretrained(folder)
 

@@ -1,6 +1,7 @@
 """Load a model through nnsight, once, in the zygote."""
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,10 @@ from interlace_workers.weights import held, shape
 
 #: nnsight's persistent id -> the attribute of a processor.
 _PARTS = {"Tokenizer": "tokenizer", "ImageProcessor": "image_processor", "FeatureExtractor": "feature_extractor"}
+_NO_TORCHVISION = (
+    "Its processor needs torchvision: `pip install 'interlace[vision]'` beside the workers and on clients; "
+    "where torch is a build without CUDA, from the index that this came from."
+)
 
 
 @dataclass(frozen=True)
@@ -36,11 +41,15 @@ class HostedModel:
 
 
 def load(order: Load) -> HostedModel:
-    """Load weights where they shall be, ready to trace. Raises whatever the libraries that load them raise."""
+    """Load weights where they shall be, ready to trace. Raises whatever the libraries that load them raise.
+
+    Where that is for want of torchvision, an ImportError says how it is had.
+    """
     torch.set_num_threads(1)
     tqdm.monitor_interval = 0  # its monitor is a thread, and a fork needs a process of one
     transformers_logging.disable_progress_bar()  # it would go into a log file
-    model = pipeline.load(order) if order.is_pipeline else _transformers_model(order)
+    with _torchvision_named():
+        model = pipeline.load(order) if order.is_pipeline else _transformers_model(order)
     model._module.eval()
     storages = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in held(model._module)}
     return HostedModel(
@@ -51,6 +60,16 @@ def load(order: Load) -> HostedModel:
         size_bytes=sum(storages.values()),
         is_pipeline=order.is_pipeline,
     )
+
+
+@contextlib.contextmanager
+def _torchvision_named() -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        if "torchvision" not in str(error).lower():
+            raise
+        raise ImportError(_NO_TORCHVISION) from error
 
 
 def persistent_of(model: Any) -> dict[str, Any]:
