@@ -27,6 +27,11 @@ DRAWN = """one => {
   return data.some(part => part > 0);
 }"""
 
+LOOKED_AT = """is => {
+  Object.defineProperty(document, "hidden", { value: !is, configurable: true });
+  document.dispatchEvent(new Event("visibilitychange"));
+}"""
+
 
 def start(keyed: Keyed) -> tuple[str, Lease]:
     """A job that runs."""
@@ -102,6 +107,26 @@ def test_a_job_that_has_ended_shows_its_curves_on_a_phone_in_the_dark(keyed: Key
     page.get_by_role("img", name="Curve of loss over step: 0.5 at step 3").wait_for()
     looking.fits()
     looking.check()
+
+
+def test_a_tab_that_nobody_looks_at_follows_nothing_and_goes_on_where_it_was(keyed: Keyed, look: Look) -> None:
+    job_id, lease = start(keyed)
+    looking = look(keyed.gateway.url)
+    page = looking.sign_in(keyed.ours, f"/page/jobs/{job_id}")
+    tell(keyed, lease, [1, 2])
+    page.get_by_role("img", name="Curve of loss over step: 0.6667 at step 2").wait_for()
+    page.evaluate(LOOKED_AT, False)
+    tell(keyed, lease, [3])
+    with page.expect_request("**/events?after=*"):
+        page.evaluate(LOOKED_AT, True)
+    curve = page.get_by_role("img", name="Curve of loss over step: 0.5 at step 3")
+    curve.wait_for()
+    curve.focus()
+    for _ in range(4):  # to its beginning: each step is there once
+        page.keyboard.press("ArrowLeft")
+    assert curve.locator(".u-legend .u-value").all_inner_texts() == ["1", "1"]
+    finish(keyed, lease)
+    page.locator(".tag.completed").wait_for()
 
 
 def test_without_the_stream_the_page_asks(keyed: Keyed, look: Look) -> None:

@@ -318,7 +318,8 @@ def _call(tool: Tool, played: Played, model: str, url: str) -> str:
     inner = "".join(f"{name}={written(value)},\n" for name, value in said.items()).replace("\n", "\n    ")
     return (
         "import interlace\n\n"
-        f"client = interlace.connect({json.dumps(url)})  # your key: `api_key=...`, or NDIF_API_KEY in the environment\n"
+        f"client = interlace.connect({json.dumps(url)})"
+        "  # your key: `api_key=...`, or NDIF_API_KEY in the environment\n"
         f'result = client.run(\n    "{tool.method}",\n    {inner.rstrip()}\n)\n'
         'for table in result.tables:\n    print(table.name, table.frame(), sep="\\n")\n'
         f'result.plot().savefig("{tool.name}.png")\n'
