@@ -81,7 +81,7 @@ def _what_there_is(error: BaseException) -> str:
     there, asked = getattr(error, "obj", None), getattr(error, "name", None)
     if type(error) is not AttributeError or not isinstance(there, Envoy) or not isinstance(asked, str):
         return ""
-    names = list(there._module._modules)
+    names = list(getattr(there.__dict__.get("_module"), "_modules", ()))
     if not names:
         return ""
     if all(name.isdigit() for name in names):
