@@ -17,7 +17,7 @@ LAKE = (
 )
 #: Only the module of the command that was typed is imported: some bring much with them.
 _COMMANDS = {
-    "up": "interlace_deploy.parts.ahead:up",
+    "up": "interlace_deploy.commands.launch:up",
     "down": "interlace_deploy.commands.detach:down",
     "status": "interlace_deploy.commands.status:run",
     "doctor": "interlace_deploy.commands.doctor:run",

@@ -393,17 +393,15 @@ def test_two_models_of_one_name(interlace: Interlace, tmp_path: Path, state_dir:
 
 
 @pytest.mark.parametrize(
-    ("environ", "said"),
+    ("settings", "said"),
     [
         ({"REDIS_URL": "localhost:6379"}, "`redis.url`: expected a redis://, rediss:// or unix:// URL"),
         ({"INTERLACE_STORE__URL": "s3://bucket/interlace"}, "`store.url` is 's3://bucket/interlace', which cannot"),
         ({"INTERLACE_STORE__URL": "nowhere://x"}, "`store.url` is 'nowhere://x', which cannot be used here: Protocol"),
     ],
 )
-def test_an_address_that_cannot_be(
-    interlace: Interlace, tmp_path: Path, state_dir: Path, environ: dict[str, str], said: str
-) -> None:
-    done = interlace("up", "--model", tmp_path, "--runtime", "process", **environ)
+def test_an_address_that_cannot_be(interlace: Interlace, tmp_path: Path, settings: dict[str, str], said: str) -> None:
+    done = interlace("up", "--model", tmp_path, "--runtime", "process", **settings)
     assert (done.returncode, done.stdout) == (2, "")
     assert said in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr

@@ -1,22 +1,12 @@
-"""`interlace up`. The first model's process is started before all else, our own imports included: it takes longest."""
+"""The first model's process, which `interlace up` starts before all else: it takes longest."""
 
-import argparse
 import contextlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 
 from interlace_workers.spawn import Spawned, spawn
-
-
-def up(arguments: argparse.Namespace) -> int:
-    """The command. Raises CommandProblem."""
-    if arguments.detach:  # who starts the parts is another process
-        return int(import_module("interlace_deploy.commands.up").run(arguments))
-    with started() as ahead:
-        return int(import_module("interlace_deploy.commands.up").run(arguments, ahead))
 
 
 @dataclass
