@@ -164,5 +164,6 @@ def circumstances() -> dict[str, Any]:
         "command": " ".join([_named_here(Path(sys.argv[0])), *sys.argv[1:]]),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         "load": [round(one, 2) for one in os.getloadavg()],
+        "priority": f"nice {os.nice(0)}" if os.sched_getscheduler(0) == os.SCHED_OTHER else "real-time",
         "versions": {name: version(name) for name in ("torch", "transformers", "nnsight", "ray") if find_spec(name)},
     }

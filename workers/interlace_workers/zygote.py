@@ -38,32 +38,26 @@ class Zygote:
     share its weights. It ends when the last of them is gone.
     """
 
-    def __init__(self, parent: socket.socket, model: HostedModel, sandbox: Sandbox, family: Family) -> None:
+    def __init__(self, parent: socket.socket, model: HostedModel, sandbox: Sandbox, family: Family, about: int) -> None:
+        """``about``: a descriptor of /proc/self."""
+        self._about = about
         self._model = model
         self._sandbox = sandbox
         self._family = family
         self._parents: dict[int, socket.socket] = {}
         self._children: dict[int, tuple[int, int, socket.socket]] = {}  # pidfd -> pid, slot, whose it is
-        self._knows_methods = False
+        self._is_settled = False
         self._poll = select.poll()
         self._adopted_by(parent)
 
     def serve(self) -> None:
-        """Fork for each request until no parent is left, then end what is left.
-
-        The declarations of methods are read once the first child is there, which nobody waits for: it finds its own.
-        """
+        """Fork for each request until no parent is left, then end what is left."""
         while self._parents:
             for fd, _ in self._poll.poll():
                 if fd in self._children:
                     self._reap(fd)
                 elif fd in self._parents:
                     self._heed(self._parents[fd])
-            if self._children and not self._knows_methods:
-                self._knows_methods = True
-                _know_methods()
-                gc.collect()
-                gc.freeze()
         self._family.kill()
 
     def _adopted_by(self, parent: socket.socket) -> None:
@@ -82,8 +76,23 @@ class Zygote:
             other = socket.socket(fileno=fd)
             self._adopted_by(other)
             self._tell(other, {"loaded": message["share"]})
+        elif "settle" in message:
+            self._settle()
         else:
             self._fork(parent)
+
+    def _settle(self) -> None:
+        """Do what makes every later fork and job cheaper and takes a second, once nobody waits for the model.
+
+        Not beside a child: memory that it shares would become its own, and count as its job's.
+        """
+        if self._is_settled or self._children:
+            return
+        self._is_settled = True
+        _know_methods()
+        gc.collect()
+        heap.gather(self._about)
+        gc.freeze()
 
     def _left_by(self, parent: socket.socket) -> None:
         """A parent has gone: its children end, those of others go on."""
@@ -166,15 +175,13 @@ def main() -> None:
         sys.exit(1)
     gc.collect()
     heap.fill()
-    heap.gather(about)
-    os.close(about)
     gc.freeze()
     gc.enable()
     took = _now() - started
     loaded = Loaded(model.n_params, model.size_bytes, token_seconds, sandbox.layers, sandbox.missing, took)
     with contextlib.suppress(BrokenPipeError):  # a parent that is gone shows at the first poll
         channel.send(parent, {"loaded": asdict(loaded)})
-    Zygote(parent, model, sandbox, family).serve()
+    Zygote(parent, model, sandbox, family, about).serve()
 
 
 def _know_methods() -> None:

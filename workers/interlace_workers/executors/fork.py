@@ -43,9 +43,8 @@ class ForkExecutor:
                 self._zygote = ZygoteProcess.start(self._load)
             try:
                 loaded = await self._zygote.loaded()
+                await self._zygote.settle(await self._zygote.fork())
                 self.fork_ahead()
-                assert self._spare is not None
-                await self._spare.sealed()
             except Unsealed as error:
                 raise LoadFailed(str(error)) from None
             except ExecutorLost as error:

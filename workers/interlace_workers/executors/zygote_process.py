@@ -195,6 +195,19 @@ class ZygoteProcess:
             raise
         return child
 
+    async def settle(self, first: Child) -> None:
+        """End the first child, which has shown that one can be sealed, and have the zygote prepare for all others.
+
+        Until that is done, in a second, a fork waits. Raises ExecutorLost.
+        """
+        first.kill()
+        try:
+            await first.exited
+        finally:
+            first.close()
+        with contextlib.suppress(OSError):  # its end shows at the next fork
+            channel.send(self._end, {"settle": True})
+
     async def stop(self) -> None:
         """End the zygote; it ends its children when the channel does."""
         loading = not self._loaded.done()
