@@ -66,6 +66,20 @@ def test_scale_with_nothing_to_change(capsys: pytest.CaptureFixture[str]) -> Non
     assert "Nothing to change" in capsys.readouterr().err
 
 
+async def test_a_short_name_is_one_for_every_command(
+    redis_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def typed(gateway: Gateway, command: str, *words: str) -> int:
+        return main([command, "smollm2-135m-instruct", "--url", gateway.url, *words])
+
+    with gateway_process.running(tmp_path, redis_url) as gateway:
+        assert await asyncio.to_thread(typed, gateway, "deploy", "--no-wait") == 0
+        assert await asyncio.to_thread(typed, gateway, "scale", "--replicas", "0:2") == 0
+        assert "HuggingFaceTB/SmolLM2-135M-Instruct: 0:2 replicas" in capsys.readouterr().out
+        assert await asyncio.to_thread(typed, gateway, "evict", "--forget") == 0
+        assert "HuggingFaceTB/SmolLM2-135M-Instruct is hosted no longer." in capsys.readouterr().out
+
+
 async def test_a_resident_model_by_command(redis_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def typed(gateway: Gateway, *words: str) -> int:
         return main(["deploy", "a/b", "--no-wait", "--url", gateway.url, *words])

@@ -75,6 +75,12 @@ def test_nothing_comes_from_outside_of_the_lock() -> None:
 
 
 @pytest.mark.parametrize("image", LOCKS)
+def test_bytecode_is_in_it_where_nothing_can_be_written(image: str) -> None:
+    """Else each start of a model's process compiles torch anew: seconds of the processor."""
+    assert "--no-compile" not in (IMAGES / f"{image}.Dockerfile").read_text()
+
+
+@pytest.mark.parametrize("image", LOCKS)
 def test_a_linter_has_nothing_to_say(image: str) -> None:
     validated(["hadolint", IMAGES / f"{image}.Dockerfile"])
 

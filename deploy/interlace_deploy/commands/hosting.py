@@ -16,7 +16,7 @@ from interlace_deploy.problems import CommandProblem, UsageProblem
 from interlace_deploy.screen import Screen, show_table
 from interlace_state.settings.models import ModelConfig
 from interlace_workers import sources
-from interlace_workers.sources import local
+from interlace_workers.sources import catalogue, local
 
 _LOOK = 0.5  # seconds
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -27,8 +27,8 @@ def list_(arguments: argparse.Namespace) -> int:
     """The command `models`: where each model of a server stands, and with `--follow` what happens to them."""
     with client_of(arguments) as client:
         if arguments.follow:
-            return _tell(client.model_events(arguments.model), as_json=arguments.json)
-        models = client.models() if arguments.model is None else [client.model(arguments.model)]
+            return _tell(client.model_events(arguments.model and _named(arguments.model)), as_json=arguments.json)
+        models = client.models() if arguments.model is None else [client.model(_named(arguments.model))]
     if arguments.json:
         print(json.dumps([model.model_dump(mode="json") for model in models], indent=2))
         return 0
@@ -72,17 +72,23 @@ def scale(arguments: argparse.Namespace) -> int:
     if not changes:
         raise UsageProblem("Nothing to change: give --replicas, --idle, --pin or --no-pin.")
     with client_of(arguments) as client:
-        model = client.scale(arguments.model, **changes)
+        model = client.scale(_named(arguments.model), **changes)
     print(f"{model.model}: {_range(model.least, model.most)} replicas{_idle(model)}")
     return 0
 
 
 def evict(arguments: argparse.Namespace) -> int:
     with client_of(arguments) as client:
-        model = client.evict(arguments.model, forget=arguments.forget)
+        model = client.evict(_named(arguments.model), forget=arguments.forget)
     what = "is hosted no longer" if arguments.forget else "leaves the memory; the next job brings it back"
     print(f"{model.model} {what}.")
     return 0
+
+
+def _named(model: str) -> str:
+    """What clients write for it: `deploy` takes the short names of the catalogue, too, which servers do not know."""
+    entry = catalogue.known(model)
+    return model if entry is None else entry.repo_id
 
 
 def _follow(client: Client, asked: ModelView) -> int:
