@@ -130,11 +130,11 @@ def _tied(words: Sequence[str], environ: Mapping[str, str], stdout: int | None =
 
 
 def _end(process: "subprocess.Popen[str]") -> None:
-    """Ctrl-C, twice where once is not enough."""
+    """Ask it to, twice where once is not enough."""
     for patience in (_STOP, 10.0):
         if process.poll() is not None:
             return
-        process.send_signal(signal.SIGINT)
+        process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(patience)
     process.kill()
