@@ -109,3 +109,6 @@ def test_what_a_model_has_not_is_refused(tmp_path: Path) -> None:
         _cut(FACTS_MAMBA, tmp_path, _prompts(1), mode="attention")
     with pytest.raises(InvalidRequest, match="No prompt is left"):
         _cut(FACTS_GPT, tmp_path, [{**_prompts(1)[0], "answer": "queen"}])
+    long = {**_prompts(1)[0], "text": "a " * 450 + _prompts(1)[0]["text"]}
+    with pytest.raises(InvalidRequest, match=r"`params.prompts.0` has .* tokens; this model reads \d+ at most"):
+        _cut(FACTS_GPT, tmp_path, [long])

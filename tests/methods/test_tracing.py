@@ -151,6 +151,9 @@ def test_prompts_that_cannot_be_traced_are_left_out_and_told_of(tmp_path: Path) 
         run(_TRACE, model, {**asked, "prompts": [unknown]}, Notebook(tmp_path, bar=False))
     with pytest.raises(InvalidRequest, match="has no site 'ssm_out'"):
         run(_TRACE, model, {**asked, "states": ["ssm_out"]}, Notebook(tmp_path, bar=False))
+    long = {**unknown, "text": "a " * 450 + unknown["text"]}
+    with pytest.raises(InvalidRequest, match=r"`params.prompts.0` has \d+ tokens; this model reads \d+ at most"):
+        run(_TRACE, model, {**asked, "prompts": [long]}, Notebook(tmp_path, bar=False))
 
 
 def test_the_picture_has_a_row_for_each_class_of_tokens(tmp_path: Path) -> None:
