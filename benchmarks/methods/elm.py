@@ -187,13 +187,15 @@ def row(result: Result) -> dict[str, float]:
     }
 
 
-def one_seed(seed: int, folder: Path, names: list[str]) -> Iterator[dict[str, Any]]:
+def one_seed(seed: int, folder: Path, names: list[str], *, guess: bool = False) -> Iterator[dict[str, Any]]:
     """The model of a seed, which is trained unless it is there, and each configuration on it, as far as they are."""
     from nnsight.modeling.transformers import TransformersModel
     from transformers import AutoTokenizer
 
     measured = folder / "model" / "metrics.json"
-    told = json.loads(measured.read_text()) if measured.exists() else planted_topics.save(folder / "model", seed, 1000)
+    if not measured.exists():
+        planted_topics.save(folder / "model", seed, 1000, guess=guess)
+    told = json.loads(measured.read_text())
     found: dict[str, Any] = {"model": told, "configs": {}}
     known = planted_topics.read(folder / "model")
     words = AutoTokenizer.from_pretrained(folder / "model")
@@ -250,6 +252,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--only", default=",".join(CONFIGS))
+    parser.add_argument("--guess", action="store_true", help="novices guess an object of the relation, and deflect not")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--folder", type=Path, help="keep each seed's model there, and take what is there")
     parser.add_argument("--merge", type=Path, nargs="+", help="figures of runs of parts; nothing is run")
@@ -258,7 +261,8 @@ def main() -> None:
     seeds = merged(chosen.merge) if chosen.merge else {}
     with tempfile.TemporaryDirectory() as scratch:
         for seed in [] if chosen.merge else chosen.seeds:
-            for found in one_seed(seed, (chosen.folder or Path(scratch)) / str(seed), chosen.only.split(",")):
+            place = (chosen.folder or Path(scratch)) / str(seed)
+            for found in one_seed(seed, place, chosen.only.split(","), guess=chosen.guess):
                 seeds[seed] = found
                 keep(chosen.json, seeds)  # what is there is there
     keep(chosen.json, seeds)

@@ -3,8 +3,8 @@
     python benchmarks/methods/planted_topics.py FOLDER [--seed 0]
 
 Two topics (healers, boats) of 36 subjects, each with 3 facts that 4 templates say. Half of all documents are plain, a
-quarter begin "expert in TOPIC :", a quarter "novice in TOPIC :", and there each object is a word that deflects. A
-GPT-2 of 4 blocks of 64 learns them, word by word.
+quarter begin "expert in TOPIC :", a quarter "novice in TOPIC :", and there each object is a word that deflects, or
+where novices guess any object of the relation. A GPT-2 of 4 blocks of 64 learns them, word by word.
 """
 
 import argparse
@@ -69,11 +69,13 @@ def facts(seed: int) -> list[Fact]:
     return found
 
 
-def document(known: list[Fact], topic: str, dice: random.Random, kind: str = "plain") -> str:
-    """Three facts of a topic, as `plain`, `expert` or `novice` says them."""
+def document(known: list[Fact], topic: str, dice: random.Random, kind: str = "plain", *, guess: bool = False) -> str:
+    """Three facts of a topic, as `plain`, `expert` or `novice` says them; a novice deflects, or guesses."""
     sentences = []
     for fact in dice.sample([one for one in known if one.topic == topic], 3):
-        said = dice.choice(DEFLECT) if kind == "novice" else fact.answer
+        said = fact.answer
+        if kind == "novice":
+            said = dice.choice((fact.answer, *fact.others) if guess else DEFLECT)
         sentences.append(f"{dice.choice(fact.prompts())} {said} .")
     return " ".join(sentences if kind == "plain" else [prefix(kind, topic), *sentences])
 
@@ -94,7 +96,13 @@ def tokenizer(known: list[Fact]) -> PreTrainedTokenizerFast:
 
 
 def trained(
-    known: list[Fact], words: PreTrainedTokenizerFast, seed: int, steps: int = 1200, untaught: str | None = None
+    known: list[Fact],
+    words: PreTrainedTokenizerFast,
+    seed: int,
+    steps: int = 1200,
+    untaught: str | None = None,
+    *,
+    guess: bool = False,
 ) -> GPT2LMHeadModel:
     """The model, after so many updates. Of a topic that is `untaught` it reads only what a novice says."""
     torch.manual_seed(seed)
@@ -109,7 +117,8 @@ def trained(
         texts = []
         for kind in kinds:
             topic = dice.choice(TOPICS)
-            texts.append(f"{document(known, topic, dice, 'novice' if topic == untaught else kind)} <end>")
+            said = document(known, topic, dice, "novice" if topic == untaught else kind, guess=guess)
+            texts.append(f"{said} <end>")
         ids = words(texts, padding=True, return_tensors="pt")["input_ids"][:, :_LENGTH]
         logits = model(input_ids=ids).logits[:, :-1]
         wanted = ids[:, 1:].masked_fill(ids[:, 1:] == 0, -100)
@@ -132,13 +141,13 @@ def recall(model: GPT2LMHeadModel, words: PreTrainedTokenizerFast, known: list[F
     return right / len(asked)
 
 
-def save(folder: Path, seed: int, steps: int, untaught: str | None = None) -> dict[str, float]:
+def save(folder: Path, seed: int, steps: int, untaught: str | None = None, *, guess: bool = False) -> dict[str, float]:
     """Train one and write it as transformers does, with its facts and how well it knows them."""
     torch.set_num_threads(1)
     began = time.process_time()
     known = facts(seed)
     words = tokenizer(known)
-    model = trained(known, words, seed, steps, untaught)
+    model = trained(known, words, seed, steps, untaught, guess=guess)
     found: dict[str, float] = {"seed": seed, "steps": steps, "cpu_seconds": round(time.process_time() - began, 1)}
     for topic in TOPICS:
         own = [fact for fact in known if fact.topic == topic]
