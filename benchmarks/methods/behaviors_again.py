@@ -16,7 +16,7 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,14 +126,14 @@ def one_toy(toy: Any, seed: int, folder: str) -> dict[str, float]:
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[44, 45, 46])
-    parser.add_argument("--toys", nargs="+", default=["templates", "by heart"])
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
+def run(
+    args: argparse.Namespace,
+    toys: Mapping[str, Any],
+    one_toy: Callable[[Any, int, str], Mapping[str, float]],
+    claims: Sequence[Claim],
+) -> None:
+    """Figures of each toy on each seed, kept as they come, and the claims on the toys that were asked for."""
     torch.set_num_threads(1)
-    toys = {"templates": planted_templates, "by heart": planted_behaviors}
     found: dict[str, Any] = {}
     for name in args.toys:
         for seed in args.seeds:
@@ -142,8 +142,17 @@ def main() -> None:
                 figures = one_toy(toys[name], seed, folder)
             found[f"{name} {seed}"] = {**figures, "cpu_seconds": round(time.process_time() - started)}
             print(name, seed, {key: round(value, 3) for key, value in figures.items()}, flush=True)
-            mine = [one for one in CLAIMS if any(key.startswith(one.of) for key in found)]
+            mine = [one for one in claims if any(key.startswith(one.of) for key in found)]
             written(args.json, found, judged(mine, found), training=behaviors.TRAINING)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    toys = {"templates": planted_templates, "by heart": planted_behaviors}
+    parser.add_argument("--seeds", type=int, nargs="+", default=[44, 45, 46])
+    parser.add_argument("--toys", nargs="+", choices=toys, default=list(toys))
+    parser.add_argument("--json", type=Path)
+    run(parser.parse_args(), toys, one_toy, CLAIMS)
 
 
 if __name__ == "__main__":

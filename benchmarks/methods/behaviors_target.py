@@ -15,16 +15,15 @@ angular similarity all were .18 to .53. Of **shared**, by these two alone: .34 t
 
 import argparse
 import sys
-import tempfile
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import behaviors
+import behaviors_again
 import torch
-from claims import Claim, judged, written
+from claims import Claim
 from planted_cues import Toy
 from sklearn.metrics import adjusted_rand_score
 
@@ -96,20 +95,9 @@ def one_toy(toy: Toy, seed: int, folder: str) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[47, 48, 49])
-    parser.add_argument("--toys", nargs="+", default=list(TOYS))
+    parser.add_argument("--toys", nargs="+", choices=TOYS, default=list(TOYS))
     parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    found: dict[str, Any] = {}
-    for name in args.toys:
-        for seed in args.seeds:
-            started = time.process_time()
-            with tempfile.TemporaryDirectory() as folder:
-                figures = one_toy(TOYS[name], seed, folder)
-            found[f"{name} {seed}"] = {**figures, "cpu_seconds": round(time.process_time() - started)}
-            print(name, seed, {key: round(value, 3) for key, value in figures.items()}, flush=True)
-            mine = [one for one in CLAIMS if any(key.startswith(one.of) for key in found)]
-            written(args.json, found, judged(mine, found), training=behaviors.TRAINING)
+    behaviors_again.run(parser.parse_args(), TOYS, one_toy, CLAIMS)
 
 
 if __name__ == "__main__":
