@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import aclosing
 
 import pytest
 from meeting import MODEL, lease, make_job
@@ -191,3 +192,16 @@ async def test_the_newest_picture(state: State) -> None:
     await state.queue.finish(held, Ended(state=JobState.COMPLETED))
     await state.jobs.forget(await state.jobs.show(job.id, "local"))
     assert await state.jobs.picture(job.id) is None
+
+
+async def test_changes_of_a_tenants_list_are_of_its_own_jobs(state: State) -> None:
+    async with aclosing(state.events.changes("lab-a", 0)) as own, aclosing(state.events.changes(None, 0)) as every:
+        await anext(own)
+        await anext(every)
+        await put(state, "lab-b")
+        await asyncio.wait_for(anext(every), 60)
+        told = asyncio.create_task(anext(own))
+        await asyncio.wait({told}, timeout=0.5)
+        assert not told.done()
+        await put(state, "lab-a")
+        await asyncio.wait_for(told, 60)
