@@ -11,7 +11,7 @@ from interlace.methods.base import Metric, Report, Table
 from interlace.methods.flow.spec import FlowParams, FlowResult
 from interlace.methods.shared import capture, intervals
 from interlace.methods.shared.capture import Patch
-from interlace.methods.shared.prompts import Prompt, check_length, first_token
+from interlace.methods.shared.prompts import Prompt, check_lengths, first_token
 from interlace.methods.shared.sites import Place, Sites, evaluating
 from interlace.protocol.errors import InvalidRequest
 
@@ -42,8 +42,7 @@ class _Knockout:
     def run(self) -> FlowResult:
         params = self._params
         prompts = [Prompt.of(self._tokenizer, params.prefix + one.text, one.subject) for one in params.prompts]
-        for number, prompt in enumerate(prompts):
-            check_length(self._module, len(prompt.ids), f"`params.prompts.{number}`")
+        check_lengths(self._module, prompts)
         means = self._means(prompts) if self._mode == "mean_ablate_x" else {}
         changes: dict[str, list[list[float]]] = {block: [] for block in params.block}
         known, warnings = 0, []

@@ -228,8 +228,7 @@ def _hung(
         if lengths[nearest, edge.child] < lengths[edge.parent, edge.child]:
             above.remove_edge(edge.parent, edge.child)
             above.add_edge(nearest, edge.child)
-            better = _named(found, lengths, nearest, edge.child, [edge.parent], edge.directed_by)
-            edge = better
+            edge = _named(found, lengths, nearest, edge.child, [edge.parent], edge.directed_by)
         moved.append(edge)
     return moved
 

@@ -93,3 +93,9 @@ def check_length(module: Any, tokens: int, what: str) -> None:
     most = next((bound for bound in bounds if isinstance(bound, int)), tokens)
     if tokens > most:
         raise InvalidRequest(f"{what} has {tokens:,} tokens; this model reads {most:,} at most.")
+
+
+def check_lengths(module: Any, prompts: Sequence[Prompt]) -> None:
+    """`check_length` of each of a method's `prompts`."""
+    for number, prompt in enumerate(prompts):
+        check_length(module, len(prompt.ids), f"`params.prompts.{number}`")

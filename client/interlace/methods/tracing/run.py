@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from interlace.methods.base import Metric, Report, Table
 from interlace.methods.shared import capture, intervals
 from interlace.methods.shared.capture import Patch
-from interlace.methods.shared.prompts import CLASSES, Prompt, check_length, first_token
+from interlace.methods.shared.prompts import CLASSES, Prompt, check_lengths, first_token
 from interlace.methods.shared.sites import Place, Sites, evaluating
 from interlace.methods.tracing.spec import TracedPrompt, TracingParams, TracingResult
 from interlace.protocol.errors import InvalidRequest
@@ -74,8 +74,7 @@ class _Tracer:
         prompts = [
             Prompt.of(self._tokenizer, self._params.prefix + one.text, one.subject) for one in self._params.prompts
         ]
-        for number, prompt in enumerate(prompts):
-            check_length(self._module, len(prompt.ids), f"`params.prompts.{number}`")
+        check_lengths(self._module, prompts)
         first = [self._forward(torch.tensor([one.ids]), []).argmax(-1).item() for one in prompts]
         sigma = self._sigma(prompts)
         rows: list[tuple[Any, ...]] = []
