@@ -28,7 +28,7 @@ PARTS = {
 #: Where a job can be when a part dies.
 STAGES = ("received", "queued", "leased", "running", "writing", "unacknowledged")
 _LOOK = 0.001  # seconds
-_PATIENCE = 12.0  # seconds that a short stage is waited for, which does not come at will
+_PATIENCE = 4.0  # seconds that a short stage is waited for, which does not come at will
 #: The same for stages in which there is always some job, on whatever machine.
 _LONG_STAGES, _LONG_PATIENCE = ("queued", "running"), 60.0
 
@@ -59,7 +59,10 @@ class Monkey:
             with contextlib.suppress(ProcessLookupError):  # a zygote may have ended with its replica
                 os.kill(pid, signal.SIGKILL)
         self.struck[part, stage] = seen
-        await until(lambda: self._lives_again(part, former), f"{part} has not come back", 180.0)
+        try:
+            await until(lambda: self._lives_again(part, former), f"{part} has not come back", 180.0)
+        except AssertionError as error:
+            raise AssertionError(f"{error}, former: {former}\n{await self.sight()}") from None
 
     async def strike_sandbox(self) -> None:
         """Kill the process of a job that runs, never of the same job twice."""

@@ -160,8 +160,19 @@ async def test_a_replica_that_is_given_its_own_lapsed_job_runs_it_once_more(
 
 
 def test_an_idle_zygote_dies(client: Any, own_server: running.Running) -> None:
+    """It is loaded again at once: nobody has to ask first, and then to wait."""
     before = logits_of(client)
+    (former,) = processes(own_server, "interlace_workers.runtimes")
     processes(own_server, "interlace_workers.zygote")[0].kill()
+    end = time.monotonic() + DEADLINE
+    while not any(
+        "interlace_workers.zygote" in " ".join(child.cmdline())
+        for replica in processes(own_server, "interlace_workers.runtimes")
+        for child in replica.children()
+        if replica != former
+    ):
+        assert time.monotonic() < end
+        time.sleep(0.1)
     assert torch.equal(answered(client), before)
 
 

@@ -104,6 +104,9 @@ class Executor(Runner, Protocol):
     def resident_bytes(self) -> int:
         """Resident bytes of the process that holds the weights."""
 
+    async def lost(self) -> None:
+        """Wait until the process that holds the model has ended by itself, and none that follows is this executor's."""
+
     async def stop(self) -> None:
         """End every job and let go of the model."""
 

@@ -89,6 +89,10 @@ class ForkExecutor:
     def resident_bytes(self) -> int:
         return proc.resident_bytes(self._zygote.pid) if self._zygote else 0
 
+    async def lost(self) -> None:
+        assert self._zygote is not None, "start() comes first"
+        await self._zygote.lost()
+
     async def stop(self) -> None:
         if self._spare is not None:
             await self._spare.close()

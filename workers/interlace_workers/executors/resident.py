@@ -120,6 +120,10 @@ class ResidentExecutor:
     def resident_bytes(self) -> int:
         return proc.resident_bytes(self._zygote.pid) if self._zygote else 0
 
+    async def lost(self) -> None:
+        """Never: the next job replaces a process that has ended."""
+        await asyncio.get_running_loop().create_future()
+
     async def stop(self) -> None:
         await self._forget()
 

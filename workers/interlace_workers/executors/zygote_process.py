@@ -143,6 +143,7 @@ class ZygoteProcess:
         self._children: dict[int, asyncio.Future[Exit]] = {}
         self._loaded: asyncio.Future[Loaded] = asyncio.get_running_loop().create_future()
         self._lost: ExecutorLost | None = None
+        self._gone = asyncio.Event()
         #: Whether other replicas have it, too: it may go on when we let go of it.
         self.shared = False
         self._end.setblocking(False)
@@ -208,6 +209,10 @@ class ZygoteProcess:
         with contextlib.suppress(OSError):  # its end shows at the next fork
             channel.send(self._end, {"settle": True})
 
+    async def lost(self) -> None:
+        """Wait until it has ended, or was stopped."""
+        await self._gone.wait()
+
     async def stop(self) -> None:
         """End the zygote; it ends its children when the channel does."""
         loading = not self._loaded.done()
@@ -263,6 +268,7 @@ class ZygoteProcess:
         if self._lost is not None:
             return
         self._lost = ExecutorLost("the process that holds the model has ended")
+        self._gone.set()
         asyncio.get_running_loop().remove_reader(self._end)
         self._end.close()
         if not self._loaded.done():

@@ -26,7 +26,7 @@ from interlace_state.models import Replica as SignOfLife
 from interlace_state.queue import Lease
 from interlace_state.store import State
 from interlace_state.tasks import cancelled
-from interlace_workers.executors.base import Apart, Executor, LoadFailed, Runner
+from interlace_workers.executors.base import Apart, Executor, ExecutorLost, LoadFailed, Runner
 from interlace_workers.replicas import environment
 from interlace_workers.replicas.adapters import Adapters
 from interlace_workers.replicas.attempt import Attempt
@@ -120,13 +120,24 @@ class Replica:
             heartbeat.result()
         loading.result()
         slots = [asyncio.create_task(self._work(stopping), name=f"slot {slot}") for slot in range(self._slots)]
-        tasks += slots
-        await asyncio.wait({stopping, heartbeat, cancellations, *slots}, return_when=asyncio.FIRST_COMPLETED)
+        losing = asyncio.create_task(self._lose(), name="lose the model")
+        tasks += [*slots, losing]
+        await asyncio.wait({stopping, heartbeat, cancellations, losing, *slots}, return_when=asyncio.FIRST_COMPLETED)
         if stopping.done():
             await asyncio.wait(slots, timeout=self._config.gateway.drain_seconds)
-        for task in (heartbeat, cancellations, *slots):
+        for task in (heartbeat, cancellations, losing, *slots):
             if task.done():
                 task.result()
+
+    async def _lose(self) -> None:
+        """Raise ExecutorLost when the model's process has gone, so that the next job finds it loaded again.
+
+        Not while a job runs, which learns of it itself: what took the model down must count that as an attempt.
+        """
+        await self._executor.lost()
+        while self._running:
+            await asyncio.sleep(_PAUSE)
+        raise ExecutorLost("the process that holds the model has ended")
 
     async def _shutdown(self) -> None:
         await self._executor.stop()
