@@ -54,7 +54,7 @@ def server(home: Path, tiny_models: Path) -> Iterator[running.Running]:
     files = {path.name: path.read_bytes() for path in tiny_models.iterdir()}
     with (
         hub_server.running(files) as environ,
-        running.interlace(home, configuration, seconds=240, environ=environ) as one,
+        running.interlace(home, configuration, seconds=400, environ=environ) as one,
     ):
         yield one
 
@@ -314,7 +314,7 @@ def ray(home: Path, tiny_models: Path) -> Iterator[running.Running]:
         "lifetimes": {"lease": 4},
         "gateway": {"port": 0, "drain_seconds": 1},
     }
-    with running.interlace(home, configuration, seconds=240) as one:
+    with running.interlace(home, configuration, seconds=400) as one:
         yield one
 
 

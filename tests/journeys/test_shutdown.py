@@ -21,7 +21,7 @@ async def test_a_waiting_client_hears_of_it(
 ) -> None:
     entry = {"source": tiny.GPT2, "repo_id": tiny.GPT2, "threads": 1}
     configuration = {"runtime": "process", "models": [entry], "gateway": {"port": 0, "drain_seconds": 5}}
-    with running.interlace(home, configuration, seconds=240) as server:
+    with running.interlace(home, configuration, seconds=400) as server:
         monkeypatch.setattr(CONFIG.API, "HOST", server.url)
         client = models.client(tiny.GPT2)
         backend = AsyncRemoteBackend(client.to_model_key(), env=client._remoteable_get_env())

@@ -36,7 +36,7 @@ def own_server(home: Any, tiny_models: Any) -> Iterator[running.Running]:
     entry = {"source": tiny.GPT2, "repo_id": tiny.GPT2, "threads": 1}
     gateway = {"port": 0, "drain_seconds": 1}
     configuration = {"runtime": "process", "models": [entry], "lifetimes": {"lease": 4}, "gateway": gateway}
-    with running.interlace(home, configuration, seconds=240) as server:
+    with running.interlace(home, configuration, seconds=400) as server:
         yield server
 
 
@@ -141,7 +141,7 @@ async def test_a_replica_that_is_given_its_own_lapsed_job_runs_it_once_more(
         "lifetimes": {"lease": 2},
         "gateway": {"port": 0, "drain_seconds": 1},
     }
-    with running.interlace(home, configuration, seconds=240) as server:
+    with running.interlace(home, configuration, seconds=400) as server:
         monkeypatch.setattr(CONFIG.API, "HOST", server.url)
         client = models.client(tiny.GPT2)
         expected = logits_of(client)

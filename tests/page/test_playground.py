@@ -42,7 +42,7 @@ FRANCE, CHINA = "France is located on the continent of", "China is located on th
 @pytest.fixture(scope="module")
 def server(home: Path) -> Iterator[running.Running]:
     models = [{"source": str(folder), "repo_id": name, "threads": 1} for name, folder in SOURCES.items()]
-    with running.interlace(home, {"runtime": "process", "models": models}, seconds=240) as server:
+    with running.interlace(home, {"runtime": "process", "models": models}, seconds=400) as server:
         yield server
 
 
