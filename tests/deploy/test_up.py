@@ -184,14 +184,14 @@ def test_the_first_models_process_is_started_first_and_taken_over(
     process = foreground()
     ready(process)
     zygotes: dict[int, psutil.Process] = {}
+    parents: dict[int, int] = {}
     for one in psutil.Process(process.pid).children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
             if "interlace_workers.zygote" in " ".join(one.cmdline()):
-                zygotes[one.pid] = one
-    parents = [one.ppid() for one in zygotes.values()]
-    assert [parent for parent in parents if parent not in zygotes] == [process.pid]
-    first = next(one for one, parent in zip(zygotes.values(), parents, strict=True) if parent == process.pid)
-    first.suspend()  # as little as this one heeds its channel one that loads
+                parents[one.pid], zygotes[one.pid] = one.ppid(), one
+    [(first, parent)] = [(pid, parent) for pid, parent in parents.items() if parent not in zygotes]
+    assert parent == process.pid
+    zygotes[first].suspend()  # as little as this one heeds its channel one that loads
     workers = part(state_dir, "interlace_workers")
     assert workers is not None
     workers.kill()

@@ -4,6 +4,7 @@ On Ray: in `test_life.py`, which has a server there whose processes may be kille
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -169,13 +170,17 @@ def test_an_idle_zygote_dies(client: Any, own_server: running.Running) -> None:
     before = logits_of(client)
     (former,) = processes(own_server, "interlace_workers.runtimes")
     processes(own_server, "interlace_workers.zygote")[0].kill()
+
+    def loads() -> bool:
+        for replica in processes(own_server, "interlace_workers.runtimes"):
+            with contextlib.suppress(psutil.NoSuchProcess):  # one of them has just ended
+                children = replica.children() if replica != former else []
+                if any("interlace_workers.zygote" in " ".join(child.cmdline()) for child in children):
+                    return True
+        return False
+
     end = time.monotonic() + DEADLINE
-    while not any(
-        "interlace_workers.zygote" in " ".join(child.cmdline())
-        for replica in processes(own_server, "interlace_workers.runtimes")
-        for child in replica.children()
-        if replica != former
-    ):
+    while not loads():
         assert time.monotonic() < end
         time.sleep(0.1)
     assert torch.equal(answered(client), before)
