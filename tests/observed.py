@@ -31,7 +31,7 @@ def interlace(home: Path, **sections: Any) -> Iterator[running.Running]:
         "gateway": {"port": 0, "drain_seconds": 1},
         **sections,
     }
-    with running.interlace(home, configuration, seconds=120) as server:
+    with running.interlace(home, configuration, seconds=300) as server:
         CONFIG.API.HOST, before = server.url, CONFIG.API.HOST
         nnsight.register("tests")
         try:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-_SECONDS = 280
+_SECONDS = 480
 
 
 def run(url: str, script: Path, *arguments: str, environ: Mapping[str, str] | None = None) -> str:

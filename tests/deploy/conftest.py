@@ -16,7 +16,7 @@ import redis_server
 Interlace = Callable[..., "subprocess.CompletedProcess[str]"]
 Until = Callable[[Callable[[], Any]], Any]
 
-DEADLINE = 120.0  # seconds: the machine may be busy
+DEADLINE = 240.0  # seconds: the machine may be busy
 
 COMMAND = (sys.executable, "-m", "interlace_deploy")
 

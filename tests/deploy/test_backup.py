@@ -39,7 +39,7 @@ def started(home: Path, state_dir: Path) -> Any:
         "models": [{"source": tiny.GPT2, "repo_id": tiny.GPT2, "threads": 1}],
         "gateway": {"port": 0, "drain_seconds": 1},
     }
-    return running.interlace(home, configuration, seconds=120, state_dir=state_dir)
+    return running.interlace(home, configuration, seconds=300, state_dir=state_dir)
 
 
 def posted(client: TransformersModel, server: running.Running) -> str:

@@ -78,7 +78,9 @@ async def test_a_reader_that_has_seen_enough(gateway: Gateway, worker: Worker, t
 
 
 async def test_jobs_are_listed(gateway: Gateway, worker: Worker, typed: Typed) -> None:
-    done, waits = await post(gateway), await post(gateway)
+    done = await post(gateway)
+    await asyncio.sleep(0.002)  # the index counts milliseconds
+    waits = await post(gateway)
     await worker.end(await worker.start(), "Traceback\n  line\nValueError: \x1b[31mboom")
     code, out, err = await typed.run("jobs")
     assert (code, err) == (0, "")

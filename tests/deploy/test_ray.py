@@ -49,7 +49,7 @@ def server(home: Path, tiny_models: Path) -> Iterator[running.Running]:
     configuration = {"runtime": "ray", "models": [{"source": str(tiny_models)}]}
     # What is set outside is another Ray's.
     outside = {"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": "outside"}
-    with running.interlace(home, configuration, seconds=240, environ=outside) as interlace:
+    with running.interlace(home, configuration, seconds=400, environ=outside) as interlace:
         yield interlace
 
 

@@ -48,7 +48,7 @@ def ray_server(home: Path, tiny_models: Path) -> Iterator[running.Running]:
         "store": {"inline_bytes": _INLINE_BYTES},
         "gateway": _GATEWAY,
     }
-    with running.interlace(home, configuration, seconds=240) as server:
+    with running.interlace(home, configuration, seconds=400) as server:
         yield server
 
 
@@ -68,7 +68,7 @@ def process_server(home: Path, tiny_models: Path) -> Iterator[running.Running]:
         "lifetimes": {"lease": 3},
         "gateway": _GATEWAY,
     }
-    with running.interlace(home, configuration, seconds=180) as server:
+    with running.interlace(home, configuration, seconds=300) as server:
         yield server
 
 
@@ -79,7 +79,7 @@ def families_server(home: Path, families: Path) -> Iterator[running.Running]:
     interlace.add_tasks()
     names = tiny_families.TRAINED if running.RUNTIME == "ray" else (*tiny_families.ALL, tiny.BERT)
     configuration = {"runtime": running.RUNTIME, "models": [hosted(name) for name in names], "gateway": _GATEWAY}
-    with running.interlace(home, configuration, seconds=240) as server:
+    with running.interlace(home, configuration, seconds=400) as server:
         yield server
 
 

@@ -17,7 +17,7 @@ def test_a_spoiled_file_of_weights_beside_a_good_model(
     models: Lab, home: Path, tiny_models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entries = [{"source": name, "repo_id": name, "threads": 1} for name in (tiny.GPT2, tiny.SPOILED)]
-    with running.interlace(home, {"runtime": "process", "models": entries}, seconds=120) as server:
+    with running.interlace(home, {"runtime": "process", "models": entries}, seconds=300) as server:
         monkeypatch.setattr(CONFIG.API, "HOST", server.url)
         client = models.client(tiny.GPT2)
         with client.trace(PROMPT, remote=True):

@@ -44,7 +44,7 @@ def server(home: Path, shelf: Path) -> Iterator[running.Running]:
         "adapters": {"folders": [str(shelf)], "hub": ["allowed/*"], "max_rank": 64, "max_bytes": 1 << 20},
         "gateway": {"port": 0, "drain_seconds": 1},
     }
-    with running.interlace(home, configuration, seconds=180) as server:
+    with running.interlace(home, configuration, seconds=300) as server:
         yield server
 
 

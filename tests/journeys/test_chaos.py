@@ -63,7 +63,7 @@ CONFIGURATION = {
 @pytest.fixture
 def server(home: Path, tiny_models: Path) -> Iterator[running.Running]:
     """A server whose parts may be killed."""
-    with running.interlace(home, CONFIGURATION, seconds=120) as server:
+    with running.interlace(home, CONFIGURATION, seconds=300) as server:
         yield server
 
 
@@ -157,14 +157,14 @@ async def test_jobs_outlive_the_whole_server(
             answer = (client.transformer.h[0].output.shape[0] + seconds).save()
         return backend
 
-    with running.interlace(home, CONFIGURATION, seconds=120) as first:
+    with running.interlace(home, CONFIGURATION, seconds=300) as first:
         monkeypatch.setattr(CONFIG.API, "HOST", first.url)
         jobs = [post(seconds).job_id for seconds in (2.0, 0.0, 0.5)]
         await asyncio.sleep(1)
         parts = psutil.Process(first.process.pid).children(recursive=True)
         first.process.kill()
         psutil.wait_procs(parts, timeout=120)
-    with running.interlace(home, CONFIGURATION, seconds=120, state_dir=first.state_dir) as second:
+    with running.interlace(home, CONFIGURATION, seconds=300, state_dir=first.state_dir) as second:
         for job_id, seconds in zip(jobs, (2.0, 0.0, 0.5), strict=True):
             polled = RemoteBackend(client.to_model_key(), host=second.url, blocking=False, job_id=job_id)
             result = None

@@ -60,7 +60,7 @@ def server(home: Path) -> Iterator[tuple[running.Running, dict[str, Path]]]:
     models = [{"source": str(folder), "repo_id": name, "threads": 1} for name, folder in folders.items()]
     resident = {"executor": "resident", "trusted": ["local"], "threads": 1}
     models.append({"source": str(tiny_diffusion.ASSET), "repo_id": RESIDENT, **resident})
-    with running.interlace(home, {"runtime": running.RUNTIME, "models": models}, seconds=240) as server:
+    with running.interlace(home, {"runtime": running.RUNTIME, "models": models}, seconds=400) as server:
         yield server, folders
 
 

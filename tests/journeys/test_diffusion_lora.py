@@ -25,7 +25,7 @@ SHAPES = "interlace-tests/shapes-diffusion-mini"
 @pytest.fixture(scope="module")
 def server(home: Path, stock_client: None) -> Iterator[running.Running]:
     models = [{"source": str(tiny_diffusion.ASSET), "repo_id": SHAPES, "threads": 1}]
-    with running.interlace(home, {"runtime": "process", "models": models}, seconds=180) as server:
+    with running.interlace(home, {"runtime": "process", "models": models}, seconds=300) as server:
         yield server
 
 

@@ -54,7 +54,7 @@ def server(home: Path, tiny_models: Path) -> Iterator[running.Running]:
     files = {path.name: path.read_bytes() for path in tiny_models.iterdir()}
     with (
         hub_server.running(files) as environ,
-        running.interlace(home, configuration, seconds=240, environ=environ) as one,
+        running.interlace(home, configuration, seconds=400, environ=environ) as one,
     ):
         yield one
 
@@ -87,14 +87,14 @@ def in_memory(on: interlace.Client) -> set[str]:
     return {model.model for model in on.models() if model.replicas}
 
 
-def posted(client: Any, seconds: float) -> AsyncRemoteBackend:
-    """A job that takes so long."""
+def posted(client: Any, seconds: float, until: float = 0.0) -> AsyncRemoteBackend:
+    """A job that takes so long, and does not end before that time."""
     backend = AsyncRemoteBackend(client.to_model_key(), env=client._remoteable_get_env())
     with client.trace(PROMPT, backend=backend):
-        import time
+        import time as clock
 
         print("it runs", flush=True)
-        time.sleep(seconds)
+        clock.sleep(max(seconds, until - clock.time()))
         logits = client.output.logits.detach().save()
     return backend
 
@@ -192,7 +192,7 @@ def test_a_client_without_a_hub_gets_its_tokenizer_from_us_before_the_weights_ar
     assert "model.safetensors" in hub_server.Hub.fetched
     assert Phase.DOWNLOADING in lived(on, "lab/Tiny")
     local = models.local(str(tiny_models), tokenizer=models.local(tiny.GPT2).tokenizer)
-    assert said == f"{logits_of(local).double().sum().item():.4f}"
+    assert float(said) == pytest.approx(logits_of(local).double().sum().item(), rel=1e-4)
     assert httpx.get(f"{server.url}/hf/lab/Other/resolve/main/config.json").status_code == 404
 
 
@@ -311,10 +311,10 @@ def ray(home: Path, tiny_models: Path) -> Iterator[running.Running]:
     configuration = {
         "runtime": "ray",
         "on_demand": {"allow": [tiny.GPT2]},
-        "lifetimes": {"lease": 2},
+        "lifetimes": {"lease": 4},
         "gateway": {"port": 0, "drain_seconds": 1},
     }
-    with running.interlace(home, configuration, seconds=240) as one:
+    with running.interlace(home, configuration, seconds=400) as one:
         yield one
 
 
@@ -326,7 +326,7 @@ async def test_on_ray_a_job_whose_worker_dies_runs_again(
     expected = await asyncio.to_thread(logits_of, client, remote=True)
     replica = await asyncio.to_thread(process_of, ray, "ray::ServeReplica")
     assert replica is not None
-    backend = posted(client, 2.0)
+    backend = posted(client, 0, until=time.time() + 8)  # long enough to be met; it runs again without a wait
     async with asyncio.timeout(DEADLINE):
         result = await struck.result_after(backend, replica)
     assert torch.equal(result["logits"], expected)

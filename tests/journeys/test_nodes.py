@@ -112,7 +112,7 @@ def cluster(home: Path, tiny_models: Path, redis_url: str) -> Iterator[Cluster]:
             "store": {"url": str(folder / "store")},
             "state_dir": str(folder / "state"),
             "models": [{"source": tiny.GPT2, "repo_id": tiny.GPT2, "threads": 1, "replicas": 2}],
-            "lifetimes": {"lease": 2},
+            "lifetimes": {"lease": 4},
             "gateway": {"port": 0, "drain_seconds": 1},
         }
         file.write_text(json.dumps(configuration))
@@ -136,14 +136,15 @@ def serving(raylet: psutil.Process) -> list[psutil.Process]:
 
 
 def posted(client: Any, url: str, seconds: float, monkeypatch: pytest.MonkeyPatch) -> AsyncRemoteBackend:
-    """A job that takes so long."""
+    """A job that waits until so long after it was posted, also where it runs again."""
     monkeypatch.setattr(CONFIG.API, "HOST", url)
     backend = AsyncRemoteBackend(client.to_model_key(), env=client._remoteable_get_env())
+    until = time.time() + seconds
     with client.trace(PROMPT, backend=backend):
-        import time
+        import time as clock
 
         print("it runs", flush=True)
-        time.sleep(seconds)
+        clock.sleep(max(0.0, until - clock.time()))
         logits = client.lm_head.output.detach().save()
     return backend
 
@@ -171,7 +172,7 @@ async def test_a_node_that_dies_loses_no_job(cluster: Cluster, models: Lab, monk
     # The first two are run while the others wait, and for long enough to be met by what happens.
     backends = [
         posted(client, cluster.gateways[number % 2], seconds, monkeypatch)
-        for number, seconds in enumerate((6.0, 6.0, 0.0, 0.0))
+        for number, seconds in enumerate((12.0, 12.0, 0.0, 0.0))
     ]
     following = [asyncio.create_task(followed(number, backend)) for number, backend in enumerate(backends)]
     async with asyncio.timeout(DEADLINE):

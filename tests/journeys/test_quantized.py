@@ -38,7 +38,7 @@ def server(home: Path, shelf: Path) -> Iterator[running.Running]:
         "adapters": {"folders": [str(shelf)]},
         "gateway": {"port": 0, "drain_seconds": 1},
     }
-    with running.interlace(home, configuration, seconds=180) as server:
+    with running.interlace(home, configuration, seconds=300) as server:
         yield server
 
 

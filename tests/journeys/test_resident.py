@@ -24,7 +24,7 @@ import interlace
 @pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def server(request: pytest.FixtureRequest, tiny_models: Path, home: Path) -> Iterator[running.Running]:
     model = {"source": tiny.GPT2, "executor": "resident", "trusted": ["local"], "device": request.param}
-    with running.interlace(home, {"runtime": "process", "models": [model]}, seconds=120) as server:
+    with running.interlace(home, {"runtime": "process", "models": [model]}, seconds=300) as server:
         yield server
 
 
@@ -85,7 +85,7 @@ def test_a_pipeline_on_a_gpu_draws_what_it_draws_there_locally(
     local.pipeline.to("cuda")
     with local.generate("a large red circle", **settings):
         expected = nnsight.save(local.output.images[0])
-    with running.interlace(home, {"runtime": "process", "models": [hosted]}, seconds=120) as server:
+    with running.interlace(home, {"runtime": "process", "models": [hosted]}, seconds=300) as server:
         monkeypatch.setattr(CONFIG.API, "HOST", server.url)
         monkeypatch.setitem(huggingface._ID_CACHE, source, SHAPES)
         client = DiffusionModel(source)

@@ -33,7 +33,7 @@ def server(request: pytest.FixtureRequest, home: Any, tiny_models: Any) -> Itera
         "models": [{"source": tiny.GPT2, "repo_id": tiny.GPT2, "threads": 1, "autoscale": autoscale}],
         "gateway": {"port": 0, "drain_seconds": 1},
     }
-    with running.interlace(home, configuration, seconds=240) as one:
+    with running.interlace(home, configuration, seconds=400) as one:
         yield one
 
 

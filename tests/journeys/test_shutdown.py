@@ -20,8 +20,8 @@ async def test_a_waiting_client_hears_of_it(
     models: Lab, home: Path, tiny_models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entry = {"source": tiny.GPT2, "repo_id": tiny.GPT2, "threads": 1}
-    configuration = {"runtime": "process", "models": [entry], "gateway": {"port": 0, "drain_seconds": 2}}
-    with running.interlace(home, configuration, seconds=240) as server:
+    configuration = {"runtime": "process", "models": [entry], "gateway": {"port": 0, "drain_seconds": 5}}
+    with running.interlace(home, configuration, seconds=400) as server:
         monkeypatch.setattr(CONFIG.API, "HOST", server.url)
         client = models.client(tiny.GPT2)
         backend = AsyncRemoteBackend(client.to_model_key(), env=client._remoteable_get_env())

@@ -13,8 +13,6 @@ from gateway_keys import key_for
 from nnsight import CONFIG
 from nnsight.intervention.backends.remote import RemoteBackend, RemoteError
 
-pytestmark = pytest.mark.timeout(300)
-
 
 @pytest.fixture(scope="module")
 def shared(home: Path, tiny_models: Path) -> Iterator[running.Running]:
@@ -25,7 +23,7 @@ def shared(home: Path, tiny_models: Path) -> Iterator[running.Running]:
         "tenants": {"lab-b": {"wall_seconds": 1}},
         "gateway": {"port": 0, "drain_seconds": 1},
     }
-    with running.interlace(home, configuration, seconds=180) as server:
+    with running.interlace(home, configuration, seconds=300) as server:
         yield server
 
 

@@ -45,7 +45,7 @@ def server(home: Path, hub: Path) -> Iterator[running.Running]:
     huggingface._ID_CACHE[name] = name
     model = {"source": name, "repo_id": name, "task": tiny.task_of(name), "threads": 1}
     configuration = {"runtime": "process", "models": [model], "gateway": {"port": 0, "drain_seconds": 1}}
-    with running.interlace(home, configuration, seconds=180) as server:
+    with running.interlace(home, configuration, seconds=300) as server:
         yield server
 
 

@@ -57,7 +57,7 @@ def method_server(home: Path, tiny_models: Path, packages: Path) -> Iterator[run
         "tenants": {"small": {"artifact_bytes": 64 << 10, "kept_artifacts": 2}},
         "gateway": {"port": 0, "drain_seconds": 1},
     }
-    with running.interlace(home, configuration, seconds=180, environ={"PYTHONPATH": str(packages)}) as server:
+    with running.interlace(home, configuration, seconds=300, environ={"PYTHONPATH": str(packages)}) as server:
         yield server
 
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def topics_server(home: Path) -> Iterator[running.Running]:
     models = [{"source": str(TOPICS), "task": "text-generation", "threads": 1}]
-    with running.interlace(home, {"runtime": "process", "models": models}, seconds=180) as server:
+    with running.interlace(home, {"runtime": "process", "models": models}, seconds=300) as server:
         yield server
 
 

@@ -18,7 +18,7 @@ _NEIGHBOUR, _UNRELATED = "The capital of Japan is", "The profession of Kasimir Q
 def shown(home: Path) -> Iterator[list[str]]:
     """The lines that the notebook prints, run against a server that hosts the model."""
     models = [{"source": str(FACTS_GPT), "task": "text-generation", "threads": 1}]
-    with running.interlace(home, {"runtime": "process", "models": models}, seconds=180) as server:
+    with running.interlace(home, {"runtime": "process", "models": models}, seconds=300) as server:
         file = ROOT / "examples" / "find_and_edit_a_fact.ipynb"
         yield subprocess_client.run(server.url, ROOT / "tests" / "notebooks.py", str(file)).splitlines()
 

@@ -108,7 +108,7 @@ def _blocks(page: Path) -> list[str]:
 def facts_server(home: Path) -> Iterator[running.Running]:
     huggingface._ID_CACHE[MODEL] = HOSTED
     models = [{"source": MODEL, "task": "text-generation", "threads": 1}]
-    with running.interlace(home, {"runtime": "process", "models": models}, seconds=180) as server:
+    with running.interlace(home, {"runtime": "process", "models": models}, seconds=300) as server:
         yield server
 
 

@@ -109,7 +109,7 @@ def test_a_lost_worker_costs_the_steps_since_the_last_checkpoint(
 ) -> None:
     whole = run(client, steps=16, seed=5)
     job = start(client, steps=16, pause=0.25, seed=5)
-    first_word(job, 5)
+    first_word(job, 7)
     for replica in method_server.replicas():
         replica.kill()
     result = job.result(DEADLINE)

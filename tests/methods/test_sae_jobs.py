@@ -87,7 +87,7 @@ def test_a_dictionary_that_is_not_ones_own_is_not_there(nowhere: Any, client: in
 @pytest.fixture(scope="module")
 def othello_server(home: Path) -> Iterator[running.Running]:
     models = [{"source": str(OTHELLO), "task": "text-generation", "threads": 1}]
-    with running.interlace(home, {"runtime": "process", "models": models}, seconds=180) as server:
+    with running.interlace(home, {"runtime": "process", "models": models}, seconds=300) as server:
         yield server
 
 

@@ -26,7 +26,7 @@ TURNS = 2
 def resident(home: Path, tiny_models: Path) -> Iterator[running.Running]:
     """One process that runs all jobs, of both tenants."""
     model = {"source": tiny.GPT2, "executor": "resident", "trusted": list(TENANTS), "threads": 1}
-    with running.interlace(home, {"runtime": "process", "models": [model]}, seconds=180) as server:
+    with running.interlace(home, {"runtime": "process", "models": [model]}, seconds=300) as server:
         yield server
 
 

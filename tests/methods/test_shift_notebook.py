@@ -14,7 +14,7 @@ BIOS = ROOT / "tests" / "assets" / "planted-bios-mini"
 @pytest.fixture(scope="module")
 def bios_server(home: Path) -> Iterator[running.Running]:
     models = [{"source": str(BIOS), "task": "text-generation", "threads": 1}]
-    with running.interlace(home, {"runtime": "process", "models": models}, seconds=180) as server:
+    with running.interlace(home, {"runtime": "process", "models": models}, seconds=300) as server:
         yield server
 
 

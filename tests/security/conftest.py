@@ -71,7 +71,7 @@ def target(home: Path, tiny_models: Path) -> Iterator[Target]:
         "gateway": {"port": 0, "drain_seconds": 1},
     }
     environ = {"PLANTED_TOKEN": around, "HF_TOKEN": around}
-    with running.interlace(home, configuration, seconds=180, environ=environ) as server:
+    with running.interlace(home, configuration, seconds=300, environ=environ) as server:
         (server.state_dir / "secret").write_text(kept)
         weights = next((home / "hf" / "hub").glob(f"models--{tiny.GPT2.replace('/', '--')}/snapshots/*/*.safetensors"))
         paths = {

@@ -25,7 +25,8 @@ def start_gateway(tmp_path: Path, redis_url: str) -> GatewayFactory:
 def gateway(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterator[Gateway]:
     """The gateway of all tests that leave it as it was."""
     folder = tmp_path_factory.mktemp("gateway")
-    sections = {"gateway": {"drain_seconds": 1}, "limits": {"payload_bytes": 24 << 20, "unpacked_bytes": 32 << 20}}
+    limits = {"payload_bytes": 24 << 20, "unpacked_bytes": 32 << 20, "requests_per_minute": 1_000_000}
+    sections = {"gateway": {"drain_seconds": 1}, "limits": limits}
     subscribe = "interlace_server.routes.subscribe"
     # A job that waits is not told again where it stands, however slow the test is; `test_places.py` has its own.
     hurried = {f"{subscribe}._LINGER": 1.0, f"{subscribe}._PLACE_PERIOD": 3600.0}

@@ -14,10 +14,14 @@ import gateway_process
 import httpx
 import psutil
 import pytest
+import uvicorn
 import websocket
 from gateway_process import DEADLINE, Gateway, Worker, publish, until
+from starlette.types import Receive, Scope, Send
+from uvicorn.protocols.utils import ClientDisconnected
+from uvicorn.server import ServerState
 
-from interlace_server.doors.connections import Bounds
+from interlace_server.doors.connections import Bounds, WebSocketConnection
 from interlace_state.audit import Audit
 from interlace_state.settings.gateway import GatewayConfig
 from interlace_state.store import open_state
@@ -297,6 +301,39 @@ async def test_a_client_that_floods_a_stream_is_dropped(gateway: Gateway, worker
     assert await asyncio.to_thread(flood)
     await asyncio.to_thread(until, lambda: closed(gateway, job_id), "the stream's end")
     stream.shutdown()
+
+
+async def test_who_is_spoken_to_after_a_broken_frame_has_left(tmp_path: Path) -> None:
+    """In the moment between the frame, over which the socket is closed, and its end; it is no failure of ours."""
+    raised: list[type[BaseException]] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        assert (await receive())["type"] == "websocket.disconnect"
+        for message in ({"type": "websocket.send", "text": "late"}, {"type": "websocket.send", "bytes": b"late"}):
+            try:
+                await send(message)
+            except (OSError, RuntimeError) as error:
+                raised.append(type(error))
+
+    bounds = Bounds(GatewayConfig(), 2, Audit(tmp_path / "audit.jsonl"))
+    config = uvicorn.Config(app, lifespan="off", log_config=None, ws_ping_interval=None)
+    config.load()
+    listening = await asyncio.get_running_loop().create_server(
+        lambda: WebSocketConnection(bounds, config, ServerState(), {}), "127.0.0.1", 0
+    )
+    async with listening, asyncio.timeout(DEADLINE):
+        assert bounds.enter("127.0.0.1") is None
+        answers, client = await asyncio.open_connection(*listening.sockets[0].getsockname())
+        client.write(UPGRADE + b"\r\n")
+        await answers.readuntil(b"\r\n\r\n")
+        client.write(b"\xff\x80abcd")  # of no kind that there is
+        assert (await answers.read())[2:4] == (1002).to_bytes(2, "big")  # it is closed: a protocol error
+        client.close()
+        while len(raised) < 2:
+            await asyncio.sleep(0.01)
+    assert raised == [ClientDisconnected] * 2
 
 
 def closed(gateway: Gateway, job_id: str) -> bool:

@@ -47,7 +47,9 @@ def events(gateway: Gateway, job_id: str, query: str = "", key: str = "", **head
 
 
 async def test_own_jobs_are_listed_and_shown(gateway: Gateway, worker: Worker) -> None:
-    first, second = [await asyncio.to_thread(post, gateway) for _ in range(2)]
+    first = await asyncio.to_thread(post, gateway)
+    await asyncio.sleep(0.002)  # the index counts milliseconds
+    second = await asyncio.to_thread(post, gateway)
     page = (await asyncio.to_thread(call, gateway, "GET", "/v1/jobs?limit=1")).json()
     assert [job["id"] for job in page["jobs"]] == [second]
     rest = (await asyncio.to_thread(call, gateway, "GET", f"/v1/jobs?limit=1&cursor={page['next']}")).json()

@@ -70,7 +70,7 @@ async def test_a_place_is_sent_as_it_changes_and_no_more_once_the_job_runs(gatew
         await told_until(socket, "QUEUED", place)
         await worker.end(running, "done")
     running = await worker.start()
-    await told_until(socket, "DISPATCHED", "")
+    await told_until(socket, "DISPATCHED", "Your job has been sent")
     assert (await receive(socket))["status"] == "RUNNING"
     await asyncio.sleep(4 * PERIOD)  # longer than from one look at its place to the next
     await worker.end(running, "enough")

@@ -21,7 +21,7 @@ from interlace_state.keys import Keys
 from interlace_state.models import ModelCard
 from interlace_state.queue import Lease
 from interlace_state.settings.limits import LimitChanges, TenantConfig
-from interlace_state.settings.services import RedisConfig, StoreConfig
+from interlace_state.settings.services import LifetimeConfig, RedisConfig, StoreConfig
 from interlace_state.store import State, open_state
 
 OTHER = ModelKey(repo_id="tests/other")
@@ -137,14 +137,15 @@ async def test_a_clock_that_jumps_loses_no_job_and_no_fairness(state: State, con
     assert await state.queue.finish(held, DONE)
 
 
-async def test_a_lease_from_before_the_clock_went_back_still_lapses(state: State, config: Config) -> None:
+async def test_a_lease_from_before_the_clock_went_back_still_lapses(config: Config) -> None:
     keys = Keys(config.redis.prefix)
-    await queue_up(state, "mine", 1)
-    held = await lease(state, "dead")
-    await state.redis.zincrby(keys.leases(MODEL.slug), 3_600_000, held.job.id)
-    found = None
-    for _ in range(10):
-        found = found or await state.queue.lease(MODEL, "b")
+    async with open_state(config.model_copy(update={"lifetimes": LifetimeConfig(lease=2)})) as state:
+        await queue_up(state, "mine", 1)
+        held = await lease(state, "dead")
+        await state.redis.zincrby(keys.leases(MODEL.slug), 3_600_000, held.job.id)
+        found = None
+        for _ in range(10):
+            found = found or await state.queue.lease(MODEL, "b")
     assert found is not None
     assert (found.job, found.attempt) == (held.job, 2)
 

@@ -125,8 +125,6 @@ class Service:
                 await child.stop(seconds)
             elif child:
                 child.kill()  # what it started may live
-            if name == "workers":
-                self._end_ahead()
         for task in self._watching:
             task.cancel()
 
@@ -134,10 +132,9 @@ class Service:
         """End everything at once."""
         for child in self._children.values():
             child.kill()
-        self._end_ahead()
 
     def _end_ahead(self) -> None:
-        """The process that workers took over is in no session of theirs."""
+        """The process that workers took over is in no session of theirs, and while it loads it heeds no channel."""
         if self._ahead is not None and self._ahead.is_taken:
             self._ahead.kill()
 

@@ -22,7 +22,7 @@ from interlace_workers import channel
 from interlace_workers.order import Load
 from interlace_workers.spawn import Spawned, spawn
 
-_ANSWER_SECONDS = 2.0
+_ANSWER_SECONDS = 10.0  # who is not answered loads weights of its own
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 
 
