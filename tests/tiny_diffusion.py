@@ -65,6 +65,14 @@ def pndm() -> PNDMScheduler:
     return PNDMScheduler(skip_prk_steps=True, set_alpha_to_one=False, prediction_type="v_prediction", **betas)
 
 
+def xl(folder: Path) -> Path:
+    """Write the one of SDXL's layout; its folder."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        _xl().save_pretrained(folder)
+    return folder
+
+
 def _vae() -> AutoencoderKL:
     """Two pixels a latent."""
     blocks = {"down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2}

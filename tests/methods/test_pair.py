@@ -259,10 +259,7 @@ def test_a_pair_that_is_none_is_said(model: Any, notebook: Notebook) -> None:
 
 def test_the_layout_of_sdxl(tmp_path: Path) -> None:
     """Two text encoders, sizes among the conditions, another scheduler: random weights, two updates, two steps."""
-    torch.manual_seed(0)
-    folder = tmp_path / "xl"
-    tiny_diffusion._xl().save_pretrained(folder)
-    model = DiffusionModel(str(folder), dispatch=True)
+    model = DiffusionModel(str(tiny_diffusion.xl(tmp_path / "xl")), dispatch=True)
     model.pipeline.set_progress_bar_config(disable=True)
     report = Notebook(tmp_path / "artifacts", seed=5, bar=False)
     result = train(model, report, content_steps=0, joint_steps=2)
