@@ -18,6 +18,7 @@ from diffusers import (
     FluxTransformer2DModel,
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
+    PNDMScheduler,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
@@ -56,6 +57,20 @@ def write_all(home: Path) -> dict[str, Path]:
             pipeline = build()
         pipeline.save_pretrained(folders[repo_id])
     return folders
+
+
+def pndm() -> PNDMScheduler:
+    """Of Stable Diffusion 1.5, for the shapes pipeline: it asks the denoiser once more than there are steps."""
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+    return PNDMScheduler(skip_prk_steps=True, set_alpha_to_one=False, prediction_type="v_prediction", **betas)
+
+
+def xl(folder: Path) -> Path:
+    """Write the one of SDXL's layout; its folder."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        _xl().save_pretrained(folder)
+    return folder
 
 
 def _vae() -> AutoencoderKL:

@@ -195,7 +195,7 @@ def _facts_of_pipeline(card: ModelCard) -> ModelFacts:
     """Its denoiser's size; where a card says nothing of it, Stable Diffusion 1.5's."""
     components = card.config.get("components") or {}
     unet = components.get("unet") or components.get("transformer") or {}
-    text = components.get("text_encoder") or {}
+    text, vae = components.get("text_encoder") or {}, components.get("vae") or {}
     widths = tuple(one for one in unet.get("block_out_channels") or (320, 640, 1280, 1280) if type(one) is int)
     side = unet.get("sample_size") or 64
     height, width = side if isinstance(side, list) else (side, side)
@@ -206,6 +206,7 @@ def _facts_of_pipeline(card: ModelCard) -> ModelFacts:
         vocab_size=_first(text, ("vocab_size",)) or 50_000,
         weight_bytes=_BYTES.get(card.dtype, 4),
         latents=(unet.get("in_channels") or 4, height, width),
+        pixels=2 ** (len(vae.get("block_out_channels") or (1,) * 4) - 1),
         widths=widths,
     )
 

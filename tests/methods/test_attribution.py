@@ -65,6 +65,19 @@ def test_fisher_is_the_mean_square_of_one_gradient_each(pipeline_model: Any, tmp
         torch.testing.assert_close(one, wanted[path], rtol=1e-3, atol=1e-9)
 
 
+def test_the_layout_of_sdxl(tmp_path: Path) -> None:
+    model, notebook = (
+        DiffusionModel(str(tiny_diffusion.xl(tmp_path / "xl")), dispatch=True),
+        Notebook(tmp_path, bar=False),
+    )
+    before = {name: one.clone() for name, one in model.pipeline.unet.state_dict().items()}
+    some = kept(notebook, drawn_shapes.draw(3, 1).images)
+    found = run(ATTRIBUTE, model, {"queries": some, "candidates": some, "alpha": 1e-4, **SHORT}, notebook)
+    assert found.metric("weights_moved").value > 0
+    assert {"loss_rank", "pixel_rank"} <= set(found.table("ranked").columns)
+    assert all(torch.equal(one, before[name]) for name, one in model.pipeline.unet.state_dict().items())
+
+
 class Told:
     """A denoiser that says W c of a prompt c, whatever the noise: losses and gradients are known without it."""
 

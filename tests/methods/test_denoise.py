@@ -58,6 +58,18 @@ def test_from_noise_to_the_pipelines_own_picture(pipeline: Any, tmp_path: Path) 
     assert pipeline.pipeline._progress_bar_config == {"disable": True}
 
 
+def test_a_scheduler_that_takes_a_step_twice(tmp_path: Path) -> None:
+    model = DiffusionModel(str(tiny_diffusion.ASSET), dispatch=True)
+    model.pipeline.set_progress_bar_config(disable=True)
+    model.pipeline.scheduler = tiny_diffusion.pndm()
+    result = strip(model, tmp_path, steps=3)
+    assert [one.step for one in result.pictures] == [row[1] for row in [(0, 0), *result.table("steps").rows]]
+    assert result.pictures[-1].title == "after 4 of 4 steps"
+    with model.generate(PROMPT, num_inference_steps=3, guidance_scale=3.0, seed=5):
+        images = model.output.images.save()
+    assert image(result.pictures[-1]).tobytes() == images[0].tobytes()
+
+
 def test_chosen_steps_smaller_pictures_and_a_drawing(pipeline: Any, tmp_path: Path) -> None:
     result = strip(pipeline, tmp_path, show=[6, 0], edge=16)
     assert [(one.step, one.width, one.height) for one in result.pictures] == [(0, 16, 16), (6, 16, 16)]

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -258,10 +259,7 @@ def test_a_pair_that_is_none_is_said(model: Any, notebook: Notebook) -> None:
 
 def test_the_layout_of_sdxl(tmp_path: Path) -> None:
     """Two text encoders, sizes among the conditions, another scheduler: random weights, two updates, two steps."""
-    torch.manual_seed(0)
-    folder = tmp_path / "xl"
-    tiny_diffusion._xl().save_pretrained(folder)
-    model = DiffusionModel(str(folder), dispatch=True)
+    model = DiffusionModel(str(tiny_diffusion.xl(tmp_path / "xl")), dispatch=True)
     model.pipeline.set_progress_bar_config(disable=True)
     report = Notebook(tmp_path / "artifacts", seed=5, bar=False)
     result = train(model, report, content_steps=0, joint_steps=2)
@@ -273,6 +271,19 @@ def test_the_layout_of_sdxl(tmp_path: Path) -> None:
     ):
         images = model.output.images.save()
     torch.testing.assert_close(torch.tensor(images) * 255, bare.float(), atol=0.7, rtol=0)
+
+
+def test_the_scheduler_of_stable_diffusion_1(trained: PairResult, notebook: Notebook) -> None:
+    """PNDM asks the denoiser five times in four steps: the style is on in all of them, and the pixels are its own."""
+    model = pipeline()
+    model.pipeline.scheduler = tiny_diffusion.pndm()
+    styles = [{"adapter": trained.style, "suffix": SUFFIX, "start": 0.0}]
+    result = run(find("customize.generate"), model, {**DRAW, "styles": styles}, notebook)
+    assert [row[0] for row in result.table("terms").rows] == [0, 1, 2, 3, 4]
+    assert all(row[3] > 0 for row in result.table("terms").rows)
+    with model.generate(PROMPT, num_inference_steps=4, guidance_scale=3.0, seed=5, output_type="np"):
+        images = model.output.images.save()
+    torch.testing.assert_close(torch.tensor(images) * 255, draw(model, notebook).float(), atol=0.7, rtol=0)
 
 
 def test_the_estimate(trained: PairResult, tmp_path: Path, model: Any) -> None:
@@ -289,3 +300,9 @@ def test_the_estimate(trained: PairResult, tmp_path: Path, model: Any) -> None:
     drawn = estimate_generate(params, facts)
     assert drawn.forwards == report.cost["forwards"] - before["forwards"]
     assert drawn.tokens == report.cost["tokens"] - before["tokens"]
+    smaller = GenerateParams(**DRAW, styles=[{"adapter": "x", "start": 0.0}], size=(16, 16))
+    assert estimate_generate(smaller, replace(facts, pixels=4)).tokens == drawn.tokens // 4
+    looked = replace(facts, pixels=4, images={"x": (2, 64, 64)})
+    large = estimate(PairParams(images="x", **SHORT), looked)
+    assert large.tokens == 4 * cost.tokens
+    assert large.peak_bytes > 2 * cost.peak_bytes

@@ -157,6 +157,28 @@ def test_the_gate(pipeline_model: Any, tmp_path: Path) -> None:
     assert Images.of(notebook.open(bare.artifacts[0])).rights == f"made from: {drawn_shapes.RIGHTS}"
 
 
+def test_the_layout_of_sdxl(tmp_path: Path) -> None:
+    """Its conditions and its scheduler, which begins in the middle here; nothing of it stays behind."""
+    model, notebook = (
+        DiffusionModel(str(tiny_diffusion.xl(tmp_path / "xl")), dispatch=True),
+        Notebook(tmp_path, bar=False),
+    )
+    before, images = state(model), kept(notebook, framed(2))
+    asked = {"images": images, "steps": 1, "batch": 1, "evaluation": {"n_per_prompt": 0}}
+    learned = run(STYLE, model, asked, notebook)
+    assert isinstance(learned, StyleResult)
+    assert learned.metric("preserve_mse", "before").value == 0 < learned.metric("preserve_mse", "after").value
+    redraw = {"images": images, "steps": 4, "guidance": 3.0}
+    one, other = (
+        run(STYLISE, model, {**redraw, **more}, notebook) for more in ({}, {"adapter": learned.adapter, "scale": 9})
+    )
+    assert isinstance(one, StyliseResult)
+    assert (one.steps_on, other.steps_on, other.steps_run) == (0, 3, 3)  # type: ignore[attr-defined]
+    pixels = [Images.of(notebook.open(of.artifacts[0])).pixels for of in (one, other)]
+    assert not torch.equal(*pixels)
+    assert all(torch.equal(value, before[name]) for name, value in state(model).items())
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [

@@ -175,6 +175,8 @@ class ModelFacts:
     #: Of a diffusion pipeline: channels, height and width of a picture's latents. What a token is elsewhere, is one
     #: position of these. None for a model of text.
     latents: tuple[int, int, int] | None = None
+    #: Of a diffusion pipeline: pixels of a latent's side.
+    pixels: int = 8
     #: Of a UNet: channels of each of its blocks, from the outside in.
     widths: tuple[int, ...] = ()
     #: Of artifacts of images that the params name: how many images, their height and width, by that name.

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from interlace.methods.base import ArtifactName, Citation, Estimate, ModelFacts, Params, Result, Spec
-from interlace.methods.shared.denoiser_cost import bytes_backward, images_in, positions
+from interlace.methods.shared.denoiser_cost import bytes_backward, images_in, positions, square
 from interlace.methods.shared.pictures import Picture
 
 CAVEAT = (
@@ -88,12 +88,12 @@ def estimate(params: AttributeParams, facts: ModelFacts) -> Estimate:
     losses, fisher = params.times * (1 + queries), candidates * params.fisher_draws
     asked = queries * params.steps
     moves = -(-fisher // params.batch) + asked * -(-params.query_draws // params.batch)
-    side = (max(1, params.resolution // 8),) * 2 if params.resolution is not None else None
+    size = square(params.resolution)
     return Estimate(
         forwards=losses * -(-candidates // params.batch) + moves,
         backwards=moves,
-        tokens=positions(facts, side) * (losses * candidates + fisher + asked * params.query_draws),
-        peak_bytes=bytes_backward(facts, params.batch) + facts.n_params * facts.weight_bytes // 4,
+        tokens=positions(facts, size) * (losses * candidates + fisher + asked * params.query_draws),
+        peak_bytes=bytes_backward(facts, params.batch, size) + facts.n_params * facts.weight_bytes // 4,
     )
 
 

@@ -28,7 +28,8 @@ def run(model: Any, params: StripParams, report: Report) -> StripResult:
             f"`denoise.strip` needs a pipeline with a `unet` and a `vae`, as Stable Diffusion has; this model is a "
             f"{type(pipeline if pipeline is not None else model).__name__}."
         )
-    chosen = _chosen(params)
+    steps = _passes(pipeline, params.steps)
+    chosen = _chosen(params, steps)
     rows: list[tuple[float | None, int, float, float]] = []
     shots: list[Shot] = []
     warnings: list[str] = []
@@ -42,12 +43,14 @@ def run(model: Any, params: StripParams, report: Report) -> StripResult:
                 if step in chosen:
                     seen[step] = _decoded(pipeline, latents)
                     pixels = torch.from_numpy(numpy.array(seen[step].convert("RGB")))[None]
-                    report.picture(pixels, _title(step, said, params), step)
+                    report.picture(pixels, _title(step, said, steps), step)
 
-            rows += [(said, *row) for row in _walked(pipeline, params, report, number * params.steps, see)]
-            shots += [_packed(step, said, one, params) for step, one in sorted(seen.items())]
+            rows += [(said, *row) for row in _walked(pipeline, params, report, steps, number * steps, see)]
+            shots += [
+                _packed(_title(step, said, steps), step, said, one, params.edge) for step, one in sorted(seen.items())
+            ]
             if report.stopping:
-                warnings.append(f"Cancelled after {len(rows)} of {len(params.weights) * params.steps} steps.")
+                warnings.append(f"Cancelled after {len(rows)} of {len(params.weights) * steps} steps.")
                 break
     return StripResult(
         metrics=(Metric(name="steps", value=float(len(rows)), n=len(params.weights)),),
@@ -57,17 +60,24 @@ def run(model: Any, params: StripParams, report: Report) -> StripResult:
     )
 
 
-def _chosen(params: StripParams) -> list[int]:
+def _passes(pipeline: Any, steps: int) -> int:
+    """How many steps the pipeline's own scheduler makes of so many: PNDM has one more, Heun nearly twice as many."""
+    scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
+    scheduler.set_timesteps(steps)
+    return len(scheduler.timesteps)
+
+
+def _chosen(params: StripParams, steps: int) -> list[int]:
     if params.show is None:
-        count = min(_SHOWN, params.steps + 1)
-        return [round(number * params.steps / (count - 1)) for number in range(count)]
-    if strange := [step for step in params.show if step > params.steps]:
-        raise InvalidRequest(f"`params.show` has {strange[0]}; the run has {params.steps} steps (`params.steps`).")
+        count = min(_SHOWN, steps + 1)
+        return [round(number * steps / (count - 1)) for number in range(count)]
+    if strange := [step for step in params.show if step > steps]:
+        raise InvalidRequest(f"`params.show` has {strange[0]}; the run has {steps} steps (`params.steps`).")
     return sorted(set(params.show))
 
 
 def _walked(
-    pipeline: Any, params: StripParams, report: Report, done: int, see: Callable[[int, Tensor], None]
+    pipeline: Any, params: StripParams, report: Report, steps: int, done: int, see: Callable[[int, Tensor], None]
 ) -> list[tuple[int, float, float]]:
     """A row of each step. ``see`` gets the latents [1, channels, height, width] before the first, and after each."""
     found: list[Tensor] = []
@@ -87,7 +97,7 @@ def _walked(
         see(step + 1, now)
         rows_of_forward = 2 if pipe.do_classifier_free_guidance else 1
         report.count(forwards=1, tokens=rows_of_forward * now.shape[-2] * now.shape[-1])
-        report.progress(done + step + 1, len(params.weights) * params.steps, change=change)
+        report.progress(done + step + 1, len(params.weights) * steps, change=change)
         if report.stopping:
             pipe._interrupt = True
         return kept
@@ -131,18 +141,18 @@ def _styled(pipeline: Any, params: StripParams, report: Report) -> Iterator[Call
         yield lambda weight: layers.use({"style": weight} if weight else {})
 
 
-def _title(step: int, weight: float | None, params: StripParams) -> str:
-    title = f"after {step} of {params.steps} steps" if step else "noise"
+def _title(step: int, weight: float | None, steps: int) -> str:
+    title = f"after {step} of {steps} steps" if step else "noise"
     return title if weight is None else f"{title}, style at {weight:g}"
 
 
-def _packed(step: int, weight: float | None, image: Image.Image, params: StripParams) -> Shot:
+def _packed(title: str, step: int, weight: float | None, image: Image.Image, edge: int) -> Shot:
     image = image.convert("RGB")
-    image.thumbnail((params.edge, params.edge), Image.Resampling.LANCZOS)
+    image.thumbnail((edge, edge), Image.Resampling.LANCZOS)
     file = io.BytesIO()
     image.save(file, "PNG", optimize=True)
     return Shot(
-        title=_title(step, weight, params),
+        title=title,
         png=base64.b64encode(file.getvalue()).decode(),
         step=step,
         weight=weight,

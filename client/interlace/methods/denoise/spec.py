@@ -45,7 +45,7 @@ class Shot(Picture):
     """The picture as it was after some steps."""
 
     #: After so many.
-    step: Annotated[int, Field(ge=0, le=_MOST_STEPS)]
+    step: Annotated[int, Field(ge=0, le=2 * _MOST_STEPS)]
     #: Of the adapter; None without one.
     weight: float | None = None
     #: Pixels.

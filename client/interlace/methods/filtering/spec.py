@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from interlace.methods.base import ArtifactName, Citation, Estimate, ModelFacts, Params, Result, Spec
 from interlace.methods.filtering.published import CONCEPTS, PHRASES
-from interlace.methods.shared.denoiser_cost import bytes_forward, images_in, positions
+from interlace.methods.shared.denoiser_cost import bytes_forward, images_in, positions, size_in
 from interlace.methods.shared.pictures import Picture
 
 _Phrase = Annotated[str, Field(min_length=1, max_length=200)]
@@ -121,10 +121,11 @@ def estimate(params: FilterParams, facts: ModelFacts) -> Estimate:
     batches, concepts = -(-images // params.batch), len(params.image.wanted)
     if isinstance(params.image.by, Denoiser):
         passes = len(params.image.by.levels) * params.image.by.draws * (concepts + 1)
+        size = size_in(facts, params.images)
         return Estimate(
             forwards=batches * passes,
-            tokens=images * passes * positions(facts),
-            peak_bytes=bytes_forward(facts, params.batch),
+            tokens=images * passes * positions(facts, size),
+            peak_bytes=bytes_forward(facts, params.batch, size),
         )
     return Estimate(
         forwards=batches + 1,

@@ -52,7 +52,8 @@ def _drawn(pipeline: Pipeline, layers: Layers, params: GenerateParams, report: R
     pictures: list[Tensor] = []
     norms: list[tuple[int, Sequence[tuple[float, ...]]]] = []
     rows = 0
-    whole = -(-len(texts) // params.batch) * params.steps
+    passes = pipeline.passes(params.steps)
+    whole = -(-len(texts) // params.batch) * passes
     for first in range(0, len(texts), params.batch):
         if report.stopping and pictures:
             break
@@ -60,7 +61,7 @@ def _drawn(pipeline: Pipeline, layers: Layers, params: GenerateParams, report: R
         guide = guide_of(pipeline, layers, params, some)
         seeds = [report.seed + first + number for number in range(len(some))]
 
-        def tell(done: int, _: Tensor, before: int = first // params.batch * params.steps) -> None:
+        def tell(done: int, _: Tensor, before: int = first // params.batch * passes) -> None:
             report.progress(before + done, whole)
 
         noise = pipeline.noise(seeds, params.size)
@@ -85,10 +86,10 @@ def _drawn(pipeline: Pipeline, layers: Layers, params: GenerateParams, report: R
 def guide_of(pipeline: Pipeline, layers: Layers, params: GenerateParams, texts: Sequence[str]) -> Guide:
     """What predicts for these prompts; the adapters are called `style_0` and so on."""
     prompts = pipeline.encode_prompts(texts)
-    terms = []
+    terms, passes = [], pipeline.passes(params.steps)
     for number, style in enumerate(params.styles):
         words = pipeline.encode_prompts([f"{text} {style.suffix}".strip() for text in texts])
-        steps = round(style.start * params.steps), round(style.end * params.steps)
+        steps = round(style.start * passes), round(style.end * passes)
         terms.append(Term(f"style_{number}", words, style.strength, steps))
     if params.how == "style_guidance":
         return Guided(pipeline, layers, prompts, params.guidance, terms)

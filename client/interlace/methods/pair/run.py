@@ -143,7 +143,7 @@ class _Sampler:
             return
         pipeline = self._pipeline
         styled = pipeline.encode_prompts([f"{prompt} {params.suffix}" for prompt in of.prompts])
-        term = Term(STYLE, styled, of.strength, (of.steps // 5, of.steps))
+        term = Term(STYLE, styled, of.strength, (of.steps // 5, pipeline.passes(of.steps)))
         guide = Guided(pipeline, self._layers, pipeline.encode_prompts(of.prompts), of.guidance, [term])
         seeds = [pipeline.report.seed + number for number in range(len(of.prompts))]
         latents = pipeline.denoise(guide, pipeline.noise(seeds), steps=of.steps, seed=seeds[0])

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from interlace.methods.base import ArtifactName, Citation, Estimate, ModelFacts, Params, Result, Spec
-from interlace.methods.shared.denoiser_cost import bytes_backward, bytes_forward, bytes_lora, positions
+from interlace.methods.shared.denoiser_cost import bytes_backward, bytes_forward, bytes_lora, positions, size_in
 
 _CITE = Citation(
     title="Customizing Text-to-Image Models with a Single Image Pair",
@@ -145,19 +145,20 @@ def estimate(params: PairParams, facts: ModelFacts) -> Estimate:
     """Two passes an update and accumulation, one before the style comes in or without content; and the samples."""
     both = params.joint_steps * (1 + params.joint)
     passes = (params.first_steps + both) * params.grad_accum
-    rows, forwards = passes * params.batch, passes
+    size = size_in(facts, params.images)
+    tokens, forwards = passes * params.batch * positions(facts, size), passes
     if (of := params.samples) is not None:
         first, end = params.first_steps, params.first_steps + params.joint_steps
         times = end // of.every - first // of.every + bool(end % of.every)
         styled = of.steps - of.steps // 5
         forwards += times * (of.steps + styled)
-        rows += times * (2 * of.steps + styled) * len(of.prompts)
+        tokens += times * (2 * of.steps + styled) * len(of.prompts) * positions(facts)
     lora = bytes_lora(facts, params.content_rank + params.style_rank)
     return Estimate(
         forwards=forwards,
         backwards=passes,
-        tokens=rows * positions(facts),
-        peak_bytes=lora + bytes_backward(facts, params.batch),
+        tokens=tokens,
+        peak_bytes=lora + bytes_backward(facts, params.batch, size),
     )
 
 
@@ -173,8 +174,9 @@ def estimate_generate(params: GenerateParams, facts: ModelFacts) -> Estimate:
     rows = pictures * (2 * params.steps + more)
     return Estimate(
         forwards=batches * (params.steps + more),
-        tokens=rows * positions(facts),
-        peak_bytes=bytes_forward(facts, 2 * params.batch) + bytes_lora(facts, 64 * len(params.styles)) // 8,
+        tokens=rows * positions(facts, params.size),
+        peak_bytes=bytes_forward(facts, 2 * params.batch, params.size)
+        + bytes_lora(facts, 64 * len(params.styles)) // 8,
     )
 
 

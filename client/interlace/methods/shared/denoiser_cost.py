@@ -9,11 +9,26 @@ _KEPT = 256
 _AT_ONCE = 24
 
 
-def positions(facts: ModelFacts, size: tuple[int, int] | None = None) -> int:
-    """Positions of one picture's latents, of the size that the denoiser was made for, or in latents' sides."""
+#: Height and width of a picture, in pixels; None: what the denoiser was made for.
+Size = tuple[int, int] | None
+
+
+def positions(facts: ModelFacts, size: Size = None) -> int:
+    """Positions of one picture's latents."""
     _, height, width = facts.latents or (4, 64, 64)
-    height, width = size or (height, width)
+    if size is not None:
+        height, width = (max(1, side // facts.pixels) for side in size)
     return height * width
+
+
+def square(side: int | None) -> Size:
+    """Of a resolution that the params name."""
+    return None if side is None else (side, side)
+
+
+def size_in(facts: ModelFacts, name: str) -> Size:
+    """Of the images of an artifact that the params name; None where nobody has looked."""
+    return facts.images[name][1:] if name in facts.images else None
 
 
 def images_in(facts: ModelFacts, name: str, otherwise: int) -> int:
@@ -21,14 +36,14 @@ def images_in(facts: ModelFacts, name: str, otherwise: int) -> int:
     return facts.images[name][0] if name in facts.images else otherwise
 
 
-def bytes_forward(facts: ModelFacts, rows: int) -> int:
+def bytes_forward(facts: ModelFacts, rows: int, size: Size = None) -> int:
     """Of a pass of so many rows."""
-    return rows * _AT_ONCE * _numbers(facts) * 4
+    return rows * _AT_ONCE * _numbers(facts, size) * 4
 
 
-def bytes_backward(facts: ModelFacts, rows: int) -> int:
+def bytes_backward(facts: ModelFacts, rows: int, size: Size = None) -> int:
     """Of a pass of so many rows with its graph."""
-    return rows * _KEPT * _numbers(facts) * 4
+    return rows * _KEPT * _numbers(facts, size) * 4
 
 
 def bytes_lora(facts: ModelFacts, rank: int) -> int:
@@ -36,5 +51,5 @@ def bytes_lora(facts: ModelFacts, rank: int) -> int:
     return sum(80 * 2 * width * rank * 16 for width in facts.widths)
 
 
-def _numbers(facts: ModelFacts) -> int:
-    return sum(width * max(1, positions(facts) >> (2 * level)) for level, width in enumerate(facts.widths))
+def _numbers(facts: ModelFacts, size: Size) -> int:
+    return sum(width * max(1, positions(facts, size) >> (2 * level)) for level, width in enumerate(facts.widths))

@@ -214,6 +214,10 @@ class Pipeline:
         scheduler.set_timesteps(steps, device=self.device)
         return scheduler
 
+    def passes(self, steps: int) -> int:
+        """How often the denoiser is asked in so many steps: PNDM takes one twice, Heun all but the last."""
+        return len(self.schedule(steps).timesteps)
+
     def denoise(
         self,
         predict: Predict,

@@ -131,10 +131,12 @@ def _draw(
     batches = -(-len(prompts) // of.batch)
     parts: list[Tensor] = []
 
+    passes = pipeline.passes(of.steps)
+
     def tell(done: int, _: Tensor) -> None:
-        at = ((row - 1) * batches + len(parts)) * of.steps + done
+        at = ((row - 1) * batches + len(parts)) * passes + done
         if row:
-            report.progress(params.steps + at, params.steps + 4 * batches * of.steps)
+            report.progress(params.steps + at, params.steps + 4 * batches * passes)
 
     for start in range(0, len(prompts), of.batch):
         some = slice(start, start + of.batch)

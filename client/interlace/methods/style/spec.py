@@ -16,6 +16,7 @@ from interlace.methods.shared.denoiser_cost import (
     bytes_lora,
     images_in,
     positions,
+    square,
 )
 from interlace.methods.shared.pictures import Picture
 
@@ -152,7 +153,7 @@ class StyliseResult(Result):
 
 def estimate(params: StyleParams, facts: ModelFacts) -> Estimate:
     """Two passes a step with gradients, one without; both losses before and after; samples, and four grids."""
-    of, preserve = params.evaluation, params.preserve_lambda > 0
+    of, preserve, size = params.evaluation, params.preserve_lambda > 0, square(params.resolution)
     images = images_in(facts, params.images, 8)
     prompts = (len(of.prompts) or images) * of.n_per_prompt
     times = params.steps // params.sample_every if params.sample_every else 0
@@ -163,31 +164,27 @@ def estimate(params: StyleParams, facts: ModelFacts) -> Estimate:
         + held * -(-HELD // (4 * params.batch))
         + of.steps * sum(-(-one // of.batch) for one in drawn),
         backwards=params.steps * (1 + preserve),
-        tokens=positions(facts, _latents(params.resolution))
+        tokens=positions(facts, size)
         * (
             params.steps * params.batch * (1 + 2 * preserve)
             + held * HELD
             + (1 + (of.guidance > 1)) * of.steps * sum(drawn)
         ),
-        peak_bytes=bytes_backward(facts, params.batch) + bytes_lora(facts, params.rank) * 2,
+        peak_bytes=bytes_backward(facts, params.batch, size) + bytes_lora(facts, params.rank) * 2,
     )
 
 
 def estimate_stylise(params: StyliseParams, facts: ModelFacts) -> Estimate:
     """Of as many images as the artifact has (20 where it is not known), in the steps at or below `start_t`."""
-    row, images = positions(facts, _latents(params.resolution)), images_in(facts, params.images, 20)
+    size = square(params.resolution)
+    row, images = positions(facts, size), images_in(facts, params.images, 20)
     steps = min(params.steps, params.start_t * params.steps // 1000 + 1)  # of evenly spaced t below 1,000
     rows = 2 if params.guidance > 1 else 1
     return Estimate(
         forwards=steps * -(-images // params.batch),
         tokens=row * rows * images * steps,
-        peak_bytes=bytes_forward(facts, 2 * params.batch) + bytes_lora(facts, 1),
+        peak_bytes=bytes_forward(facts, 2 * params.batch, size) + bytes_lora(facts, 1),
     )
-
-
-def _latents(resolution: int | None) -> tuple[int, int] | None:
-    """Sides of a picture's latents, eight pixels each as in Stable Diffusion."""
-    return (max(1, resolution // 8),) * 2 if resolution is not None else None
 
 
 _CITES = (

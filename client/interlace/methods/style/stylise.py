@@ -82,7 +82,7 @@ def _redrawn(
             layers.use({NAME: params.scale} if _on(float(t), params) else {})
         return guided(noisy, t)
 
-    left = params.steps - start
+    left = pipeline.passes(params.steps) - start
     before, of = rows[0] // params.batch * left, -(-len(given) // params.batch) * left
 
     def tell(done: int, _: Tensor) -> None:
