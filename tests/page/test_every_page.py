@@ -25,6 +25,16 @@ FOCUSED = """() => {
   return [one.dataset.stop ?? "", style.outlineStyle !== "none" && parseFloat(style.outlineWidth) > 0];
 }"""
 
+#: Lists of which a phone shows no cell without scrolling sideways.
+SIDEWAYS = """() => [...document.querySelectorAll(".stacked")].filter(one =>
+  one.closest(".scroll").scrollWidth > one.closest(".scroll").clientWidth).map(one => one.outerHTML.slice(0, 200))"""
+#: Where the words of the header, of the content and of the footer begin.
+LEFTS = """() => [".brand", "h1", "footer"].map(name => {
+  const range = document.createRange();
+  range.selectNodeContents(document.querySelector(name));
+  return range.getBoundingClientRect().left;
+})"""
+
 
 @pytest.fixture(scope="module")
 def paths(keyed: Keyed) -> list[str]:
@@ -55,7 +65,18 @@ def test_on_a_phone_in_the_dark(keyed: Keyed, look: Look, paths: list[str]) -> N
     for path in paths:
         looking.sign_in(keyed.admin, path)
         looking.fits()
+        assert looking.page.evaluate(SIDEWAYS) == [], path
         looking.check()
+
+
+@pytest.mark.parametrize("width", [390, 1900])
+def test_header_content_and_footer_begin_at_the_same_place(keyed: Keyed, look: Look, width: int) -> None:
+    looking = look(keyed.gateway.url, size={"width": width, "height": 800})
+    looking.sign_in(keyed.admin, "/page/admin")
+    looking.fits()
+    lefts = looking.page.evaluate(LEFTS)
+    assert max(lefts) - min(lefts) < 1, lefts
+    assert (lefts[0] > 300) == (width > 1000), lefts  # in a wide window all are in its middle
 
 
 def test_the_tab_key_comes_to_everything_and_one_sees_where(keyed: Keyed, look: Look, paths: list[str]) -> None:

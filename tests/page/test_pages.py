@@ -157,6 +157,28 @@ def test_a_job_from_its_first_word_to_its_end(keyed: Keyed, look: Look) -> None:
     assert answer.status_code == 404
 
 
+def test_why_a_job_failed_is_in_the_list_and_all_of_it_on_its_page(keyed: Keyed, look: Look) -> None:
+    job_id = post(keyed, keyed.ours)
+    frames = 'Traceback (most recent call last):\n  File "a.py", line 1, in f\n    x = y\n'
+    raised = f"ValueError: {HTML} " + "x" * 3000
+    text = f"{frames}{raised}\n\nLook at your prompt."
+
+    async def fail(worker: Worker) -> None:
+        await worker.end(await worker.start(), text)
+
+    work(keyed, fail)
+    looking = look(keyed.gateway.url)
+    page = looking.sign_in(keyed.ours, "/page/jobs?state=error")
+    row = page.locator("tbody tr", has_text=job_id[:8])
+    row.locator(".tag.error").wait_for()
+    assert row.locator(".why").inner_text() == raised[:159] + "…"
+    looking.fits()
+    page.goto(f"/page/jobs/{job_id}")
+    assert page.get_by_role("status").inner_text() == f"error {raised[:159]}…"
+    assert page.locator("#why").inner_text() == text
+    looking.check()
+
+
 def test_a_job_is_cancelled_when_that_is_confirmed(keyed: Keyed, look: Look) -> None:
     job_id = post(keyed, keyed.ours)
     page = look(keyed.gateway.url).sign_in(keyed.ours, f"/page/jobs/{job_id}")

@@ -1,9 +1,12 @@
 """The placement loop's decisions, over a real Redis and real checkpoints: what may run, what is refused, what stays."""
 
 import asyncio
+import re
 import shutil
 import socket
+import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import meeting
@@ -22,6 +25,7 @@ from interlace_state.settings.models import Autoscale, ModelConfig
 from interlace_state.settings.services import RedisConfig
 from interlace_state.store import State, open_state
 from interlace_workers.placement.feasible import forbidden
+from interlace_workers.placement.memory import SHARED_BYTES
 from interlace_workers.placement.place import place
 from interlace_workers.placement.reconcile import Reconciler
 
@@ -142,6 +146,46 @@ async def test_the_idle_one_leaves_and_comes_back_with_its_next_job(config: Conf
     back = await state.desired.find(GPT2)
     assert back is not None
     assert not back.resting
+
+
+async def test_replicas_that_have_no_room_are_told_of_with_the_numbers(config: Config, state: State) -> None:
+    bounds = {"memory": MemoryConfig(limit_bytes=1000 << 20), "models": ()}
+    one = await loop(config.model_copy(update=bounds), state)
+    await state.desired.put(deployed(LLAMA))  # idle, and stays: a replica more makes nobody leave
+    assert await settled(one, LLAMA) == 1
+    await state.desired.put(deployed(GPT2, replicas=3))
+    assert await settled(one, GPT2) == 1
+    kept = one.kept(GPT2)
+    assert kept is not None
+    assert re.fullmatch(
+        r"1 of 3 replicas have room\. Another needs 0\.47 GiB of memory, and 0\.0\d GiB of 0\.98 GiB are free\. "
+        r"No model leaves for it\.",
+        kept.waits,
+    )
+    await state.models.beat(GPT2, Replica(id="r", state=ModelState.READY, pid=1, node=socket.gethostname()))
+    await one.look()
+    assert kept.moment(time.monotonic(), 0.0).text == kept.waits != ""
+    resting = await state.desired.find(LLAMA)
+    assert resting is not None
+    assert not resting.resting
+    await state.desired.put(deployed(GPT2, replicas=1))
+    assert await settled(one, GPT2) == 1
+    assert kept.moment(time.monotonic(), 0.0).text == ""
+
+
+async def test_replicas_that_share_a_process_are_counted_with_it_once(config: Config, state: State) -> None:
+    one = await loop(config.model_copy(update={"models": (ModelConfig(source=tiny.GPT2),)}), state)
+    assert await settled(one, GPT2) == 1
+    kept = one.kept(GPT2)
+    assert kept is not None
+    assert kept.placement is not None
+    kept.placement = replace(kept.placement, share="here")
+    for number in range(3):
+        held = 2 * kept.placement.need_bytes
+        sign = Replica(id=f"r{number}", state=ModelState.READY, pid=1, node="n", resident_bytes=held)
+        await state.models.beat(GPT2, sign)
+    await one.look()
+    assert kept.resident_bytes == kept.placement.need_bytes + 2 * SHARED_BYTES
 
 
 async def test_one_that_is_pinned_stays(config: Config, state: State) -> None:

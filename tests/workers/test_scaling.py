@@ -74,6 +74,14 @@ def test_one_job_between_keeps_a_replica() -> None:
         assert scale.replicas == replicas, now
 
 
+def test_what_is_over_the_most_goes_at_once() -> None:
+    """An operator who asks for fewer gets fewer, however long the others would have stayed for the queue."""
+    former = Scale(13, fewer_since=0.0, needed=13)
+    assert scaled(Autoscale(least=1, most=1), former, 0, 1.0) == Scale(1)
+    by_need = scaled(Autoscale(least=1, most=4, idle_seconds=_IDLE), former, 0, 1.0)
+    assert by_need.replicas == 4
+
+
 @pytest.fixture
 async def state(redis_url: str, tmp_path: Path) -> AsyncIterator[State]:
     redis = RedisConfig(url=redis_url, prefix=f"{tmp_path.name}:")

@@ -5,6 +5,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from interlace.protocol.event import Progress
 from interlace.protocol.job import Cost, JobState
 
+_LONGEST_REASON = 160  # characters
+_TRACEBACK = "Traceback"
+
 
 class Standing(BaseModel):
     """Where a job stands that waits."""
@@ -47,6 +50,21 @@ class JobView(BaseModel):
     cost: Cost | None = None
     #: Bytes of the stored result; None for a job that has none.
     result_size: int | None = None
+
+    @property
+    def reason(self) -> str:
+        """Why it failed or was cancelled, in one short line; of a traceback, what was raised. Empty for other jobs.
+
+        It is what the job's own code may have written: escape it where markup or a terminal's codes are obeyed.
+        """
+        if self.state not in (JobState.ERROR, JobState.CANCELLED):
+            return ""
+        lines = [line for line in self.text.splitlines() if line.strip()]
+        last = max((at for at, line in enumerate(lines) if line.startswith(_TRACEBACK)), default=None)
+        if last is not None:  # its frames are indented; what was raised is not
+            lines = [line for line in lines[last + 1 :] if not line[0].isspace()] or lines[-1:]
+        line = lines[0].strip() if lines else ""
+        return line if len(line) <= _LONGEST_REASON else line[: _LONGEST_REASON - 1] + "…"
 
 
 class JobPage(BaseModel):

@@ -74,6 +74,8 @@ def scale(arguments: argparse.Namespace) -> int:
     with client_of(arguments) as client:
         model = client.scale(_named(arguments.model), **changes)
     print(f"{model.model}: {_range(model.least, model.most)} replicas{_idle(model)}")
+    if 0 < model.replicas < model.least:
+        print(f"{model.replicas} of them run now: `interlace models` shows how the others come, or what they lack.")
     return 0
 
 
@@ -107,6 +109,8 @@ def _follow(client: Client, asked: ModelView) -> int:
         time.sleep(_LOOK)
     if model.phase is Phase.FAILED:
         raise CommandProblem(f"{model.model}: {model.text}")
+    if model.replicas < model.least and not model.text:
+        screen.say(f"{model.replicas} of {model.least} replicas run; `interlace models` follows the others.")
     print(model.model)
     return 0
 

@@ -25,7 +25,6 @@ from interlace_deploy.screen import show_table
 from interlace_deploy.settings import read
 
 _JOB_ID = re.compile(r"[0-9a-f]{32}")
-_LONGEST_NOTE = 80  # characters
 _LOCAL = "local"  # the tenant of those who need no key
 
 
@@ -189,9 +188,7 @@ def _note(job: JobView) -> str:
         return f"{job.place.ahead} ahead{when}"
     if job.progress is not None:
         return job.progress.sentence
-    if job.state in (JobState.ERROR, JobState.CANCELLED) and (lines := job.text.strip().splitlines()):
-        return _plain(lines[-1])[:_LONGEST_NOTE]
-    return ""
+    return _plain(job.reason)
 
 
 def _plain(text: str) -> str:

@@ -38,7 +38,7 @@ class Kept:
     scale: Scale = field(default_factory=lambda: Scale(0))
     #: Replicas that it may have now.
     target: int = 0
-    #: Why it has fewer than it needs.
+    #: Why it has fewer than it needs; empty where it has all.
     waits: str = ""
     jobs: int = 0
     live: int = 0
@@ -66,9 +66,11 @@ class Kept:
 
     @property
     def resident_bytes(self) -> int:
-        replicas = () if self.hosted is None else self.hosted.replicas
-        most = 0 if self.placement is None else self.placement.need_bytes
-        return sum(min(most, replica.resident_bytes) for replica in replicas)
+        if self.placement is None or self.hosted is None:
+            return 0
+        replicas, most = self.hosted.replicas, self.placement.need_bytes
+        held = sum(min(most, replica.resident_bytes) for replica in replicas)
+        return min(held, self.placement.bytes_of(len(replicas)))  # those that share a process all tell of that
 
     def renewed(self, record: Desired) -> None:
         """Take in what commands have changed; another generation starts from the files on."""

@@ -60,6 +60,13 @@ def need(size_bytes: int | None, settings: MemoryConfig) -> int:
     return int((size_bytes or 0) * (1 + settings.margin)) + BASE_BYTES
 
 
+def room_for_another(wanted: int, rooms: Sequence[Room]) -> Verdict:
+    """Whether a replica more has room, of a model that runs: nobody leaves for it."""
+    if any(room.free >= wanted for room in rooms):
+        return Verdict(fits=True)
+    return Verdict(waits=True, text=f"{_numbers(wanted, rooms, 'Another')} No model leaves for it.")
+
+
 def judge(wanted: int, rooms: Sequence[Room], occupants: Sequence[Occupant], settings: MemoryConfig) -> Verdict:
     """Find room for ``wanted`` bytes: on the machine where the fewest models must leave, those first that nobody has
     used for the longest time."""
@@ -100,10 +107,11 @@ def _bytes(one: Occupant, room: Room) -> int:
     return one.on.get(room.node, 0) + one.on.get("", 0)
 
 
-def _numbers(wanted: int, rooms: Sequence[Room]) -> str:
+def _numbers(wanted: int, rooms: Sequence[Room], what: str = "It") -> str:
     room = max(rooms, key=lambda room: room.free, default=Room("", 0, 0))
     where = f" on {room.node}" if len(rooms) > 1 else ""
-    return f"It needs {_gib(wanted)} of memory, and {_gib(max(0, room.free))} of {_gib(room.total)} are free{where}."
+    free = f"{_gib(max(0, room.free))} of {_gib(room.total)} are free{where}"
+    return f"{what} needs {_gib(wanted)} of memory, and {free}."
 
 
 def _gib(count: int) -> str:

@@ -141,7 +141,10 @@ class Reconciler:
             elif not (small and kept.described):
                 self._find(kept, small=small)
             return
-        kept.target = wanted if wanted <= kept.target else await self._admitted(kept, wanted)
+        if wanted <= kept.target:
+            kept.target, kept.waits = wanted, ""
+        else:
+            kept.target = await self._admitted(kept, wanted)
 
     async def _leave(self, kept: Kept) -> None:
         """First what runs goes, and its jobs end or wait; then it starts anew, or is forgotten."""
@@ -267,7 +270,7 @@ class Reconciler:
     async def _admitted(self, kept: Kept, wanted: int) -> int:
         """How many replicas there is room for; who must leave for the first one is told to."""
         assert kept.placement is not None
-        kept.waits = ""
+        former, kept.waits = kept.waits, ""
         while kept.target < wanted:
             if kept.target and kept.placement.share and not kept.is_ready:
                 break  # the others share what the first one loads
@@ -278,7 +281,11 @@ class Reconciler:
                     return 0
                 if not kept.target:
                     await self._let_go(verdict.leave, kept)
-                kept.waits = verdict.text
+                    kept.waits = verdict.text
+                    break
+                short = f"{kept.target} of {wanted} replicas have room."
+                # What is free changes at each look: the numbers stay those of the first one.
+                kept.waits = former if former.startswith(short) else f"{short} {verdict.text}"
                 break
             if not kept.target and not kept.is_ready and self._ahead is not None and kept.placement.ahead:
                 self._ahead.start(kept.placement.load, Path(kept.placement.ahead))
@@ -293,6 +300,8 @@ class Reconciler:
             rooms: Sequence[memory.Room] = [memory.this_machine(self._config, planned, resident)]
         else:
             rooms = await self._host.rooms(planned, resident)
+        if kept.target:
+            return memory.room_for_another(kept.more_bytes, rooms)
         occupants = [one.occupies() for one in others if one is not kept]
         return memory.judge(kept.more_bytes, rooms, occupants, self._config.memory)
 

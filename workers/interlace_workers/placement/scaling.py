@@ -1,7 +1,7 @@
 """How many replicas of a model shall run: one rule, whichever runtime hosts them."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from interlace_state.settings.models import Autoscale, ModelConfig
 
@@ -20,9 +20,11 @@ class Scale:
 def scaled(settings: Autoscale, former: Scale, jobs: int, now: float) -> Scale:
     """The scale after a look at ``now`` (seconds) that found so many ``jobs`` waiting or running.
 
-    Up at once; down when fewer have been enough for ``idle_seconds``, to the most that were needed in these.
+    Up at once; down when fewer have been enough for ``idle_seconds``, to the most that were needed in these, but at
+    once to what may run at most, which an operator may have changed.
     """
     needed = min(settings.most, max(settings.least, math.ceil(jobs / settings.jobs_per_replica)))
+    former = replace(former, replicas=min(former.replicas, settings.most))
     if needed >= former.replicas:
         return Scale(needed)
     if former.fewer_since is None:
