@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from interlace.protocol.hosting import Phase
-from interlace_server.views import phase_of
+from interlace_server.views import phase_of, text_of
 from interlace_state.desired import Desired
 from interlace_state.models import HostedModel, ModelState, Replica
 
@@ -97,7 +97,7 @@ def _deployment(
     card, phase = model.card, phase_of(model)
     # The replica of a failed model says for a moment that it still comes.
     state = model.state if replica is None or model.state is ModelState.FAILED else replica.state
-    if state is ModelState.COLD and phase in (Phase.QUEUED, Phase.DOWNLOADING, Phase.LOADING):
+    if state in (ModelState.COLD, ModelState.FAILED) and phase in (Phase.QUEUED, Phase.DOWNLOADING, Phase.LOADING):
         state = ModelState.DEPLOYING  # no replica shall run yet, but one will
     return Deployment(
         application_state=_APPLICATION_STATE[state],
@@ -105,7 +105,7 @@ def _deployment(
         pinned=record is None or record.model.pin or record.model.idle_seconds is None,
         gpus=0 if record is None else record.model.gpus,
         phase=phase,
-        phase_text=card.failure or (model.moment.text if model.moment and model.moment.phase is phase else ""),
+        phase_text=text_of(model, phase),
         trust_remote_code=card.key.trust_remote_code,
         dtype=card.dtype,
         execution_timeout_seconds=wall_seconds,

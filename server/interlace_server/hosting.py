@@ -144,7 +144,7 @@ async def _view(gateway: Gateway, key: ModelKey) -> ModelView:
 
 
 def _no_record(key: ModelKey) -> InvalidRequest:
-    return InvalidRequest(f"No placement loop looks after {key}: do the workers run?")
+    return InvalidRequest(f"No placement loop looks after {key}: it leaves just now, or no workers run.")
 
 
 def _note(gateway: Gateway, caller: Caller, action: str, **fields: object) -> None:

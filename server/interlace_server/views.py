@@ -14,7 +14,12 @@ _PHASES = {
 
 
 def phase_of(model: HostedModel) -> Phase:
-    """Where a model stands; what its replicas show goes before what the placement loop said last."""
+    """Where a model stands; what its replicas show goes before what the placement loop said last.
+
+    One that failed and was asked for again is queued, as was said then: its card has the former failure for a moment.
+    """
+    if model.state is ModelState.FAILED and model.moment is not None and model.moment.phase is Phase.QUEUED:
+        return Phase.QUEUED
     if model.state in (ModelState.FAILED, ModelState.READY) or model.moment is None:
         resting = model.moment is not None and model.moment.phase is Phase.IDLE and model.state is ModelState.READY
         return Phase.IDLE if resting else _PHASES[model.state]
@@ -22,6 +27,13 @@ def phase_of(model: HostedModel) -> Phase:
     if said in (Phase.READY, Phase.IDLE, Phase.FAILED):  # it was, and is not any more
         return _PHASES[model.state]
     return said
+
+
+def text_of(model: HostedModel, phase: Phase) -> str:
+    """What is said of where it stands."""
+    if model.card.failure is not None and phase is not Phase.QUEUED:
+        return model.card.failure
+    return model.moment.text if model.moment is not None and model.moment.phase is phase else ""
 
 
 async def model_view(state: State, hosted: HostedModel, *, history: bool = False) -> ModelView:
@@ -38,7 +50,7 @@ async def model_view(state: State, hosted: HostedModel, *, history: bool = False
         task=key.task,
         origin=Origin.CONFIGURED if record is None else record.origin,
         phase=phase,
-        text=card.failure or (same.text if same else ""),
+        text=text_of(hosted, phase),
         since=same.at if same else None,
         bytes_done=same.bytes_done if same else None,
         bytes_total=same.bytes_total if same else None,

@@ -164,6 +164,24 @@ def test_workers_reach_no_private_address_but_their_own_and_redis() -> None:
     assert {"10.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16"} <= set(outside[0]["except"])
 
 
+def test_redis_refuses_before_it_would_be_killed() -> None:
+    [container] = TEMPLATES["StatefulSet redis"]["spec"]["containers"]
+    found = re.search(r"--maxmemory (\d+)gb --maxmemory-policy noeviction", container["command"][-1])
+    assert found is not None
+    assert int(found[1]) < int(container["resources"]["limits"]["memory"].removesuffix("Gi"))
+
+
+def test_a_gateway_stops_when_nothing_new_comes_and_not_before_its_streams_have_ended() -> None:
+    spec = TEMPLATES["Deployment gateway"]["spec"]
+    [container] = spec["containers"]
+    [_, waits] = container["lifecycle"]["preStop"]["exec"]["command"]
+    drains = load(ROOT / "interlace.yaml", {}).gateway.drain_seconds
+    assert int(waits) + drains < spec["terminationGracePeriodSeconds"]
+    budget = the("PodDisruptionBudget gateway")["spec"]
+    assert budget["selector"] == the("Deployment gateway")["spec"]["selector"]
+    assert budget["minAvailable"] < the("Deployment gateway")["spec"]["replicas"]
+
+
 def test_its_configuration_loads(tmp_path: Path) -> None:
     (tmp_path / "url").write_text("redis://:geheim@redis:6379/0")
     config = load(ROOT / "interlace.yaml", {"INTERLACE_REDIS__URL__FILE": str(tmp_path / "url")})

@@ -54,6 +54,22 @@ async def test_an_admin_deploys_scales_evicts_and_forgets(gateway: Gateway, stat
     assert await state.desired.find(NEW) is None
 
 
+async def test_one_that_failed_is_queued_once_it_is_asked_for_anew(gateway: Gateway, state: State) -> None:
+    """And not failed for as long as its card has the former reason: `interlace deploy` would end with that."""
+    body = {"source": NEW.repo_id}
+    await call(gateway, "POST", "/v1/models", json=body)
+    card = (await state.models.find(NEW)).card.model_copy(update={"failure": "no room"})
+    await state.models.publish(card)
+    await state.desired.say(NEW, Moment(phase=Phase.FAILED, text="no room", at=1.0))
+    shown = (await call(gateway, "GET", f"/v1/models/{NEW.repo_id}")).json()
+    assert (shown["phase"], shown["text"]) == ("failed", "no room")
+    anew = (await call(gateway, "POST", "/v1/models", json=body)).json()
+    assert (anew["phase"], anew["text"]) == ("queued", "It starts anew, as it was asked for now.")
+    deployments = (await call(gateway, "GET", "/status")).json()["deployments"].values()
+    [one] = [one for one in deployments if one["repo_id"] == NEW.repo_id]
+    assert (one["application_state"], one["phase"]) == ("DEPLOYING", "queued")
+
+
 async def test_what_the_file_names_is_not_forgotten(gateway: Gateway, state: State) -> None:
     model = ModelConfig(source=KEY.repo_id)
     await state.desired.put(Desired(key=KEY, model=model, origin=Origin.CONFIGURED, configured=model))

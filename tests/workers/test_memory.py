@@ -35,6 +35,9 @@ def test_nobody_leaves_who_is_pinned_or_busy() -> None:
     never = judge(3 * GIB, [Room("here", 4 * GIB, 0)], there, SETTINGS)
     assert (never.leave, never.waits) == ((), False)
     assert "Reserved for jobs: 0.50 GiB (`memory.spare_bytes`)." in never.text
+    assert "limit_bytes" not in never.text
+    bounded = judge(3 * GIB, [Room("here", 2 * GIB, 0)], there, MemoryConfig(limit_bytes=2 * GIB))
+    assert "All models together may take 2.00 GiB (`memory.limit_bytes`). Reserved for jobs" in bounded.text
 
 
 def test_who_leaves_already_is_counted_and_nobody_else_goes() -> None:

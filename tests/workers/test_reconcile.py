@@ -14,7 +14,7 @@ import pytest
 import tiny
 
 from interlace.protocol.event import Ended
-from interlace.protocol.hosting import Origin
+from interlace.protocol.hosting import Origin, Phase
 from interlace.protocol.job import JobState
 from interlace.protocol.model import ModelKey
 from interlace_state.config import Config
@@ -198,6 +198,21 @@ async def test_one_that_is_pinned_stays(config: Config, state: State) -> None:
     assert hosted.card.failure is not None
     assert f"In memory: {LLAMA} (pinned)." in hosted.card.failure
     assert one.kept(LLAMA).target == 1
+
+
+async def test_one_that_is_deployed_is_never_said_to_be_evicted_before_it_comes(config: Config, state: State) -> None:
+    one = await loop(config, state)
+    for generation in range(2):  # and so when it starts anew
+        await state.desired.put(deployed(LLAMA).model_copy(update={"generation": generation}))
+        phases = []
+        async with asyncio.timeout(120):
+            while Phase.LOADING not in phases:
+                await one.look()
+                kept = one.kept(LLAMA)
+                assert kept is not None
+                phases.append(kept.moment(0.0, 0.0).phase)
+                await asyncio.sleep(0.05)
+        assert set(phases) == {Phase.QUEUED, Phase.LOADING}
 
 
 async def test_one_that_is_idle_for_long_leaves(config: Config, state: State) -> None:

@@ -80,8 +80,7 @@ def judge(wanted: int, rooms: Sequence[Room], occupants: Sequence[Occupant], set
     staying = [one for one in occupants if one.stays]
     who = f" In memory: {'; '.join(f'{one.name} ({one.stays})' for one in staying)}." if staying else ""
     waits = any(_gone(room, occupants, later=True) >= wanted for room in rooms)
-    how = f" Reserved for jobs: {_gib(settings.spare_bytes)} (`memory.spare_bytes`)." if not waits else ""
-    return Verdict(waits=waits, text=f"{_numbers(wanted, rooms)}{who}{how}")
+    return Verdict(waits=waits, text=f"{_numbers(wanted, rooms)}{who}{'' if waits else _bounds(settings)}")
 
 
 def _leaving(wanted: int, room: Room, occupants: Sequence[Occupant]) -> list[str] | None:
@@ -112,6 +111,13 @@ def _numbers(wanted: int, rooms: Sequence[Room], what: str = "It") -> str:
     where = f" on {room.node}" if len(rooms) > 1 else ""
     free = f"{_gib(max(0, room.free))} of {_gib(room.total)} are free{where}"
     return f"{what} needs {_gib(wanted)} of memory, and {free}."
+
+
+def _bounds(settings: MemoryConfig) -> str:
+    """Which settings bound it, for whoever could raise them."""
+    limit = settings.limit_bytes
+    most = "" if limit is None else f" All models together may take {_gib(limit)} (`memory.limit_bytes`)."
+    return f"{most} Reserved for jobs: {_gib(settings.spare_bytes)} (`memory.spare_bytes`)."
 
 
 def _gib(count: int) -> str:

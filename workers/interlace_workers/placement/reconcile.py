@@ -124,7 +124,8 @@ class Reconciler:
         """One model's step."""
         if kept.leaving:
             await self._leave(kept)
-            return
+            if kept.leaving or kept.for_good:
+                return
         if kept.failed_at is not None:
             kept.target = 0
             if kept.is_on_demand and now - kept.failed_at > _FORGET_FAILED:
@@ -132,7 +133,8 @@ class Reconciler:
             return
         if kept.finding is not None:
             await self._found(kept)
-            return
+            if kept.placement is None or kept.finding is not None or kept.failed_at is not None:
+                return
         wanted = await self._wanted(kept, now)
         if kept.placement is None:
             small = kept.is_on_demand and not wanted
