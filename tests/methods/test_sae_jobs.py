@@ -77,6 +77,17 @@ def test_a_remote_trace_reads_and_edits_features_as_a_local_one(
     assert all(size < weights / 4 for size in sent), "its weights do not travel with the block"
 
 
+def test_what_it_holds_is_what_an_estimate_says(client: interlace.Client) -> None:
+    """A step's features are nearly all of it: 16 MiB each."""
+    params = {"data": TEXTS, **SHORT, "steps": 4, "batch": 1024, "buffer": 2048, "d_sae": 4096}
+    said = client.estimate("sae.train", model=tiny.GPT2, params=params)
+    job = client.submit_method("sae.train", model=tiny.GPT2, params=params, seed=1)
+    job.result()
+    assert job.cost is not None
+    assert job.cost.max_memory_usage is not None
+    assert said.peak_bytes / 2 < job.cost.max_memory_usage < said.peak_bytes * 2
+
+
 def test_a_dictionary_that_is_not_ones_own_is_not_there(nowhere: Any, client: interlace.Client) -> None:
     sae = interlace.sae(nowhere, "artifact:0123456789abcdef")
     with pytest.raises(Exception, match="0123456789abcdef"):

@@ -31,7 +31,9 @@ class Loss:
 
 
 def power(features: "Tensor", p: float) -> "Tensor":
-    """2408.00113, Eq. 8: norm of the error and lambda times the features; ``squared`` as the library has it."""
+    """The sum of features, none of which is below 0, to the power p (2408.00113, section 4): mean over the batch."""
+    if p == 1:
+        return features.sum(-1).mean()  # the same, bit for bit, for three tensors of the features' size less
     on = features > 0
     return (torch.where(on, features, 1.0).pow(p) * on).sum(-1).mean()
 

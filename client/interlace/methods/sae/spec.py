@@ -205,17 +205,32 @@ class EvalResult(Result):
     """Tokens that went through the model."""
 
 
+#: Tensors [batch, d_sae] that a step of each kind holds at once, with those that malloc keeps for the next: counted in
+#: processes of their own, at 36 and 8 MiB each (which gave 6 to 7, 10 to 14, 7 to 11, 9 to 12, 10 to 14).
+_IN_A_STEP: dict[Architecture, int] = {"standard": 7, "gated": 12, "topk": 9, "batchtopk": 10, "jumprelu": 12}
+_ANNEALED = 1  # more, below p = 1
+_IN_A_BLOCK = 16  # tensors [tokens, hidden] of a block of the model, its MLP's inner ones four times as wide
+
+
 def train_cost(params: TrainParams, model: ModelFacts) -> Estimate:
-    """As if each text filled its context; shorter ones need as many forwards more as they are shorter."""
+    """As if each text filled its context; shorter ones need as many forwards more as they are shorter.
+
+    Memory, in numbers of 4 bytes: 2 x hidden x d_sae weights, seven times (with gradients, Adam's two moments, and
+    three more that a checkpoint or the artifact is packed from); buffer x hidden; a forward's block, 16 x
+    model_batch x context x hidden; and a step's features, batch x d_sae, as often as `_IN_A_STEP` says, most of it for
+    a small model. `benchmarks/methods/sae_memory.py` has it beside what jobs held.
+    """
     rows = params.steps * params.batch
     forwards = ceil(rows / (params.model_batch * params.context))
     d_sae = params.d_sae or _EXPANSION * model.hidden_size
-    weights = 2 * model.hidden_size * d_sae * 4 * _FLOAT  # with gradients and Adam's two moments
-    held = max(params.buffer, params.batch) * model.hidden_size * _FLOAT
+    weights = 7 * 2 * model.hidden_size * d_sae
+    held = max(params.buffer, params.batch) * model.hidden_size
+    forward = _IN_A_BLOCK * params.model_batch * params.context * model.hidden_size
+    step = (_IN_A_STEP[params.arch] + _ANNEALED * isinstance(params.sparsity, PAnneal)) * params.batch * d_sae
     return Estimate(
         forwards=forwards,
         tokens=forwards * params.model_batch * params.context,
-        peak_bytes=weights + held + 4 * params.batch * d_sae * _FLOAT,
+        peak_bytes=(weights + held + forward + step) * _FLOAT,
     )
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 #: The version of SAELens' files that `cfg.json` is of: an older one, or none, is read by other rules.
 SAELENS_FORMAT = "6.0.0"
 _CURVE = 100  # rows of the table, at most
-_CHUNK = 4096  # activations that are measured at once
+_CHUNK = 4096  # activations that are measured at once, at most
 
 
 def run(model: Any, params: TrainParams, report: Report) -> TrainResult:
@@ -46,6 +46,7 @@ def run(model: Any, params: TrainParams, report: Report) -> TrainResult:
             report.progress(done, params.steps)
         state = {"coder": coder.state(), "rounds": dict(rounds.state()), "scale": scale, "curve": curve}
         report.checkpoint(done, coder.tensors(), state)
+        del loss, x  # its features would be held beside those of the next step
     return _result(params, report, rounds, begun, done)
 
 
@@ -67,7 +68,7 @@ def _begin(params: TrainParams, rounds: Rounds, report: Report) -> _Run:
     if resumed is not None:
         coder.restore(resumed.step, resumed.tensors, resumed.state["coder"])
         return _Run(coder, float(resumed.state["scale"]), resumed.step, [list(row) for row in resumed.state["curve"]])
-    scale = float(rows.pow(2).sum(-1).mean().sqrt()) if params.normalize else 1.0
+    scale = float(rows.norm(dim=-1).square().mean().sqrt()) if params.normalize else 1.0
     return _Run(coder, scale or 1.0, 0, [])
 
 
@@ -101,7 +102,7 @@ def _result(params: TrainParams, report: Report, rounds: Rounds, begun: _Run, do
         warnings.append(f"Each text was used {rounds.epochs:.1f} times; the paper's dictionaries saw no text twice.")
     tokens = sum(len(one) for one in rounds.corpus.sequences)
     return TrainResult(
-        metrics=_metrics(dictionary, rows, report.seed),
+        metrics=_metrics(dictionary, rows, min(params.batch, _CHUNK), report.seed),
         tables=(Table(name="curve", columns=_COLUMNS, rows=tuple(tuple(row) for row in begun.curve)),),
         artifacts=(artifact,),
         warnings=tuple(warnings),
@@ -132,17 +133,17 @@ def metadata(params: TrainParams, report: Report, done: int) -> dict[str, Any]:
     }
 
 
-def _metrics(dictionary: Dictionary, rows: "Tensor", seed: int) -> tuple[Metric, ...]:
+def _metrics(dictionary: Dictionary, rows: "Tensor", chunk: int, seed: int) -> tuple[Metric, ...]:
     """Of the activations of the last round, which it was trained on: `sae.eval` measures on others."""
-    on = torch.zeros(dictionary.d_sae, device=rows.device)
-    left = l0 = 0.0
+    on, mean = torch.zeros(dictionary.d_sae, device=rows.device), rows.mean(0)
+    left = l0 = variance = 0.0
     with torch.no_grad():
-        for x in rows.split(_CHUNK):
+        for x in rows.split(chunk):  # of the round there is no room for a second one
             features = dictionary.encode(x)
             on += (features > 0).sum(0)
             l0 += float((features > 0).sum())
             left += float((x - dictionary.decode(features)).pow(2).sum())
-    variance = float((rows - rows.mean(0)).pow(2).sum())
+            variance += float((x - mean).pow(2).sum())
     alive = float((on > 0).float().mean())
     of_rows = partial(Metric, n=len(rows), split="train", seed=seed)
     return (
