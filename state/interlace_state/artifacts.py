@@ -27,7 +27,7 @@ from interlace.protocol.artifact import (
     Lineage,
     content_hash,
 )
-from interlace.protocol.errors import InvalidArtifact, LimitExceeded, StoreFull, UnknownArtifact
+from interlace.protocol.errors import MAKE_ROOM, InvalidArtifact, LimitExceeded, StoreFull, UnknownArtifact
 from interlace.protocol.kinds import check, longest_config
 from interlace.protocol.safetensors import read_header
 from interlace_state.files import Files, Piece
@@ -306,11 +306,11 @@ def check_quota(artifacts: list[Artifact], limits: Admission, more: int | None =
     if more is not None:
         count, size = count + 1, size + more
     if count > limits.kept_artifacts:
-        raise LimitExceeded("The number of your artifacts", limits.kept_artifacts, "artifacts", "limits.kept_artifacts")
+        most = limits.kept_artifacts
+        raise LimitExceeded("The number of your artifacts", most, "artifacts", "limits.kept_artifacts", MAKE_ROOM)
     if size > limits.kept_artifact_bytes:
-        raise LimitExceeded(
-            "What your artifacts hold", limits.kept_artifact_bytes, "bytes", "limits.kept_artifact_bytes"
-        )
+        most = limits.kept_artifact_bytes
+        raise LimitExceeded("What your artifacts hold", most, "bytes", "limits.kept_artifact_bytes", MAKE_ROOM)
 
 
 def _place(artifact: Artifact) -> str:

@@ -250,13 +250,18 @@ class LimitExceeded(InterlaceError):
     code = "limit_exceeded"
     http_status = 413
 
-    def __init__(self, what: str, limit: int | float, unit: str, setting: str) -> None:
+    def __init__(self, what: str, limit: int | float, unit: str, setting: str, advice: str = "") -> None:
+        """``advice``: a sentence on what helps without the operator."""
         super().__init__(
             f"{what} is over the limit of {limit:,} {unit}. The operator can raise it: `{setting}` in the "
-            "configuration."
+            f"configuration.{advice and ' '}{advice}"
         )
         self.limit = limit
         self.setting = setting
+
+
+#: What helps a tenant that has too many artifacts.
+MAKE_ROOM = "Or make room: `interlace artifacts list` shows yours, `interlace artifacts delete` deletes one."
 
 
 class TooMany(LimitExceeded):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO
 
 from interlace.protocol.artifact import FILES
-from interlace.protocol.errors import LimitExceeded
+from interlace.protocol.errors import MAKE_ROOM, LimitExceeded
 from interlace.protocol.frames import BrokenFrame
 from interlace.protocol.given import Given, Kept, Region, artifact_id
 from interlace.protocol.method import Allowance
@@ -94,13 +94,13 @@ class Outbox:
             raise BrokenFrame(f"an artifact of the kind {said.kind} of {sorted(said.files)}")
         if self._number > self._allowance.kept_artifacts:
             most = self._allowance.kept_artifacts
-            raise LimitExceeded("The number of your artifacts", most, "artifacts", "limits.kept_artifacts")
+            raise LimitExceeded("The number of your artifacts", most, "artifacts", "limits.kept_artifacts", MAKE_ROOM)
         fd = self._artifacts.fileno()
         found = Artifact(said.number, artifact_id(self._nonce, said.number), said.kind, said.name, fd, said.files)
         self._left -= found.size
         if self._left < 0:
             most = self._allowance.kept_artifact_bytes
-            raise LimitExceeded("What your artifacts hold", most, "bytes", "limits.kept_artifact_bytes")
+            raise LimitExceeded("What your artifacts hold", most, "bytes", "limits.kept_artifact_bytes", MAKE_ROOM)
         return found
 
     def kept(self, body: bytes) -> Checkpoint:

@@ -96,8 +96,10 @@ def _drawn(result: SteerResult, asked: Asked, extra: Extra) -> Drawn:
     strongest = max(effect["direction"])
     harmed = max(harm["direction"])[1]
     prompt = asked["prompts"][0]
+    moved = "gains" if strongest[1] >= 0 else "loses"
     says = (
-        f"At strength {strongest[0]:g}, “{prompt['wanted']}” gains {strongest[1]:.2f} nats over “{prompt['other']}”, "
+        f"At strength {strongest[0]:g}, “{prompt['wanted']}” {moved} {abs(strongest[1]):.2f} nats "
+        f"{'over' if moved == 'gains' else 'to'} “{prompt['other']}”, "
         f"and the other texts become {abs(harmed):.2f} nats a token {'less' if harmed >= 0 else 'more'} likely."
     )
     columns = ("strength", "direction", "effect", "harm")
