@@ -88,6 +88,14 @@ def test_without_guidance_the_target_is_the_base_model() -> None:
     assert not torch.allclose(guidance.target(base, expert, novice, wish(eta=1)), same)
 
 
+def test_at_a_temperature_the_unlikely_count() -> None:
+    base, expert, novice = log_probs([0.9, 0.09, 0.01], [0.9, 0.09, 0.01], [0.96, 0.02, 0.02])
+    plain = guidance.target(base, expert, novice, wish(eta=1))[0]
+    torch.testing.assert_close(plain, novice.exp()[0])
+    warm = guidance.target(base, expert, novice, wish(eta=1, distil_temperature=10))[0]
+    torch.testing.assert_close(warm, plain**0.1 / (plain**0.1).sum())
+
+
 def test_a_ramp_begins_at_its_start_and_ends_at_eta() -> None:
     base, expert, novice = torch.randn(3, 5, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     ramp = guidance.target(base, expert, novice, wish(eta=9, eta_schedule="linear_ramp"))

@@ -19,7 +19,8 @@ def guided(base: Tensor, expert: Tensor, novice: Tensor, strength: Tensor | floa
 def target(base: Tensor, expert: Tensor, novice: Tensor, params: EraseParams) -> Tensor:
     """P_er of Eq. 6: probabilities [tokens, vocabulary], in float64, from logits of the three for one text.
 
-    Equal to the base's distribution (at `temperature`) for eta 0, and wherever expert and novice agree.
+    Equal to the base's distribution (at `temperature`) for eta 0, and wherever expert and novice agree; all of it at
+    `distil_temperature`.
     """
     base, expert, novice = ((logits.double() / params.temperature).log_softmax(-1) for logits in (base, expert, novice))
     if params.eta_schedule == "constant":
@@ -29,7 +30,7 @@ def target(base: Tensor, expert: Tensor, novice: Tensor, params: EraseParams) ->
     moved = guided(base, expert, novice, eta, params.plausible_k)
     if params.top_k is not None:
         moved = moved.masked_fill(~_largest(moved, params.top_k), -torch.inf)
-    return moved.softmax(-1)
+    return (moved / params.distil_temperature).softmax(-1)
 
 
 def _largest(values: Tensor, k: int) -> Tensor:

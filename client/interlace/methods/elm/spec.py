@@ -189,6 +189,10 @@ class EraseParams(Params):
     """Ours, not published: only the base model's likeliest this many tokens may be in a guided distribution, chosen
     before guidance, in the target and in the fluency texts. Guidance multiplies noise, and can make a token the
     likeliest that the model would never write; `top_k`, which comes after, cannot prevent that."""
+    distil_temperature: float = Field(default=1.0, ge=1, le=100)
+    """Ours, not published: the erase loss compares target and adapted model at this temperature, times its square, as
+    distillation does (1503.02531, section 2). At 1 only likely tokens count, and the order of the unlikely ones, which
+    multiple choice asks for, stays as it was; at 10 it is learned, too. What is written has temperature 1 as ever."""
     lambdas: tuple[Lambda, Lambda, Lambda] = (1.0, 1.0, 1.0)
     """Weights of erase, retain and fluency. Published: 1 each (Table 5 has others)."""
     retain_target: Literal["soft", "argmax"] = "soft"

@@ -126,20 +126,20 @@ class Trainer:
         return logits
 
     def _erase(self, at: range, dice: random.Random) -> tuple[Tensor, float]:
-        """CE(P_er, P*) of texts on the concept, nats a token."""
+        """CE(P_er, P*) of texts on the concept, nats a token; T^2 times that of both at a `distil_temperature` T."""
         rows = [self.data.concept[i % len(self.data.concept)] for i in at]
         prefixes = [(dice.choice(self.data.expert), dice.choice(self.data.novice)) for _ in rows]
         base = self._frozen(rows)
         expert = self._frozen([[*prefix, *row] for (prefix, _), row in zip(prefixes, rows, strict=True)])
         novice = self._frozen([[*prefix, *row] for (_, prefix), row in zip(prefixes, rows, strict=True)])
-        adapted = self.model.logits(rows, backward=True)
+        adapted, warmth = self.model.logits(rows, backward=True), self.params.distil_temperature
         losses = []
         for i, row in enumerate(rows):
             n, (first, second) = len(row), (len(prefix) for prefix in prefixes[i])
             behind = expert[i, first : first + n], novice[i, second : second + n]
             wanted = target(base[i, :n], *behind, self.params).float()
-            losses.append(_cross_entropy(wanted, adapted[i, :n].float().log_softmax(-1)))
-        return torch.cat(losses).mean(), 0.0
+            losses.append(_cross_entropy(wanted, (adapted[i, :n].float() / warmth).log_softmax(-1)))
+        return torch.cat(losses).mean() * warmth**2, 0.0
 
     def _retain(self, at: range, dice: random.Random) -> tuple[Tensor, float]:
         """CE(P, P*) of texts that are to stay, nats a token; and the divergence KL(P, P*), which is 0 at the start."""
