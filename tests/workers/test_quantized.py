@@ -101,15 +101,16 @@ def test_without_bitsandbytes_it_says_what_to_install(monkeypatch: pytest.Monkey
 
 
 def test_only_a_model_that_asks_for_it_imports_bitsandbytes() -> None:
-    """PEFT would, in every model's process, where it finds it."""
+    """PEFT would, in every model's process, where it finds it, and diffusers in every pipeline's."""
     start = spawn.BEFORE
     program = f"""{start}
 from interlace_workers import zygote
 from interlace_workers.child import quantized
 from interlace_workers.order import Load
 from peft import import_utils
-for dtype in ("float32", "nf4"):
-    quantized.enable(Load("", None, dtype, trust_remote_code=False, threads=1))
+for dtype, is_pipeline in (("float32", True), ("nf4", False)):
+    quantized.enable(Load("", None, dtype, trust_remote_code=False, threads=1, is_pipeline=is_pipeline))
+    from diffusers import StableDiffusionPipeline
     print("bitsandbytes" in sys.modules, import_utils.is_bnb_available())
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=240, check=True)

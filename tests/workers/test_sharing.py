@@ -68,6 +68,42 @@ async def test_the_second_takes_the_firsts_process_and_outlives_it(
                 await asyncio.sleep(0.05)
 
 
+async def test_two_that_start_together_load_once(load: Load, tmp_path: Path) -> None:
+    executors = [SharingExecutor(load, str(tmp_path / "m.share")) for _ in range(2)]
+    await asyncio.gather(*(executor.start() for executor in executors))
+    assert zygote_of(executors[0]).pid == zygote_of(executors[1]).pid
+    for executor in executors:
+        await executor.stop()
+
+
+async def test_who_is_left_shares_with_who_comes(load: Load, tmp_path: Path) -> None:
+    """The one that has loaded ends, as a replica that is killed; the weights stay, and are not loaded once more."""
+    first, second, third = (SharingExecutor(load, str(tmp_path / "m.share")) for _ in range(3))
+    await first.start()
+    await second.start()
+    pid = zygote_of(first).pid
+    await first.stop()
+    async with asyncio.timeout(60):
+        while second._lock is None:
+            await asyncio.sleep(0.05)
+    await third.start()
+    assert zygote_of(third).pid == zygote_of(second).pid == pid
+    await third.stop()
+    await second.stop()
+
+
+async def test_one_that_starts_while_the_host_ends_loads_for_itself(load: Load, tmp_path: Path) -> None:
+    first, second = (SharingExecutor(load, str(tmp_path / "m.share")) for _ in range(2))
+    assert first._is_host()  # and it never loads
+    starting = asyncio.create_task(second.start())
+    await asyncio.sleep(1)
+    assert second._zygote is None
+    await first.stop()
+    await starting
+    assert zygote_of(second).pid
+    await second.stop()
+
+
 async def test_another_load_takes_nobodys_process(load: Load, tmp_path: Path) -> None:
     place = str(tmp_path / "m.share")
     first = SharingExecutor(load, place)

@@ -1,5 +1,6 @@
 """bitsandbytes, which holds weights in 8 and 4 bits, for the models that ask for it and for no others."""
 
+import importlib
 import sys
 
 from nnsight.modeling.quantization import QUANTIZATIONS
@@ -13,8 +14,11 @@ def enable(order: Load) -> None:
     """Let it be imported again, which `spawn` has kept out of this process.
 
     PEFT goes on without it, except for a model that needs it: there its adapters are made of layers of bitsandbytes'.
+    So does diffusers, which would import it for any pipeline.
     """
     import_utils.is_bnb_available()  # remembers that it is not
+    if order.is_pipeline:
+        importlib.import_module("diffusers.utils.import_utils")  # remembers it, too
     sys.modules.pop("bitsandbytes", None)
     if order.dtype in QUANTIZATIONS:
         import_utils.is_bnb_available.cache_clear()

@@ -40,7 +40,7 @@ class ForkExecutor:
         self._groups = JobGroups.open()
         for _ in range(_LOADS):
             if self._zygote is None:
-                self._zygote = ZygoteProcess.start(self._load)
+                self._zygote = await self.find_zygote()
             try:
                 loaded = await self._zygote.loaded()
                 await self._zygote.settle(await self._zygote.fork())
@@ -54,6 +54,10 @@ class ForkExecutor:
             else:
                 return loaded
         raise LoadFailed(f"its process ended {_LOADS} times while loading (out of memory?)")
+
+    async def find_zygote(self) -> ZygoteProcess:
+        """A process that loads the model, or has loaded it."""
+        return ZygoteProcess.start(self._load)
 
     async def run(
         self, job: Job, payload: bytes, result: Path, adapters: Sequence[Sealed] = ()

@@ -1,15 +1,19 @@
-"""Replicas of one model on one machine share a zygote, and so the weights: the first has it, the others ask it.
+"""Replicas of one model on one machine share a zygote, and so the weights: one has it, the others ask it.
 
-The first replica waits at a socket in a folder that only its own account may enter, as `headstart` does; who asks there
-gets a channel of its own to the same process. What is forked for one replica is no other's, and ends with it.
+That one is their host: it holds a lock, from before it loads until it ends, and then waits at a socket beside it, in a
+folder that only its own account may enter, as `headstart` does. Who starts while a host loads waits for it, so that
+replicas that start together, as after their zygote's end, load once. When a host ends, another becomes it. What is
+forked for one replica is no other's, and ends with it.
 """
 
 import asyncio
 import contextlib
-import errno
+import fcntl
+import hashlib
 import os
 import socket
 from dataclasses import asdict
+from io import BufferedWriter
 from pathlib import Path
 
 from interlace_state.tasks import cancelled
@@ -20,6 +24,8 @@ from interlace_workers.executors.zygote_process import ZygoteProcess
 from interlace_workers.order import Load, Loaded
 from interlace_workers.placement import headstart
 
+_PAUSE = 0.25  # seconds between two looks whether there is a host
+
 
 class SharingExecutor(MergingExecutor):
     """A merging executor whose model's process other replicas may have, too."""
@@ -27,33 +33,58 @@ class SharingExecutor(MergingExecutor):
     def __init__(self, load: Load, place: str, zygote: ZygoteProcess | None = None) -> None:
         """``place``: where replicas of this load meet; "" shares with none. ``zygote`` as for `ForkExecutor`."""
         super().__init__(load, zygote)
-        self._place = place
+        self._place = _place_of(Path(place), load) if place else None
+        self._lock: BufferedWriter | None = None
         self._serving: asyncio.Task[None] | None = None
 
     async def start(self) -> Loaded:
-        if self._zygote is None and self._place:
-            self._zygote = await self._of_another()
+        self._is_host()  # before the model is there, if nobody is: who comes now shall wait for it
         loaded = await super().start()
-        listener = _listener(Path(self._place)) if self._place else None
-        if listener is not None and self._zygote is not None:
-            self._serving = asyncio.create_task(self._serve(listener, loaded, self._zygote), name="share")
+        if self._place is not None and self._zygote is not None:
+            self._serving = asyncio.create_task(self._serve(self._place, loaded, self._zygote), name="share")
         return loaded
 
-    async def _of_another(self) -> ZygoteProcess | None:
-        """The process of a replica that is here already."""
-        taken = await asyncio.to_thread(headstart.take, Path(self._place), self._load)
-        if taken is None:
-            return None
-        zygote = ZygoteProcess(taken)
-        zygote.shared = True
-        return zygote
+    async def find_zygote(self) -> ZygoteProcess:
+        """The host's, once it has loaded; our own, if we are it."""
+        while self._place is not None and not self._is_host():
+            taken = await asyncio.to_thread(headstart.take, self._place, self._load)
+            if taken is not None:
+                zygote = ZygoteProcess(taken)
+                zygote.shared = True
+                return zygote
+            await asyncio.sleep(_PAUSE)
+        return await super().find_zygote()
 
     async def stop(self) -> None:
         if self._serving is not None:
             await cancelled(self._serving)
         await super().stop()
+        if self._lock is not None:
+            self._lock.close()
 
-    async def _serve(self, listener: socket.socket, loaded: Loaded, zygote: ZygoteProcess) -> None:
+    def _is_host(self) -> bool:
+        """Whether we are, or could become it just now; where nobody can meet any more, everybody is."""
+        if self._place is None or self._lock is not None:
+            return True
+        with contextlib.ExitStack() as opened:
+            try:
+                lock = opened.enter_context(self._place.with_suffix(".lock").open("wb"))
+            except OSError:  # the folder is gone
+                return True
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            opened.pop_all()
+            self._lock = lock
+        return True
+
+    async def _serve(self, place: Path, loaded: Loaded, zygote: ZygoteProcess) -> None:
+        """Share the process with whoever asks, once we are the host."""
+        while not self._is_host():
+            await asyncio.sleep(_PAUSE)
+        if (listener := _listener(place)) is None:
+            return
         with listener:
             try:
                 while True:
@@ -65,20 +96,19 @@ class SharingExecutor(MergingExecutor):
                             channel.send(asker, {"pid": other.pid, "load": asdict(self._load)}, fds)
                         os.close(other.pidfd)
             finally:
-                Path(self._place).unlink(missing_ok=True)
+                place.unlink(missing_ok=True)
+
+
+def _place_of(place: Path, load: Load) -> Path:
+    """Where replicas of exactly this load meet; a short name, for a socket's may have 107 bytes."""
+    return place.with_name(hashlib.sha256(repr((place.name, load)).encode()).hexdigest()[:16] + ".share")
 
 
 def _listener(place: Path) -> socket.socket | None:
-    """A socket there; None where somebody listens, or the folder is gone."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
-        try:
-            probe.connect(str(place))
-            return None
-        except OSError as error:
-            if error.errno == errno.ECONNREFUSED:  # of one that died
-                place.unlink(missing_ok=True)
+    """The host's socket; None where the folder is gone."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
+        place.unlink(missing_ok=True)  # of a host that was killed
         listener.bind(str(place))
         listener.listen()
         listener.setblocking(False)
