@@ -29,7 +29,9 @@ import service
 SIDE = 128
 RIGHTS = "drawn by a program"
 PROMPT, STYLED = "a red square", "a red square in vex style"
-_DRAW = {"num_inference_steps": 3, "guidance_scale": 5.0, "seed": 0, "height": SIDE, "width": SIDE}
+#: Of methods' jobs and traces alike, so that their noise is one.
+_SEED = 1
+_DRAW = {"num_inference_steps": 3, "guidance_scale": 5.0, "seed": _SEED, "height": SIDE, "width": SIDE}
 _TRAINED = {"subject": PROMPT, "suffix": "in vex style", "content_rank": 8, "style_rank": 8, "lr": 1e-3}
 _FEW = {"content_steps": 1, "joint_steps": 2, "grad_accum": 1}
 
@@ -51,7 +53,7 @@ class Place:
         method = name.partition(",")[0]
         asked = {"model": self.repo_id, "params": params, "inputs": dict(inputs or {})}
         estimate = self.client.estimate(method, **asked)
-        job = self.client.submit_method(method, seed=1, **asked)
+        job = self.client.submit_method(method, seed=_SEED, **asked)
         result = job.result()
         self.note(name, job.cost, estimated_bytes=estimate.peak_bytes, estimated_seconds=estimate.seconds)
         return result

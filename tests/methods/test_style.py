@@ -194,10 +194,10 @@ def test_what_is_wrong_is_named(changes: dict[str, Any], sentence: str) -> None:
 
 @pytest.mark.gpu
 def test_on_a_stable_diffusion(tmp_path: Path) -> None:
-    """The published settings on a pipeline of full size, whose folder or repo id is in STABLE_DIFFUSION."""
-    source = os.environ.get("STABLE_DIFFUSION")
+    """The published settings on a pipeline of full size, whose folder or repo id is in INTERLACE_SD."""
+    source = os.environ.get("INTERLACE_SD")
     if not source or not torch.cuda.is_available():
-        pytest.skip("STABLE_DIFFUSION names no pipeline (its repo id or folder), or there is no GPU")
+        pytest.skip("INTERLACE_SD names no pipeline (its repo id or folder), or there is no GPU")
     model = DiffusionModel(source, dispatch=True, dtype=torch.float32)
     model.pipeline.to("cuda")
     notebook = Notebook(tmp_path, bar=True)
