@@ -20,7 +20,7 @@ from nnsight.intervention.backends.remote import RemoteError
 from nnsight.modeling import huggingface
 
 _LIMITS = {
-    "wall_seconds": 3,
+    "wall_seconds": 6,  # what walks all of memory takes 2
     "memory_bytes": 512 << 20,
     "unpacked_bytes": 16 << 20,
     "result_bytes": 8 << 20,
