@@ -30,8 +30,11 @@ demo: install
 	@$(BIN)/interlace demo
 
 # Two folders of tests at a time, since many of them wait for processes; `make PYTEST=--numprocesses=0 test` runs one.
+# What fails so is run once more alone, and must pass: a machine that stood still for a second is not a fault of ours,
+# a test that leans on that second is. Both runs are printed.
 test: check
-	$(BIN)/python -m pytest --numprocesses=2 --dist=loadscope --no-loadscope-reorder $(PYTEST)
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadscope --no-loadscope-reorder $(PYTEST) || { test $$? = 1 && \
+	    echo "What failed, once more and alone:" && $(BIN)/python -m pytest --last-failed --last-failed-no-failures=none; }
 
 check: install
 	$(BIN)/ruff check .
