@@ -42,8 +42,8 @@ import sys
 
 def forbid(event, arguments):
     if event in ("socket.connect", "socket.bind", "socket.getaddrinfo", "subprocess.Popen", "os.posix_spawn"):
-        name = str(arguments[0])
-        if "ldconfig" not in name and "gcc" not in name and "uname" not in name and "lscpu" not in name:
+        # libraries of others look for what the machine has: matplotlib lists its fonts the first time
+        if not any(tool in str(arguments[0]) for tool in ("ldconfig", "gcc", "uname", "lscpu", "fc-list")):
             raise AssertionError(f"import of {sys.argv[1]} does {event} {arguments}")
 
 sys.addaudithook(forbid)
