@@ -32,8 +32,9 @@ from transformers import PreTrainedTokenizerFast
 
 from interlace.protocol.job import Job, Limits
 from interlace.protocol.model import ModelKey
-from interlace_workers.child import output, trace
-from interlace_workers.child.model import load
+from interlace_workers.child import trace
+from interlace_workers.child.loading.model import load
+from interlace_workers.child.writing import output
 from interlace_workers.executors.base import Done, Failed, Printed
 from interlace_workers.executors.fork import ForkExecutor
 from interlace_workers.order import Load, Order

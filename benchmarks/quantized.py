@@ -2,9 +2,9 @@
 
     python benchmarks/quantized.py [--rounds 9] [--json FILE]
 
-SmolLM2-135M-Instruct, one thread, loaded as a server loads it (`interlace_workers.child.model.load`), each way in a
-process of its own. In turn, so that all meet the same machine: a forward of 8 tokens and one of 128, without gradient,
-and one token more behind 127 that are cached, as each step of a generation is. Needs `pip install
+SmolLM2-135M-Instruct, one thread, loaded as a server loads it (`interlace_workers.child.loading.model.load`), each way
+in a process of its own. In turn, so that all meet the same machine: a forward of 8 tokens and one of 128, without
+gradient, and one token more behind 127 that are cached, as each step of a generation is. Needs `pip install
 'interlace[quantized]'`.
 
 Prints medians; MiB of the weights as they are held; and how far the log-probabilities of the next token are from fp32's
@@ -37,7 +37,7 @@ def hold(pipe: Connection, way: str, path: str) -> None:
     """A process that has the model, and answers with what it measures."""
     import torch
 
-    from interlace_workers.child.model import load
+    from interlace_workers.child.loading.model import load
     from interlace_workers.order import Load
 
     hosted = load(Load(path=path, task="text-generation", dtype=way, trust_remote_code=False, threads=1))

@@ -47,7 +47,7 @@ def measure(server: service.Service, home: Path, folder: Path, arguments: argpar
     from nnsight.intervention.backends.remote import RemoteBackend
     from transformers import AutoTokenizer
 
-    from interlace_workers.child.model import HostedModel
+    from interlace_workers.child.loading.model import HostedModel
     from interlace_workers.child.resident import Likeness
 
     there = TransformersModel(REPO, task="text-generation")

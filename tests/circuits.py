@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from interlace.methods.shared.dictionary import Dictionary
+from interlace.methods.shared.features.dictionary import Dictionary
 
 PAIRS = [
     {"clean": f"The city of {one} is", "patch": f"The city of {other} is", "answer": "Paris", "patch_answer": "two"}

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interlace.methods.shared.diffusion import Pipeline
+from interlace.methods.shared.denoising.diffusion import Pipeline
 from interlace.methods.shared.images import Images
 from interlace.methods.shared.judge import trained
 

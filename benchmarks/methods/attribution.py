@@ -37,8 +37,8 @@ from nnsight.modeling.diffusion import DiffusionModel
 from interlace.methods import find
 from interlace.methods.base import Result
 from interlace.methods.notebook import Notebook, run
-from interlace.methods.shared import diffusion
-from interlace.methods.shared.adapted import adapted
+from interlace.methods.shared.denoising import diffusion
+from interlace.methods.shared.denoising.adapted import adapted
 from interlace.methods.shared.images import Images
 
 EXEMPLARS, LIKE, PLAIN = 8, 16, 24

@@ -30,10 +30,10 @@ from torch import Tensor
 
 from interlace.methods import find, notebook
 from interlace.methods.behaviors import grouping, samples, vectors
+from interlace.methods.shared.circuits.metrics import LogitMetric
+from interlace.methods.shared.circuits.splice import Splice
 from interlace.methods.shared.corpus import Corpus
-from interlace.methods.shared.metrics import LogitMetric
 from interlace.methods.shared.sites import evaluating
-from interlace.methods.shared.splice import Splice
 
 _DIMS = 8192
 CLAIMS = (

@@ -29,10 +29,10 @@ from sklearn.metrics import adjusted_rand_score
 
 from interlace.methods import find, notebook
 from interlace.methods.behaviors import grouping, samples, vectors
+from interlace.methods.shared.circuits.metrics import LogitMetric
+from interlace.methods.shared.circuits.splice import Splice
 from interlace.methods.shared.corpus import Corpus
-from interlace.methods.shared.metrics import LogitMetric
 from interlace.methods.shared.sites import evaluating
-from interlace.methods.shared.splice import Splice
 
 TOYS = {"own": Toy(5, 5), "shared": Toy(6, 3)}
 _DIMS = 8192

@@ -31,13 +31,13 @@ from nnsight import TransformersModel
 from torch import Tensor
 
 from interlace.methods import find, notebook
-from interlace.methods.shared.attribution import Attributor, Batch, Endpoints, batches, patched_whole
 from interlace.methods.shared.capture import altered, last_logits
-from interlace.methods.shared.dictionary import Dictionary
-from interlace.methods.shared.examples import Example
-from interlace.methods.shared.metrics import ProbeMetric, measure
+from interlace.methods.shared.circuits.attribution import Attributor, Batch, Endpoints, batches, patched_whole
+from interlace.methods.shared.circuits.examples import Example
+from interlace.methods.shared.circuits.metrics import ProbeMetric, measure
+from interlace.methods.shared.circuits.splice import Splice
+from interlace.methods.shared.features.dictionary import Dictionary
 from interlace.methods.shared.sites import evaluating
-from interlace.methods.shared.splice import Splice
 
 _ASSETS = Path(__file__).parents[2] / "tests" / "assets"
 NODES, EDGES, EVALUATE = find("circuit.nodes"), find("circuit.edges"), find("circuit.evaluate")

@@ -30,12 +30,21 @@ from claims import Claim, judged, written
 from torch import Tensor
 
 from interlace.methods import notebook
-from interlace.methods.shared.attribution import ERROR, Attributor, Batch, Effects, Node, Runs, batches, patched_whole
-from interlace.methods.shared.examples import Example
-from interlace.methods.shared.metrics import measure
+from interlace.methods.shared.circuits.attribution import (
+    ERROR,
+    Attributor,
+    Batch,
+    Effects,
+    Node,
+    Runs,
+    batches,
+    patched_whole,
+)
+from interlace.methods.shared.circuits.examples import Example
+from interlace.methods.shared.circuits.metrics import measure
+from interlace.methods.shared.circuits.splice import Splice, Values
 from interlace.methods.shared.ranking import pearson, spearman
 from interlace.methods.shared.sites import evaluating
-from interlace.methods.shared.splice import Splice, Values
 
 PLACES = ("embed", "resid_post.1", "resid_post.3")
 _SIZES = [10, 20, 40, 80, 120, 160, 200, 240, 320, 640]

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from interlace.methods import find
 from interlace.methods.notebook import Notebook, run
 from interlace.methods.shared import images as _images
-from interlace.methods.shared.diffusion import opened
+from interlace.methods.shared.denoising.diffusion import opened
 from interlace.methods.shared.images import Images
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))

@@ -33,7 +33,7 @@ from interlace.methods.sae.harvest import Harvester, Rounds
 from interlace.methods.sae.spec import SPECS, TrainParams
 from interlace.methods.sae.train import metadata
 from interlace.methods.shared.corpus import Corpus
-from interlace.methods.shared.dictionary import Dictionary
+from interlace.methods.shared.features.dictionary import Dictionary
 
 LAYER, D_SAE, STEPS, BATCH, CONTEXT = 6, 1152, 300, 256, 96
 #: Activations that are harvested, once for all.

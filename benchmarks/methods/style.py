@@ -36,7 +36,7 @@ from nnsight.modeling.diffusion import DiffusionModel
 from interlace.methods import find
 from interlace.methods.base import Opened, Result
 from interlace.methods.notebook import Notebook, run
-from interlace.methods.shared import diffusion
+from interlace.methods.shared.denoising import diffusion
 from interlace.methods.shared.judge import Judge
 
 STYLE, SHAPES, SEEN = "framed", ("square", "triangle", "cross", "ring"), ("square", "ring", "triangle")

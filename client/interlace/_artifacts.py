@@ -142,7 +142,9 @@ class Artifacts:
         way = ways.get((opened.kind, layout))
         if way is None:
             raise InvalidRequest(f"A {opened.kind} artifact has no layout {layout!r}; LoRAs have peft, diffusers-lora.")
-        tensors, config = getattr(import_module("interlace.methods.shared.lora"), way)(opened.tensors, opened.config)
+        tensors, config = getattr(import_module("interlace.methods.shared.denoising.lora"), way)(
+            opened.tensors, opened.config
+        )
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in import_module("interlace.methods.shared.files").laid_out(layout, tensors, config).items():
             (folder / name).write_bytes(data)

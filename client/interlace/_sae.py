@@ -6,7 +6,7 @@ import torch
 
 from interlace import _env, _opened
 from interlace.methods.notebook import Notebook
-from interlace.methods.shared.dictionary import Dictionary
+from interlace.methods.shared.features.dictionary import Dictionary
 from interlace.methods.shared.sites import Sites, first_of
 from interlace.protocol.artifact import Artifact, ArtifactKind
 from interlace.protocol.errors import InvalidRequest

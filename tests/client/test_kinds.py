@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save
 
 from interlace.methods.base import Opened
-from interlace.methods.shared.circuit import Circuit, CircuitEdge, CircuitNode
+from interlace.methods.shared.circuits.circuit import Circuit, CircuitEdge, CircuitNode
 from interlace.protocol.errors import InvalidArtifact
 from interlace.protocol.kinds import check
 from interlace.protocol.safetensors import read_header

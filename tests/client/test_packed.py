@@ -11,7 +11,7 @@ import zstandard
 
 from interlace._jobs import load
 from interlace._packed import opened
-from interlace_workers.child import packing
+from interlace_workers.child.writing import packing
 
 SAVED = {"noise": torch.randn(90_000), "rest": list(range(1000)), "zeros": torch.zeros(3)}
 

@@ -13,7 +13,7 @@ from nnsight import CONFIG
 from parity import Lab, assert_same
 
 import interlace
-from interlace_workers.child import quantized
+from interlace_workers.child.loading import quantized
 
 PROMPT = "The Eiffel Tower is in the city of"
 HELD = {tiny.LLAMA: "int8", tiny.GPT2: "nf4"}

@@ -14,7 +14,7 @@ from nnsight import CONFIG
 from nnsight.modeling import huggingface
 from parity import Lab, parity
 
-from interlace_workers.child.model import load
+from interlace_workers.child.loading.model import load
 from interlace_workers.order import Load
 
 #: Frames, height, width, channels.

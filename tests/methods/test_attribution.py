@@ -14,8 +14,8 @@ from interlace.methods.attribution.scores import auc, average_precision, overlap
 from interlace.methods.attribution.spec import AttributeParams, AttributeResult
 from interlace.methods.attribution.unlearn import Pictures, moved
 from interlace.methods.notebook import Notebook, run
-from interlace.methods.shared import diffusion
-from interlace.methods.shared.diffusion import Prompts
+from interlace.methods.shared.denoising import diffusion
+from interlace.methods.shared.denoising.diffusion import Prompts
 from interlace.methods.shared.images import Images
 from interlace.protocol.errors import InvalidRequest
 

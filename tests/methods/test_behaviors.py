@@ -18,9 +18,9 @@ from interlace.methods import find
 from interlace.methods.behaviors import grouping, samples, vectors
 from interlace.methods.behaviors.spec import ClusterResult
 from interlace.methods.notebook import Notebook, run
-from interlace.methods.shared.attribution import ERROR
-from interlace.methods.shared.circuit import Circuit
-from interlace.methods.shared.metrics import LogitMetric
+from interlace.methods.shared.circuits.attribution import ERROR
+from interlace.methods.shared.circuits.circuit import Circuit
+from interlace.methods.shared.circuits.metrics import LogitMetric
 from interlace.methods.shared.sites import Sites, evaluating
 from interlace.protocol.errors import InvalidRequest
 

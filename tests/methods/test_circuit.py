@@ -18,9 +18,9 @@ from interlace.methods import find
 from interlace.methods.base import ModelFacts
 from interlace.methods.circuit.spec import EvaluateParams, NodesParams
 from interlace.methods.notebook import Notebook, run
-from interlace.methods.shared.circuit import Circuit
-from interlace.methods.shared.dictionary import Dictionary
-from interlace.methods.shared.graph import METRIC_ID, Graph
+from interlace.methods.shared.circuits.circuit import Circuit
+from interlace.methods.shared.circuits.graph import METRIC_ID, Graph
+from interlace.methods.shared.features.dictionary import Dictionary
 from interlace.methods.shared.ranking import spearman
 from interlace.methods.shared.sites import Sites
 from interlace.protocol.errors import InvalidArtifact, InvalidRequest

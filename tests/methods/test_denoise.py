@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from interlace.methods import find
 from interlace.methods.denoise.spec import Shot, StripResult
 from interlace.methods.notebook import Notebook, run
-from interlace.methods.shared.lora import Wish, attached
+from interlace.methods.shared.denoising.lora import Wish, attached
 from interlace.protocol.errors import InvalidRequest
 
 PROMPT = "a large red triangle"

@@ -18,7 +18,7 @@ from interlace.methods.notebook import Notebook, run
 from interlace.methods.pair.run import edge_correlation
 from interlace.methods.pair.spec import GenerateParams, PairParams, PairResult, estimate, estimate_generate
 from interlace.methods.shared import images as _images
-from interlace.methods.shared import lora
+from interlace.methods.shared.denoising import lora
 from interlace.methods.shared.images import Images
 from interlace.protocol.errors import AdapterRefused, InvalidArtifact, InvalidRequest
 

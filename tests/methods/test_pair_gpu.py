@@ -10,7 +10,7 @@ import torch
 from interlace.methods import find
 from interlace.methods.notebook import Notebook, run
 from interlace.methods.shared import images as _images
-from interlace.methods.shared import lora
+from interlace.methods.shared.denoising import lora
 from interlace.methods.shared.images import Images
 
 REPO = os.environ.get("INTERLACE_SD", "")

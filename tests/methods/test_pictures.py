@@ -21,7 +21,7 @@ from PIL import Image
 import interlace
 from interlace.methods import find
 from interlace.methods.notebook import Notebook, run
-from interlace.methods.shared import lora
+from interlace.methods.shared.denoising import lora
 from interlace.protocol.event import Picture
 from interlace.protocol.picture import check_picture
 

@@ -22,7 +22,7 @@ from interlace.methods.sae.coder import Coder, geometric_median
 from interlace.methods.sae.harvest import Harvester
 from interlace.methods.sae.spec import PAnneal, TrainParams
 from interlace.methods.shared.corpus import Corpus
-from interlace.methods.shared.dictionary import NAMES, Dictionary
+from interlace.methods.shared.features.dictionary import NAMES, Dictionary
 from interlace.protocol.errors import InvalidArtifact, InvalidRequest
 
 TRAIN, EVAL = find("sae.train"), find("sae.eval")

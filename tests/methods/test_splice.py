@@ -14,12 +14,21 @@ from torch import Tensor
 from interlace.methods.base import Report
 from interlace.methods.notebook import Notebook
 from interlace.methods.sae import formats
-from interlace.methods.shared.attribution import ERROR, Attributor, Batch, Endpoints, Node, Runs, batches, shares
 from interlace.methods.shared.capture import Change, Patch, altered, captured, last_logits, patched
-from interlace.methods.shared.examples import Example
-from interlace.methods.shared.metrics import LogitMetric, Measure, ProbeMetric, measure
+from interlace.methods.shared.circuits.attribution import (
+    ERROR,
+    Attributor,
+    Batch,
+    Endpoints,
+    Node,
+    Runs,
+    batches,
+    shares,
+)
+from interlace.methods.shared.circuits.examples import Example
+from interlace.methods.shared.circuits.metrics import LogitMetric, Measure, ProbeMetric, measure
+from interlace.methods.shared.circuits.splice import Splice, Values, ablated
 from interlace.methods.shared.sites import Sites, evaluating
-from interlace.methods.shared.splice import Splice, Values, ablated
 from interlace.protocol.errors import InvalidRequest
 
 #: Of each family, in the order of a forward.

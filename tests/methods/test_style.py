@@ -14,7 +14,7 @@ from torch import Tensor
 
 from interlace.methods import find
 from interlace.methods.notebook import Notebook, run
-from interlace.methods.shared import diffusion, lora
+from interlace.methods.shared.denoising import diffusion, lora
 from interlace.methods.shared.images import Images
 from interlace.methods.style.spec import TARGETS, StyleParams, StyleResult, StyliseResult
 from interlace.methods.style.train import NAME, Trainer, examples, styled

@@ -52,7 +52,7 @@ model.tokenizer.add_tokens(["Tower"])
 def answer(*arguments, **named):
     return b"planted"
 kept = ("write", "encode", "run", "_tell", "_close_logs", "_wait_for_the_end")
-writing = ("interlace_workers.child.output", "interlace_workers.child.packing")
+writing = ("interlace_workers.child.writing.output", "interlace_workers.child.writing.packing")
 for name, module in list(sys.modules.items()):
     if name.startswith("interlace") and name not in writing:
         for word, value in list(vars(module).items()):

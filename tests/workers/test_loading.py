@@ -6,8 +6,9 @@ import pytest
 import tiny
 import tiny_families
 
-from interlace_workers.child import sharing, warm
-from interlace_workers.child.model import HostedModel, load
+from interlace_workers.child import warm
+from interlace_workers.child.loading.model import HostedModel, load
+from interlace_workers.child.merging import sharing
 from interlace_workers.order import Load
 
 EVERY = (*tiny_families.ALL, tiny.GPT2, tiny.BERT)

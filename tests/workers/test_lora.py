@@ -14,12 +14,12 @@ from nnsight.modeling.diffusion import DiffusionModel
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from interlace.methods.shared import lora as layers_of
+from interlace.methods.shared.denoising import lora as layers_of
 from interlace.methods.shared.files import laid_out, opened
 from interlace.protocol.artifact import AdapterRef, Wanted, wanted
 from interlace.protocol.errors import AdapterRefused, InvalidRequest
 from interlace_workers.child import environment, lora
-from interlace_workers.child.model import HostedModel
+from interlace_workers.child.loading.model import HostedModel
 from interlace_workers.order import Order
 from interlace_workers.replicas.adapters import seal
 

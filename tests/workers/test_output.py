@@ -15,7 +15,7 @@ import torch
 import zstandard
 
 from interlace.protocol.errors import LimitExceeded, UnsendableValue
-from interlace_workers.child import output, packing
+from interlace_workers.child.writing import output, packing
 from interlace_workers.order import Order
 
 LIMIT = 1 << 30
@@ -185,7 +185,7 @@ def test_a_disk_that_is_full_is_told(tmp_path: Path) -> None:
 
 _LITTLE_MEMORY = """
 import os, resource, sys, torch
-from interlace_workers.child import output
+from interlace_workers.child.writing import output
 from interlace_workers.order import Order
 
 value = torch.{make}

@@ -4,8 +4,8 @@ import pytest
 import torch
 from nnsight.modeling.base import NNsight
 
-from interlace_workers.child.plain import Guard, compiled
-from interlace_workers.child.slab import Foreign, NotMergeable, Slab
+from interlace_workers.child.merging.plain import Guard, compiled
+from interlace_workers.child.merging.slab import Foreign, NotMergeable, Slab
 
 
 def execute(block: str) -> tuple[dict[str, object], list[str]]:

@@ -15,7 +15,7 @@ from interlace.protocol.event import Picture, Progress, Shown
 from interlace.protocol.frames import BrokenFrame, FrameKind, FrameReader
 from interlace.protocol.picture import LONGEST_PICTURE, check_picture
 from interlace_workers.child import progress
-from interlace_workers.child.pipeline import _Steps
+from interlace_workers.child.loading.pipeline import _Steps
 from interlace_workers.executors.pace import Gallery, Told
 
 

@@ -13,8 +13,8 @@ from interlace.protocol.model import ModelKey
 from interlace_state.config import Config
 from interlace_state.settings.models import ModelConfig
 from interlace_workers import sources, spawn
-from interlace_workers.child import model as models
-from interlace_workers.child import sharing
+from interlace_workers.child.loading import model as models
+from interlace_workers.child.merging import sharing
 from interlace_workers.order import Load
 from interlace_workers.placement.feasible import against
 from interlace_workers.sources import quantized
@@ -105,7 +105,7 @@ def test_only_a_model_that_asks_for_it_imports_bitsandbytes() -> None:
     start = spawn.BEFORE
     program = f"""{start}
 from interlace_workers import zygote
-from interlace_workers.child import quantized
+from interlace_workers.child.loading import quantized
 from interlace_workers.order import Load
 from peft import import_utils
 for dtype, is_pipeline in (("float32", True), ("nf4", False)):

@@ -6,7 +6,7 @@ import pytest
 import tiny
 import tiny_families
 
-from interlace_workers.child.tasks import WrongTask, check
+from interlace_workers.child.loading.tasks import WrongTask, check
 
 
 def path_of(hub: Path, repo_id: str) -> str:

@@ -20,8 +20,9 @@ from typing import Any, NoReturn
 
 from interlace.methods import BrokenCatalogue, catalogue
 from interlace_workers import channel, heap
-from interlace_workers.child import job, quantized, resident, speed, warm
-from interlace_workers.child.model import HostedModel, load
+from interlace_workers.child import job, resident, warm
+from interlace_workers.child.loading import quantized, speed
+from interlace_workers.child.loading.model import HostedModel, load
 from interlace_workers.order import Load, Loaded
 from interlace_workers.sandbox import Sandbox, Unsafe, process
 from interlace_workers.sandbox.process import Family

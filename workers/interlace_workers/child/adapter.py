@@ -19,8 +19,8 @@ from peft.functional import cast_adapter_dtype
 from interlace.protocol.adapter import parse_config
 from interlace.protocol.errors import AdapterRefused
 from interlace_workers.child import lora
+from interlace_workers.child.loading.model import HostedModel, persistent_of
 from interlace_workers.child.lora import out_of_memory
-from interlace_workers.child.model import HostedModel, persistent_of
 from interlace_workers.child.opened import read
 from interlace_workers.order import Adapter
 

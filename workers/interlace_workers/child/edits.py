@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from interlace import _opened
 from interlace.methods.shared import edits as _edits
-from interlace_workers.child.model import HostedModel
+from interlace_workers.child.loading.model import HostedModel
 from interlace_workers.child.opened import of_use, opened
 from interlace_workers.order import Order
 

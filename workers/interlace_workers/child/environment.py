@@ -5,7 +5,7 @@ from typing import Any
 
 from interlace.protocol.errors import InvalidRequest
 from interlace_workers.child import adapter
-from interlace_workers.child.model import HostedModel
+from interlace_workers.child.loading.model import HostedModel
 from interlace_workers.order import Order
 
 #: What transformers has, and may have for this model on this machine.

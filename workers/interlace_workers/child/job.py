@@ -20,11 +20,13 @@ from interlace import receiving
 from interlace.protocol import frames
 from interlace.protocol.frames import FrameKind
 from interlace_workers import channel, steps
-from interlace_workers.child import edits, environment, merged, method, output, packing, progress, trace, warm
+from interlace_workers.child import edits, environment, method, progress, trace, warm
 from interlace_workers.child.explanation import explain
-from interlace_workers.child.model import HostedModel
-from interlace_workers.child.saves import Watch
-from interlace_workers.child.values import Outlet
+from interlace_workers.child.loading.model import HostedModel
+from interlace_workers.child.merging import merged
+from interlace_workers.child.writing import output, packing
+from interlace_workers.child.writing.saves import Watch
+from interlace_workers.child.writing.values import Outlet
 from interlace_workers.order import Order
 from interlace_workers.sandbox import Sandbox, limit
 

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from peft.tuners.lora import LoraLayer
 
+from interlace.methods.shared.denoising.lora import OURS, as_diffusers, digest
 from interlace.methods.shared.files import said_of
-from interlace.methods.shared.lora import OURS, as_diffusers, digest
 from interlace.protocol.adapter import parse_config
 from interlace.protocol.errors import AdapterRefused, InvalidRequest
 from interlace_workers.order import Adapter

@@ -19,7 +19,7 @@ from interlace.protocol.errors import InvalidRequest, LimitExceeded
 from interlace.protocol.method import LONGEST_RESULT, Outcome, Payload
 from interlace_workers.child import edits, environment, progress
 from interlace_workers.child.given import Outbox
-from interlace_workers.child.model import HostedModel
+from interlace_workers.child.loading.model import HostedModel
 from interlace_workers.child.report import JobReport
 from interlace_workers.child.trace import unpacked
 from interlace_workers.order import Order

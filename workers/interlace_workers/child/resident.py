@@ -20,8 +20,9 @@ import torch
 from nnsight.tracing.globals import BLOCKS, SOURCES
 
 from interlace_workers import channel
-from interlace_workers.child import adapter, job, pipeline
-from interlace_workers.child.model import HostedModel
+from interlace_workers.child import adapter, job
+from interlace_workers.child.loading import pipeline
+from interlace_workers.child.loading.model import HostedModel
 from interlace_workers.order import Order
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

@@ -14,7 +14,7 @@ from nnsight.schema.request import RequestModel
 from nnsight.tracing import tracer as tracing
 
 from interlace.protocol.errors import InvalidPayload, LimitExceeded
-from interlace_workers.child.model import HostedModel
+from interlace_workers.child.loading.model import HostedModel
 from interlace_workers.order import Order
 
 _OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

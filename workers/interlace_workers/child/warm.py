@@ -19,9 +19,11 @@ from nnsight.schema.request import RequestModel
 from nnsight.tracing.globals import BLOCKS, SOURCES
 from torch.nn import functional
 
-from interlace_workers.child import inputs, packing, pipeline, trace
-from interlace_workers.child import output as results
-from interlace_workers.child.model import HostedModel
+from interlace_workers.child import trace
+from interlace_workers.child.loading import inputs, pipeline
+from interlace_workers.child.loading.model import HostedModel
+from interlace_workers.child.writing import output as results
+from interlace_workers.child.writing import packing
 from interlace_workers.order import Order
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # mallopt(3)

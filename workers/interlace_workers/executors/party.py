@@ -1,4 +1,4 @@
-"""Several jobs of one tenant in one child, which merges what can be merged: see `child/merged.py`.
+"""Several jobs of one tenant in one child, which merges what can be merged: see `child/merging/merged.py`.
 
 Each job has a seat, which is an executor for one run. The seats wait for each other, then share a child; each has its
 own pipes, result and end. The child says DONE of a job or nothing that counts: whatever else becomes of it there, it is

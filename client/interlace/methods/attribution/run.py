@@ -10,8 +10,8 @@ from interlace.methods.attribution.scores import auc, average_precision, average
 from interlace.methods.attribution.spec import CAVEAT, AttributeParams, AttributeResult
 from interlace.methods.attribution.unlearn import Pictures, Weights, moved
 from interlace.methods.base import Metric, Report, Table
-from interlace.methods.shared import diffusion
-from interlace.methods.shared.adapted import adapted
+from interlace.methods.shared.denoising import diffusion
+from interlace.methods.shared.denoising.adapted import adapted
 from interlace.methods.shared.images import Images, grid, opened
 from interlace.methods.shared.pictures import Picture
 from interlace.protocol.errors import InvalidRequest

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from interlace.methods.base import ArtifactName, Citation, Estimate, ModelFacts, Params, Result, Spec
-from interlace.methods.shared.denoiser_cost import bytes_backward, images_in, positions, square
+from interlace.methods.shared.denoising.denoiser_cost import bytes_backward, images_in, positions, square
 from interlace.methods.shared.pictures import Picture
 
 CAVEAT = (

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from interlace.methods.attribution.spec import AttributeParams
-from interlace.methods.shared.diffusion import Pipeline, Prompts
+from interlace.methods.shared.denoising.diffusion import Pipeline, Prompts
 from interlace.protocol.errors import InvalidRequest
 
 #: Of module paths; a LoRA around a layer puts it below `base_layer`.

@@ -10,10 +10,10 @@ from torch import Tensor
 from interlace.methods.base import ArtifactName, Report
 from interlace.methods.behaviors.samples import Chosen
 from interlace.methods.behaviors.spec import ClusterParams, Node
-from interlace.methods.shared.attribution import ERROR, Attributor, Batch, Endpoints
 from interlace.methods.shared.capture import by_length
-from interlace.methods.shared.circuit import Circuit, CircuitEdge, CircuitNode, sites_of
-from interlace.methods.shared.edges import Edges, kept
+from interlace.methods.shared.circuits.attribution import ERROR, Attributor, Batch, Endpoints
+from interlace.methods.shared.circuits.circuit import Circuit, CircuitEdge, CircuitNode, sites_of
+from interlace.methods.shared.circuits.edges import Edges, kept
 
 _WAY: Endpoints = "clean_first"  # where the points of `ig` are
 

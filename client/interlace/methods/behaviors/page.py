@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from html import escape
 
 from interlace.methods.behaviors.spec import Cluster, ClusterResult, Node, Sample
-from interlace.methods.shared.described import Context, Description
+from interlace.methods.shared.features.described import Context, Description
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 62rem; padding: 0 1rem; color: #1a1a1a; }

@@ -13,14 +13,14 @@ from interlace.methods.behaviors import grouping, vectors
 from interlace.methods.behaviors.circuits import Carried, Circuits
 from interlace.methods.behaviors.samples import Chosen, chosen
 from interlace.methods.behaviors.spec import Cluster, ClusterParams, ClusterResult, Sample
-from interlace.methods.shared.attribution import Attributor
-from interlace.methods.shared.contexts import Watched, described, token_texts
+from interlace.methods.shared.circuits.attribution import Attributor
+from interlace.methods.shared.circuits.examples import saes_of
+from interlace.methods.shared.circuits.metrics import LogitMetric
+from interlace.methods.shared.circuits.splice import Splice
 from interlace.methods.shared.corpus import Corpus
-from interlace.methods.shared.described import Description
-from interlace.methods.shared.examples import saes_of
-from interlace.methods.shared.metrics import LogitMetric
+from interlace.methods.shared.features.contexts import Watched, described, token_texts
+from interlace.methods.shared.features.described import Description
 from interlace.methods.shared.sites import Sites, evaluating
-from interlace.methods.shared.splice import Splice
 from interlace.protocol.errors import InvalidRequest
 
 _COMMONEST = 8  # tokens that are told of a cluster

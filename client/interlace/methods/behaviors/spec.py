@@ -7,9 +7,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from interlace.methods.base import ArtifactName, Citation, Estimate, ModelFacts, Params, Result, Spec, Texts
-from interlace.methods.shared.described import Description, Reading
-from interlace.methods.shared.examples import TAKES_SAES, Saes, saes_of
-from interlace.methods.shared.graph import Graph
+from interlace.methods.shared.circuits.examples import TAKES_SAES, Saes, saes_of
+from interlace.methods.shared.circuits.graph import Graph
+from interlace.methods.shared.features.described import Description, Reading
 
 _FLOAT = 4  # bytes
 _EXPANSION = 8  # features for each dimension, where the dictionary is not known

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from interlace.methods.base import Report
 from interlace.methods.behaviors.samples import Chosen
-from interlace.methods.shared.attribution import Attributor, Batch
 from interlace.methods.shared.capture import by_length
-from interlace.methods.shared.metrics import LogitMetric
-from interlace.methods.shared.splice import Splice
+from interlace.methods.shared.circuits.attribution import Attributor, Batch
+from interlace.methods.shared.circuits.metrics import LogitMetric
+from interlace.methods.shared.circuits.splice import Splice
 
 
 def gradients(measure: LogitMetric, samples: Sequence[Chosen], dims: int, nonzeros: int, report: Report) -> Tensor:

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from interlace.methods.base import Report
 from interlace.methods.circuit.spec import Asking
-from interlace.methods.shared.attribution import Attributor, Batch, batches
-from interlace.methods.shared.circuit import shown_tokens
-from interlace.methods.shared.examples import MetricName, saes_of
-from interlace.methods.shared.metrics import measure
-from interlace.methods.shared.splice import Splice
+from interlace.methods.shared.circuits.attribution import Attributor, Batch, batches
+from interlace.methods.shared.circuits.circuit import shown_tokens
+from interlace.methods.shared.circuits.examples import MetricName, saes_of
+from interlace.methods.shared.circuits.metrics import measure
+from interlace.methods.shared.circuits.splice import Splice
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ import torch
 from interlace.methods.base import Metric, Report
 from interlace.methods.circuit.asked import Asked
 from interlace.methods.circuit.spec import EdgesParams, EdgesResult
-from interlace.methods.shared import edges
-from interlace.methods.shared.circuit import Circuit
-from interlace.methods.shared.edges import Edges
+from interlace.methods.shared.circuits import edges
+from interlace.methods.shared.circuits.circuit import Circuit
+from interlace.methods.shared.circuits.edges import Edges
 from interlace.methods.shared.sites import evaluating
 from interlace.protocol.errors import InvalidRequest
 

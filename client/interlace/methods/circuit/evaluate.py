@@ -11,11 +11,11 @@ from interlace.methods.circuit.asked import Asked
 from interlace.methods.circuit.edges import check_length
 from interlace.methods.circuit.spec import EvaluateParams, EvaluateResult
 from interlace.methods.shared import intervals
-from interlace.methods.shared.attribution import ERROR, Batch
-from interlace.methods.shared.circuit import Circuit, CircuitNode
-from interlace.methods.shared.examples import UNITS
+from interlace.methods.shared.circuits.attribution import ERROR, Batch
+from interlace.methods.shared.circuits.circuit import Circuit, CircuitNode
+from interlace.methods.shared.circuits.examples import UNITS
+from interlace.methods.shared.circuits.splice import Intervention, Spliced, Values
 from interlace.methods.shared.sites import evaluating
-from interlace.methods.shared.splice import Intervention, Spliced, Values
 from interlace.protocol.errors import InvalidRequest
 
 _OF_SET = ("threshold", "size", "nodes", "features", "errors", "share")

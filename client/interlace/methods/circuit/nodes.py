@@ -10,12 +10,12 @@ from interlace.methods.base import Metric, Report, Table
 from interlace.methods.circuit.asked import Asked
 from interlace.methods.circuit.spec import NodesParams, NodesResult
 from interlace.methods.shared import intervals
-from interlace.methods.shared.attribution import ERROR, Attributor, Batch, Effects, Node, Runs, patched_whole
-from interlace.methods.shared.circuit import Circuit, CircuitNode, sites_of
-from interlace.methods.shared.examples import UNITS
+from interlace.methods.shared.circuits.attribution import ERROR, Attributor, Batch, Effects, Node, Runs, patched_whole
+from interlace.methods.shared.circuits.circuit import Circuit, CircuitNode, sites_of
+from interlace.methods.shared.circuits.examples import UNITS
+from interlace.methods.shared.circuits.splice import Spliced
 from interlace.methods.shared.ranking import pearson, spearman
 from interlace.methods.shared.sites import evaluating
-from interlace.methods.shared.splice import Spliced
 from interlace.protocol.errors import InvalidRequest
 
 _MOST_TOLD = 2000  # examples in the table

@@ -6,7 +6,7 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
 from interlace.methods.base import Result
-from interlace.methods.shared.graph import METRIC_ID, Dot, Graph, place_order
+from interlace.methods.shared.circuits.graph import METRIC_ID, Dot, Graph, place_order
 
 _NODES, _EDGES = 60, 150
 

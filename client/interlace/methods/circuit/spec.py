@@ -5,8 +5,16 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from interlace.methods.base import ArtifactName, Citation, Estimate, ModelFacts, Params, Result, Spec
-from interlace.methods.shared.examples import TAKES_SAES, Examples, MetricName, Probing, Saes, saes_of, tokens_of
-from interlace.methods.shared.graph import Graph
+from interlace.methods.shared.circuits.examples import (
+    TAKES_SAES,
+    Examples,
+    MetricName,
+    Probing,
+    Saes,
+    saes_of,
+    tokens_of,
+)
+from interlace.methods.shared.circuits.graph import Graph
 
 _EXPANSION = 8  # features for each dimension: what an artifact holds is not known before
 _FLOAT = 4  # bytes

@@ -3,7 +3,7 @@
 from matplotlib.figure import Figure
 
 from interlace.methods.classifier.spec import ShiftResult
-from interlace.methods.shared import draw
+from interlace.methods.shared.features import draw
 
 _LETTERS = 76  # of a line
 _KINDS = (("intended", "tab:blue"), ("worst_group", "tab:green"), ("spurious", "tab:red"))

@@ -11,13 +11,13 @@ from torch import Tensor
 from interlace.methods.base import Metric, Report, Table
 from interlace.methods.classifier.head import Head, HeadMeasure, Judged, Pooled, trained
 from interlace.methods.classifier.spec import Candidate, Marked, ShiftParams, ShiftResult
-from interlace.methods.shared.attribution import Attributor, Batch
 from interlace.methods.shared.capture import by_length, state_at
-from interlace.methods.shared.contexts import Watched, described
+from interlace.methods.shared.circuits.attribution import Attributor, Batch
+from interlace.methods.shared.circuits.examples import saes_of
+from interlace.methods.shared.circuits.splice import Intervention, Splice, ablated
 from interlace.methods.shared.corpus import Corpus
-from interlace.methods.shared.examples import saes_of
+from interlace.methods.shared.features.contexts import Watched, described
 from interlace.methods.shared.sites import evaluating
-from interlace.methods.shared.splice import Intervention, Splice, ablated
 from interlace.protocol.errors import InvalidRequest
 
 _FORMAT = 1

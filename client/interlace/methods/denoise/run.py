@@ -13,7 +13,7 @@ from torch import Tensor
 
 from interlace.methods.base import Metric, Report, Table
 from interlace.methods.denoise.spec import Shot, StripParams, StripResult
-from interlace.methods.shared import lora
+from interlace.methods.shared.denoising import lora
 from interlace.methods.shared.sites import evaluating
 from interlace.protocol.errors import InvalidRequest
 

@@ -3,7 +3,7 @@
 from matplotlib.figure import Figure
 
 from interlace.methods.feature.spec import DescribeResult
-from interlace.methods.shared import draw
+from interlace.methods.shared.features import draw
 
 _MOST = 6  # features in one picture
 _LETTERS = 70  # of a line

@@ -4,10 +4,10 @@ from typing import Any
 
 from interlace.methods.base import Metric, Report, Table
 from interlace.methods.feature.spec import DescribeParams, DescribeResult
-from interlace.methods.shared.contexts import Watched, described
 from interlace.methods.shared.corpus import Corpus
-from interlace.methods.shared.described import Description
-from interlace.methods.shared.dictionary import Dictionary
+from interlace.methods.shared.features.contexts import Watched, described
+from interlace.methods.shared.features.described import Description
+from interlace.methods.shared.features.dictionary import Dictionary
 from interlace.methods.shared.sites import Sites
 from interlace.protocol.errors import InvalidRequest
 

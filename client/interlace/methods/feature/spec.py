@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import Field
 
 from interlace.methods.base import ArtifactName, Citation, Estimate, ModelFacts, Params, Result, Spec, Texts
-from interlace.methods.shared.described import Description, Reading
+from interlace.methods.shared.features.described import Description, Reading
 
 _FLOAT = 4  # bytes
 _EXPANSION = 8  # features for each dimension, where the dictionary is not known

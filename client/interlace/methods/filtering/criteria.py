@@ -11,7 +11,7 @@ from torch import Tensor
 
 from interlace.methods.base import Report
 from interlace.methods.filtering.spec import Clip, Denoiser, ImageCriteria, Probe, TextCriteria
-from interlace.methods.shared import diffusion
+from interlace.methods.shared.denoising import diffusion
 from interlace.methods.shared.images import Images
 from interlace.methods.shared.judge import Judge
 from interlace.methods.shared.sites import unwrapped

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from interlace.methods.base import ArtifactName, Citation, Estimate, ModelFacts, Params, Result, Spec
 from interlace.methods.filtering.published import CONCEPTS, PHRASES
-from interlace.methods.shared.denoiser_cost import bytes_forward, images_in, positions, size_in
+from interlace.methods.shared.denoising.denoiser_cost import bytes_forward, images_in, positions, size_in
 from interlace.methods.shared.pictures import Picture
 
 _Phrase = Annotated[str, Field(min_length=1, max_length=200)]

@@ -13,7 +13,7 @@ from interlace.methods.lake.spec import CompareParams, CompareResult
 from interlace.methods.lake.texts import Reader, reading
 from interlace.methods.shared import capture, intervals
 from interlace.methods.shared import weights as _weights
-from interlace.methods.shared.dictionary import Dictionary
+from interlace.methods.shared.features.dictionary import Dictionary
 from interlace.methods.shared.sites import Place, Sites, evaluating
 from interlace.protocol.errors import InvalidArtifact, InvalidRequest
 

@@ -13,9 +13,10 @@ from torch.nn.functional import mse_loss
 from interlace.methods.base import Metric, Report, Table
 from interlace.methods.lake.attribute import margin_of
 from interlace.methods.lake.spec import AttributeImagesParams, AttributeImagesResult
-from interlace.methods.shared import diffusion, images, intervals
-from interlace.methods.shared.adapted import adapted
-from interlace.methods.shared.diffusion import Pipeline, Prompts
+from interlace.methods.shared import images, intervals
+from interlace.methods.shared.denoising import diffusion
+from interlace.methods.shared.denoising.adapted import adapted
+from interlace.methods.shared.denoising.diffusion import Pipeline, Prompts
 from interlace.protocol.errors import InvalidRequest
 
 _MODEL = "model"

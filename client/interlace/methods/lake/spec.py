@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from interlace.methods.base import ArtifactName, Citation, Estimate, ModelFacts, Params, Result, Spec, Texts
-from interlace.methods.shared.denoiser_cost import bytes_forward, bytes_lora, images_in, positions
+from interlace.methods.shared.denoising.denoiser_cost import bytes_forward, bytes_lora, images_in, positions
 
 #: Plain sentences of many kinds, for what two models say of them.
 PROBES = [

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from interlace.methods.shared.dictionary import Dictionary
+from interlace.methods.shared.features.dictionary import Dictionary
 
 
 class Unit(NamedTuple):

@@ -9,7 +9,7 @@ from interlace.methods.mediate.basis import Coded, Unit
 from interlace.methods.mediate.pair_spec import Heads
 from interlace.methods.mediate.patching import Patcher, Runs
 from interlace.methods.mediate.spec import Features, Neurons, Parts
-from interlace.methods.shared.dictionary import Dictionary
+from interlace.methods.shared.features.dictionary import Dictionary
 from interlace.methods.shared.sites import Sites
 from interlace.protocol.errors import InvalidArtifact, InvalidRequest
 

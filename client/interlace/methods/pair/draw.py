@@ -9,9 +9,9 @@ from torch import Tensor
 from interlace.methods.base import Metric, Opened, Report, Table
 from interlace.methods.pair.guide import Guide, Guided, Scaled, Term
 from interlace.methods.pair.spec import GenerateParams, GenerateResult
-from interlace.methods.shared.diffusion import Pipeline, opened
+from interlace.methods.shared.denoising.diffusion import Pipeline, opened
+from interlace.methods.shared.denoising.lora import OURS, Layers, attached, digest, wish_of
 from interlace.methods.shared.images import Images, keep
-from interlace.methods.shared.lora import OURS, Layers, attached, digest, wish_of
 from interlace.protocol.errors import AdapterRefused
 
 RIGHTS = "drawn by a model"

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from interlace.methods.shared.diffusion import Pipeline, Prompts
-from interlace.methods.shared.lora import Layers
+from interlace.methods.shared.denoising.diffusion import Pipeline, Prompts
+from interlace.methods.shared.denoising.lora import Layers
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from interlace.methods.pair.guide import Guided, Term
 from interlace.methods.pair.spec import PairParams, PairResult
 from interlace.methods.pair.train import CONTENT, STYLE, Trainer
 from interlace.methods.shared import images as _images
-from interlace.methods.shared.diffusion import Pipeline, opened
+from interlace.methods.shared.denoising.diffusion import Pipeline, opened
+from interlace.methods.shared.denoising.lora import Layers, Wish, attached, digest
 from interlace.methods.shared.images import Images
-from interlace.methods.shared.lora import Layers, Wish, attached, digest
 from interlace.protocol.errors import InvalidRequest
 
 #: Of the correlation of the pictures' edges, under which they are taken to be of two things.

@@ -9,7 +9,13 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from interlace.methods.base import ArtifactName, Citation, Estimate, ModelFacts, Params, Result, Spec
-from interlace.methods.shared.denoiser_cost import bytes_backward, bytes_forward, bytes_lora, positions, size_in
+from interlace.methods.shared.denoising.denoiser_cost import (
+    bytes_backward,
+    bytes_forward,
+    bytes_lora,
+    positions,
+    size_in,
+)
 
 _CITE = Citation(
     title="Customizing Text-to-Image Models with a Single Image Pair",

@@ -15,8 +15,8 @@ from torch.nn import functional
 
 from interlace.methods.base import Checkpoint, Table
 from interlace.methods.pair.spec import PairParams
-from interlace.methods.shared.diffusion import Encoded, Pipeline
-from interlace.methods.shared.lora import Layers
+from interlace.methods.shared.denoising.diffusion import Encoded, Pipeline
+from interlace.methods.shared.denoising.lora import Layers
 from interlace.protocol.errors import InvalidRequest
 
 CONTENT, STYLE = "content", "style"

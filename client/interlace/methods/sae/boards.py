@@ -14,7 +14,7 @@ from interlace.methods.base import Metric, Opened, Table
 from interlace.methods.sae.harvest import Harvester
 from interlace.methods.sae.spec import EvalParams
 from interlace.methods.shared.corpus import Corpus
-from interlace.methods.shared.dictionary import Dictionary
+from interlace.methods.shared.features.dictionary import Dictionary
 from interlace.protocol.errors import InvalidArtifact
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from interlace.methods.sae import losses
 from interlace.methods.sae.annealing import Annealing
 from interlace.methods.sae.losses import Loss
 from interlace.methods.sae.spec import L0, K, PAnneal, TrainParams
-from interlace.methods.shared.dictionary import Dictionary
+from interlace.methods.shared.features.dictionary import Dictionary
 
 if TYPE_CHECKING:
     from torch import Tensor

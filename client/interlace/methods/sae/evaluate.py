@@ -13,7 +13,7 @@ from interlace.methods.sae import boards
 from interlace.methods.sae.harvest import Harvester
 from interlace.methods.sae.spec import EvalParams, EvalResult
 from interlace.methods.shared.corpus import Corpus
-from interlace.methods.shared.dictionary import Dictionary
+from interlace.methods.shared.features.dictionary import Dictionary
 from interlace.protocol.errors import InvalidRequest
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from interlace.methods.base import Opened
-from interlace.methods.shared.dictionary import Dictionary
+from interlace.methods.shared.features.dictionary import Dictionary
 from interlace.protocol.artifact import LAYOUTS
 from interlace.protocol.errors import InvalidArtifact
 

@@ -11,7 +11,7 @@ from interlace.methods.sae.harvest import Harvester, Rounds
 from interlace.methods.sae.losses import Loss
 from interlace.methods.sae.spec import TrainParams, TrainResult
 from interlace.methods.shared.corpus import Corpus
-from interlace.methods.shared.dictionary import Dictionary
+from interlace.methods.shared.features.dictionary import Dictionary
 from interlace.protocol.errors import InvalidRequest
 
 if TYPE_CHECKING:

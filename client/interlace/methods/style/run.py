@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from interlace.methods.base import Metric, Report, Table
-from interlace.methods.shared import diffusion, lora
+from interlace.methods.shared.denoising import diffusion, lora
 from interlace.methods.shared.images import Images, grid, opened
 from interlace.methods.shared.judge import Judge
 from interlace.methods.shared.pictures import Picture

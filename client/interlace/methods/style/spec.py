@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from interlace.methods.base import ArtifactName, Citation, Estimate, ModelFacts, Params, Result, Spec
-from interlace.methods.shared.denoiser_cost import (
+from interlace.methods.shared.denoising.denoiser_cost import (
     bytes_backward,
     bytes_forward,
     bytes_lora,

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from interlace.methods.base import Metric, Report
-from interlace.methods.shared import diffusion, lora
-from interlace.methods.shared.adapted import adapted
+from interlace.methods.shared.denoising import diffusion, lora
+from interlace.methods.shared.denoising.adapted import adapted
 from interlace.methods.shared.images import Images, grid, keep, opened
 from interlace.methods.shared.judge import Judge
 from interlace.methods.shared.pictures import Picture

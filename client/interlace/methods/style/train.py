@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate, mse_loss
 
 from interlace.methods.base import Report
-from interlace.methods.shared.diffusion import Pipeline, Prompts
+from interlace.methods.shared.denoising.diffusion import Pipeline, Prompts
+from interlace.methods.shared.denoising.lora import Layers
 from interlace.methods.shared.images import Images
-from interlace.methods.shared.lora import Layers
 from interlace.methods.style.spec import HELD, StyleParams
 
 NAME = "style"

@@ -4,7 +4,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from interlace.methods.shared.described import Context, Description
+from interlace.methods.shared.features.described import Context, Description
 
 _SIZE = 7.5  # points of the type
 _WIDE = 0.6  # of its size, a letter of DejaVu Sans Mono

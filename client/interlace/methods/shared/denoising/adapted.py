@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from interlace.methods.base import Report
-from interlace.methods.shared import lora
-from interlace.methods.shared.diffusion import Pipeline
+from interlace.methods.shared.denoising import lora
+from interlace.methods.shared.denoising.diffusion import Pipeline
 from interlace.protocol.errors import InvalidArtifact
 
 

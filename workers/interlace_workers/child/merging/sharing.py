@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from interlace_workers.child.model import HostedModel
+from interlace_workers.child.loading.model import HostedModel
 from interlace_workers.weights import shape
 
 

@@ -9,7 +9,7 @@ import torch
 from cloudpickle.cloudpickle import _DYNAMIC_CLASS_TRACKER_BY_CLASS as _ARRIVED
 
 from interlace.protocol.errors import LimitExceeded, UnsendableValue
-from interlace_workers.child import packing
+from interlace_workers.child.writing import packing
 from interlace_workers.order import Order
 
 _PROTOCOL = 4

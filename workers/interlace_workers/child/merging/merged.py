@@ -22,11 +22,13 @@ from nnsight.schema.request import RequestModel
 
 from interlace.protocol.frames import FrameKind
 from interlace_workers import steps
-from interlace_workers.child import environment, output, sharing, trace
-from interlace_workers.child.model import HostedModel
-from interlace_workers.child.plain import Guard, compiled
-from interlace_workers.child.reading import PlainUnpickler
-from interlace_workers.child.slab import NotMergeable, Slab
+from interlace_workers.child import environment, trace
+from interlace_workers.child.loading.model import HostedModel
+from interlace_workers.child.merging import sharing
+from interlace_workers.child.merging.plain import Guard, compiled
+from interlace_workers.child.merging.reading import PlainUnpickler
+from interlace_workers.child.merging.slab import NotMergeable, Slab
+from interlace_workers.child.writing import output
 from interlace_workers.order import Order
 
 Tell = Callable[[int, FrameKind, bytes], None]

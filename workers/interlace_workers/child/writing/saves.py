@@ -11,7 +11,7 @@ from nnsight.intervention.iterator import Iterations
 from nnsight.intervention.tracer import InterleavingTracer
 from nnsight.tracing import tracer as tracing
 
-from interlace_workers.child.values import Outlet
+from interlace_workers.child.writing.values import Outlet
 
 _Names = Mapping[str, Any]
 

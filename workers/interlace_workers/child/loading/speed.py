@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from interlace_workers.child.model import HostedModel
+from interlace_workers.child.loading.model import HostedModel
 
 _ROWS, _TOKENS = 2, 16
 _MOST_PARAMETERS = 500_000_000  # more would hold up the loading for seconds

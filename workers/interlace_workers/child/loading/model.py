@@ -12,7 +12,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from interlace_workers.child import pipeline, quantized, tasks
+from interlace_workers.child.loading import pipeline, quantized, tasks
 from interlace_workers.order import Load
 from interlace_workers.weights import held, shape
 

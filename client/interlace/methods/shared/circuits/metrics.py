@@ -1,4 +1,4 @@
-"""The number m of a forward that a circuit explains, for each example; the grammar is `_examples.MetricName`."""
+"""The number m of a forward that a circuit explains, for each example; the grammar is `examples.MetricName`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from interlace.methods.base import Opened, Report
 from interlace.methods.shared.capture import captured, last_logits
-from interlace.methods.shared.examples import Example, MetricName, Probing
+from interlace.methods.shared.circuits.examples import Example, MetricName, Probing
 from interlace.methods.shared.prompts import first_token
 from interlace.methods.shared.sites import Place, Sites
 from interlace.protocol.errors import InvalidArtifact, InvalidRequest

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from interlace.methods.base import Opened
 from interlace.methods.shared.capture import Change, altered, captured, last_logits
-from interlace.methods.shared.dictionary import Dictionary
+from interlace.methods.shared.features.dictionary import Dictionary
 from interlace.methods.shared.sites import Place, Sites
 from interlace.protocol.errors import InvalidArtifact, InvalidRequest
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from interlace.methods.base import Report
-from interlace.methods.shared.attribution import ERROR, Attributor, Batch
-from interlace.methods.shared.circuit import METRIC, CircuitEdge, CircuitNode
-from interlace.methods.shared.splice import Cut, Values
+from interlace.methods.shared.circuits.attribution import ERROR, Attributor, Batch
+from interlace.methods.shared.circuits.circuit import METRIC, CircuitEdge, CircuitNode
+from interlace.methods.shared.circuits.splice import Cut, Values
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from nnsight.intervention.serialization import CustomCloudUnpickler
 
-from interlace_workers.child import allowed
-from interlace_workers.child.slab import NotMergeable
+from interlace_workers.child.merging import allowed
+from interlace_workers.child.merging.slab import NotMergeable
 
 #: What a plain trace is made of, beside its values.
 _TRACE = {

@@ -12,7 +12,7 @@ from greenlet import getcurrent, greenlet
 from interlace.protocol import frames
 from interlace.protocol.errors import LimitExceeded, UnsendableValue
 from interlace.protocol.frames import FrameKind, Value
-from interlace_workers.child import output
+from interlace_workers.child.writing import output
 from interlace_workers.order import Order
 
 #: A tensor of so many bytes is written out once, not piece by piece: it takes half the time.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from interlace.methods.base import Opened, Table
-from interlace.methods.shared.splice import Splice
+from interlace.methods.shared.circuits.splice import Splice
 from interlace.protocol.errors import InvalidArtifact, InvalidRequest
 from interlace.protocol.kinds import CIRCUIT
 

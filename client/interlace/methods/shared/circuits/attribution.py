@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 
 from interlace.methods.shared.capture import by_length
-from interlace.methods.shared.examples import Example
-from interlace.methods.shared.metrics import Measure
-from interlace.methods.shared.splice import Intervention, Splice, Values
+from interlace.methods.shared.circuits.examples import Example
+from interlace.methods.shared.circuits.metrics import Measure
+from interlace.methods.shared.circuits.splice import Intervention, Splice, Values
 from interlace.protocol.errors import InvalidRequest
 
 #: Where the N points of `ig` are: with the clean end (the paper's code), the patch's (the paper), neither.

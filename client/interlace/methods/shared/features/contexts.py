@@ -9,8 +9,8 @@ import torch
 from interlace.methods.base import Report
 from interlace.methods.shared.capture import captured
 from interlace.methods.shared.corpus import Corpus
-from interlace.methods.shared.described import Context, Description, Reading
-from interlace.methods.shared.dictionary import Dictionary
+from interlace.methods.shared.features.described import Context, Description, Reading
+from interlace.methods.shared.features.dictionary import Dictionary
 from interlace.methods.shared.head import direct_effect, places
 from interlace.methods.shared.sites import Place, Sites, evaluating, first_of
 from interlace.protocol.errors import InvalidRequest

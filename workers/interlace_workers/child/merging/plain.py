@@ -19,8 +19,8 @@ from nnsight.intervention.tracer import InterleavingTracer
 from transformers import PretrainedConfig
 from transformers.utils import ModelOutput
 
-from interlace_workers.child import allowed
-from interlace_workers.child.slab import NotMergeable
+from interlace_workers.child.merging import allowed
+from interlace_workers.child.merging.slab import NotMergeable
 
 _MOST_TURNS = 10_000  # of one `range`
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)

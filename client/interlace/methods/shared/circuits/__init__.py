@@ -1,0 +1,1 @@
+"""Circuits of sparse features: the splice, effects and edges, the artifact and its picture."""

@@ -1,0 +1,1 @@
+"""Diffusion pipelines as methods see them: passes, prices, adapters."""

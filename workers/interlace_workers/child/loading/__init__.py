@@ -1,0 +1,1 @@
+"""A hosted model: loaded once in the zygote, of whatever family."""

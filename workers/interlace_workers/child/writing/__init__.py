@@ -1,0 +1,1 @@
+"""The ways out of a child: results, and values that leave before the end."""
