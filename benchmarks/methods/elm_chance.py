@@ -140,10 +140,18 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[71, 72, 73, 74, 75])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--folder", type=Path, help="keep each seed's model there, and take what is there")
+    parser.add_argument("--merge", type=Path, nargs="+", help="figures of runs of some seeds each; nothing is run")
     args = parser.parse_args()
     torch.set_num_threads(1)
     every: dict[str, Any] = {}
     facts: list[float] = []
+    for file in args.merge or ():
+        parts = json.loads(file.read_text())["figures"]
+        every |= {name: of for name, of in parts.items() if name != "all"}
+    if args.merge:
+        every["all"] = told([share for of in every.values() for share in of["shares"]])
+        written(args.json, every, judged(CLAIMS, every))
+        return
     with tempfile.TemporaryDirectory() as scratch:
         for seed in args.seeds:
             began = time.process_time()
