@@ -71,13 +71,23 @@ def test_it_stops_at_chance_with_the_weights_of_the_look_nearest_to_it(topics: A
 def test_of_looks_that_lost_too_much_none_is_kept_unless_all_did(topics: Any, tmp_path: Path) -> None:
     held = HELD | {"every": 1, "max_drop": 0.2}
     given = SLOW | {"lambdas": (1, 0, 1), "lr": 5e-3}
-    result = notebook.run(ERASE, topics, params(steps=30, stop_at_chance=held, **given), Kept(tmp_path))
+    whole = Kept(tmp_path / "whole", at=3)
+    result = notebook.run(ERASE, topics, params(steps=30, stop_at_chance=held, **given), whole)
     found = looks(result)
     within = [look for look in found if look["retained_drop"] <= 0.2]
     assert 0 < len(within) < len(found)
     assert [look["within_max_drop"] for look in found] == [look in within for look in found]
     best = min(within, key=lambda look: abs(look["mcq_acc"] - 0.25))
-    assert result.metric("kept_step", "").value == best["step"] < found[-1]["step"]
+    assert result.metric("kept_step", "").value == best["step"] == found[-2]["step"] == 3
+    # Its weights are those of that update, also where they come out of a checkpoint.
+    again = Kept(tmp_path / "again", found=whole.kept)
+    resumed = notebook.run(ERASE, topics, params(steps=30, stop_at_chance=held, **given), again)
+    plain = Kept(tmp_path / "plain")
+    ended = notebook.run(ERASE, topics, params(steps=3, **given), plain)
+    expected = plain.open(ended.artifacts[0]).tensors
+    for report, of in ((whole, result), (again, resumed)):
+        tensors = report.open(of.artifacts[0]).tensors
+        assert all(torch.equal(tensors[name], tensor) for name, tensor in expected.items())
     none = params(steps=2, stop_at_chance=held | {"every": 2, "max_drop": 0}, **given | {"lr": 5e-2})
     result = notebook.run(ERASE, topics, none, Kept(tmp_path / "none"))
     assert any("no look was within max_drop 0 of what is to stay" in warning for warning in result.warnings)
