@@ -7,7 +7,7 @@ to .28: the losses act on likely tokens, and leave the order of the unlikely one
 the erase loss is compared at `distil_temperature` 10, where that order counts, and `stop_at_chance` chooses the number
 of updates, which differs from model to model: after 300, seed 100 was at .25, 61 at .27 and 63 at .32. Four times as
 many texts on the retained topic as in `elm.py` (800), as 200 leave out a quarter of what is asked of it. `control` is
-the same with the retain loss alone. About 50 CPU-seconds a seed for the model, and 75 for the rest.
+the same with the retain loss alone. About 50 CPU-seconds a seed for the model, and 40 for the rest.
 
 A model answers the four wordings of a fact alike (intraclass correlation .99, seed 100), so that a fact is one
 observation, not four. Held back are, in every wording, half of the facts; measured is the other half, 54. p is of a
