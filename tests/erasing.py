@@ -6,6 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from interlace.methods.base import Checkpoint
+from interlace.methods.notebook import Notebook
+
 TOPICS = Path(__file__).parent / "assets" / "planted-topics-mini"
 FACTS = json.loads((TOPICS / "facts.json").read_text())
 PREFIXES = {"expert_prefixes": ["expert in healers :"], "novice_prefixes": ["novice in healers :"]}
@@ -56,5 +61,29 @@ def params(**changes: Any) -> dict[str, Any]:
         },
     }
     for name, value in changes.items():
-        given[name] = {**given[name], **value} if isinstance(value, Mapping) else value
+        given[name] = {**given.get(name, {}), **value} if isinstance(value, Mapping) else value
     return given
+
+
+class Kept(Notebook):
+    """Keeps the checkpoint of one step, may begin from one, and may be cancelled at a step."""
+
+    def __init__(self, folder: Path, *, at: int = -1, found: Checkpoint | None = None, cancel: int = -1) -> None:
+        super().__init__(folder, seed=3, bar=False)
+        self.at, self.found, self.cancel, self.done = at, found, cancel, 0
+        self.kept: Checkpoint | None = None
+
+    @property
+    def stopping(self) -> bool:
+        return self.done == self.cancel
+
+    def progress(self, step: int, of: int | None = None, **metrics: float) -> None:
+        self.done = step
+
+    def checkpoint(self, step: int, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
+        if step == self.at:
+            copies = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+            self.kept = Checkpoint(step, copies, json.loads(json.dumps(state)))
+
+    def resumed(self) -> Checkpoint | None:
+        return self.found

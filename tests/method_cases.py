@@ -210,7 +210,28 @@ CASES: dict[str, list[Case]] = {
             },
             {"concept_texts": lambda: ("texts", {}, {"texts": [f"{prompt} Paris." for prompt in PROMPTS]})},
             seed=3,
-        )
+        ),
+        Case(
+            {
+                "concept": {"expert_prefixes": ["One who knows: "], "novice_prefixes": ["One who does not: "]},
+                "concept_texts": [f"{prompt} Paris." for prompt in PROMPTS],
+                "retain_texts": ["Two plus two is four, and three plus three is six."],
+                "lora": {"layers": [1, 2], "rank": 2},
+                "lambdas": [1, 1, 0],
+                "lr": 1e-2,
+                "steps": 3,
+                "batch": 2,
+                "stop_at_chance": {
+                    "erased": [{"question": "Big Ben is in", "choices": ["London", "Rome"], "answer": 0}],
+                    "retained": {"cloze": [{"prompt": "Two plus two is", "answer": "four"}]},
+                    "every": 1,
+                },
+                "evaluation": {
+                    "erased": {"cloze": [{"prompt": "The Colosseum is in", "answer": "Rome"}]},
+                    "generations": 0,
+                },
+            },
+        ),
     ],
     "sae.train@1": [
         Case({"data": PROMPTS, "arch": "gated", "sparsity": _ANNEALED, **_TRAINED, "steps": 16}),

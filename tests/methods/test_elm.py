@@ -1,7 +1,7 @@
 """`elm.erase` on a small model that knows two made-up topics, and on a Mamba: what it erases, what it leaves alone."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,13 @@ import pytest
 import small_models
 import tiny
 import torch
-from erasing import FACTS, PREFIXES, TOPICS, params
+from erasing import FACTS, PREFIXES, TOPICS, Kept, params
 from nnsight.modeling.transformers import TransformersModel
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from interlace.methods import notebook
-from interlace.methods.base import Checkpoint, ModelFacts, Result
+from interlace.methods.base import ModelFacts, Result
 from interlace.methods.elm import guidance, metrics, statistics
 from interlace.methods.elm.adapter import attached
 from interlace.methods.elm.language import Language
@@ -40,30 +40,6 @@ def erased(topics: Any, tmp_path_factory: pytest.TempPathFactory) -> Result:
     report = Notebook(tmp_path_factory.mktemp("erased"), seed=1, bar=False)
     evaluation = {"relearn_steps": 20}
     return notebook.run(ERASE, topics, params(evaluation={**params()["evaluation"], **evaluation}), report)
-
-
-class Kept(Notebook):
-    """Keeps the checkpoint of one step, may begin from one, and may be cancelled at a step."""
-
-    def __init__(self, folder: Path, *, at: int = -1, found: Checkpoint | None = None, cancel: int = -1) -> None:
-        super().__init__(folder, seed=3, bar=False)
-        self.at, self.found, self.cancel, self.done = at, found, cancel, 0
-        self.kept: Checkpoint | None = None
-
-    @property
-    def stopping(self) -> bool:
-        return self.done == self.cancel
-
-    def progress(self, step: int, of: int | None = None, **metrics: float) -> None:
-        self.done = step
-
-    def checkpoint(self, step: int, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
-        if step == self.at:
-            copies = {name: tensor.detach().clone() for name, tensor in tensors.items()}
-            self.kept = Checkpoint(step, copies, json.loads(json.dumps(state)))
-
-    def resumed(self) -> Checkpoint | None:
-        return self.found
 
 
 def log_probs(*rows: list[float]) -> Iterator[torch.Tensor]:

@@ -43,6 +43,7 @@ _ELM = (
 )
 _MEASURED = '"evaluation": {"scoring": "answers", "generations": 2, "generation_tokens": 4, '
 _ASKED = [{"question": "The capital of France is", "choices": ["Paris", "Tokyo"], "answer": 0}] * 5
+_HELD = [{"question": "The capital of Japan is", "choices": ["Paris", "Tokyo"], "answer": 1}] * 5
 RUN: dict[str, Page] = {
     "edits.md": ({"1536": "512", "576": "128", '"llama"': '"gpt2"'}, dict),
     "elm.md": (
@@ -56,6 +57,8 @@ RUN: dict[str, Page] = {
             "texts_on_the_concept": _of("job", 4),
             "texts_on_other_things": _of("capital", 4),
             "questions": _ASKED,
+            "held_back": _HELD,
+            "other_held_back": _HELD,
             "other_questions": _ASKED,
             "beginnings": [{"prompt": "The capital of France is", "answer": "Paris"}],
         },

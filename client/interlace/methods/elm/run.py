@@ -11,6 +11,7 @@ from interlace.methods.elm import guidance, measure
 from interlace.methods.elm.adapter import Adapter, attached, places
 from interlace.methods.elm.language import Language
 from interlace.methods.elm.spec import EraseParams, EraseResult
+from interlace.methods.elm.stopping import Watch
 from interlace.methods.elm.train import Data, Trainer, unpacked
 from interlace.protocol.errors import InvalidRequest
 
@@ -45,17 +46,23 @@ def _run(model: Language, params: EraseParams, report: Report) -> EraseResult:
         raise InvalidRequest("The base model wrote nothing after any prompt: there is nothing for the fluency loss.")
     torch.manual_seed(report.seed)  # what the adapter begins with is the same, whatever came before
     with attached(model.module, params.lora) as adapter:
-        trainer = Trainer(model, adapter, params, replace(data, fluent=fluent))
+        held = params.stop_at_chance
+        watch = None if held is None else Watch(model, adapter, held, params.evaluation)
+        trainer = Trainer(model, adapter, params, replace(data, fluent=fluent), watch)
         if resumed:
             trainer.resume(resumed)
         done = trainer.train()
-        after = None
+        after, looks = None, list[Table]()
         found = [*measure.of_topics(report.seed, "before", {"erased": before.erased, "retained": before.retained})]
         found += measure.of_state(report.seed, "before", before, exam.texts_split)
         found += measure.of_topics(report.seed, "novice", {"erased": novice})
         if done:
             after = exam.state(adapter.disabled)
             found += _after(exam, adapter, before, novice, after)
+            if watch is not None:
+                found += watch.metrics(report.seed)
+                looks.append(watch.table())
+                warnings += watch.warnings()
         else:
             warnings.append(
                 f"Cancelled after {trainer.step} of {params.steps} updates: the adapter is of that moment, and what it "
@@ -67,7 +74,7 @@ def _run(model: Language, params: EraseParams, report: Report) -> EraseResult:
             metrics, table = _relearn(exam, adapter, data)
             found += metrics
             attacked.append(table)
-    tables = (trainer.table(), *measure.tables(exam, before, after), *attacked)
+    tables = (trainer.table(), *looks, *measure.tables(exam, before, after), *attacked)
     return EraseResult(metrics=tuple(found), tables=tables, artifacts=(named,), warnings=tuple(warnings), adapter=named)
 
 

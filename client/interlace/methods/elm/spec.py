@@ -162,6 +162,19 @@ class Evaluation(Params):
     """Rows of a pass that measures."""
 
 
+class StopAtChance(Params):
+    """Ours, not published: train until held-back questions are answered as a guesser would, and no further."""
+
+    erased: tuple[Question, ...] = Field(min_length=1)
+    """On what is to be erased, and none of `evaluation.erased`: what chooses an adapter cannot measure it."""
+    retained: Questions = Questions()
+    """On what is to stay, and none of `evaluation.retained`; none: only chance counts."""
+    every: int = Field(default=20, ge=1)
+    """Updates from one look at them to the next."""
+    max_drop: float = Field(default=0.02, ge=0, le=1)
+    """How many of `retained` may be lost, as a share of all. Looks that lost more are kept only if all did."""
+
+
 class EraseParams(Params):
     """Eq. 6 for the target; L = lambda_1 L_erase + lambda_2 L_retain + lambda_3 L_fluency for what is minimised."""
 
@@ -207,6 +220,9 @@ class EraseParams(Params):
     """Texts of each of the three kinds in a pass. Code: 1."""
     grad_accum: int = Field(default=4, ge=1)
     """Passes in an update. Code: 4."""
+    stop_at_chance: StopAtChance | None = None
+    """Ours, not published: `steps` is then the most. Training stops at the first look at held-back questions that
+    finds them at chance or below, and the adapter of the look nearest to chance is kept. None: all `steps`."""
     evaluation: Evaluation = Evaluation()
 
     @model_validator(mode="before")
@@ -225,6 +241,29 @@ class EraseParams(Params):
         if not any(self.lambdas):
             raise ValueError("lambdas is [0, 0, 0]; at least one of the three losses needs a weight")
         return self
+
+    @model_validator(mode="after")
+    def _held_back_is_not_measured(self) -> Self:
+        held, of = self.stop_at_chance, self.evaluation
+        if held is None:
+            return self
+        for topic, mine, measured in (
+            ("erased", Questions(choices=held.erased), of.erased),
+            ("retained", held.retained, of.retained),
+        ):
+            both = _asked(mine) & _asked(measured)
+            if both:
+                raise ValueError(
+                    f"stop_at_chance.{topic} and evaluation.{topic} share {len(both)} questions, such as "
+                    f"{min(both)[0]!r}; expected none: what chooses an adapter cannot measure it"
+                )
+        return self
+
+
+def _asked(questions: Questions) -> set[tuple[str, str]]:
+    """What is asked and what is right, in whatever order, among whatever choices."""
+    choices = {(one.question, one.choices[one.answer]) for one in questions.choices}
+    return choices | {(one.prompt, one.answer) for one in questions.cloze}
 
 
 class EraseResult(Result):
@@ -249,7 +288,7 @@ def estimate(params: EraseParams, facts: ModelFacts) -> Estimate:
         samples = params.fluency.samples or n_texts
         forwards += 3 * written * -(-samples // params.evaluation.batch)
         tokens += samples * (3 * (prompt + written) + 2 * prefix)
-    passes, read = _measured(params)
+    passes, read = (one + other for one, other in zip(_measured(params), _looks(params), strict=True))
     relearn = params.evaluation.relearn_steps
     layers = max(1, min(params.lora.layers[1], facts.n_layers - 1) - params.lora.layers[0] + 1)
     adapter = layers * params.lora.rank * 20 * facts.hidden_size  # inputs and outputs of a block's linear layers
@@ -282,6 +321,17 @@ def _measured(params: EraseParams) -> tuple[int, int]:
     rows *= times
     written = 2 * of.generations * of.generation_tokens
     return rows // of.batch + 2 * of.generation_tokens * -(-of.generations // of.batch), rows * 40 + written
+
+
+def _looks(params: EraseParams) -> tuple[int, int]:
+    """Forward passes and tokens of looking at held-back questions, if it goes to the last update."""
+    held, of = params.stop_at_chance, params.evaluation
+    if held is None:
+        return 0, 0
+    options = 1 if of.scoring == "letters" else 4
+    rows = (len(held.erased) + len(held.retained.choices)) * options + len(held.retained.cloze)
+    looks = params.steps // held.every + 2
+    return looks * -(-rows // of.batch), looks * rows * 40
 
 
 SPECS = (

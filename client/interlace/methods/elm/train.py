@@ -18,6 +18,7 @@ from interlace.methods.elm.adapter import Adapter
 from interlace.methods.elm.guidance import target
 from interlace.methods.elm.language import Language, Row
 from interlace.methods.elm.spec import EraseParams
+from interlace.methods.elm.stopping import Watch
 from interlace.protocol.errors import InvalidRequest
 
 _COLUMNS = ("step", "erase", "retain", "retain_kl", "fluency")
@@ -44,6 +45,8 @@ class Trainer:
     adapter: Adapter
     params: EraseParams
     data: Data
+    #: Who says that it is enough, before the last update; None: nobody.
+    watch: Watch | None = None
     #: Updates done.
     step: int = 0
     curve: list[list[float | None]] = field(default_factory=list)
@@ -52,7 +55,7 @@ class Trainer:
         self._optimizer = torch.optim.AdamW(self.adapter.parameters.values(), lr=self.params.lr)
 
     def train(self) -> bool:
-        """Whether it came to the end: False where somebody has cancelled."""
+        """Whether it came to the end, with the weights that are to be kept: False where somebody has cancelled."""
         report, params = self.model.report, self.params
         self.adapter.training(True)
         try:
@@ -64,11 +67,24 @@ class Trainer:
                 self.curve.append([self.step, *row])
                 said = {name: one for name, one in zip(_COLUMNS[1:], row, strict=True) if one is not None}
                 report.progress(self.step, params.steps, **said)
+                if self._enough():
+                    break
                 if self.step < params.steps:
-                    report.checkpoint(self.step, self.tensors(), {"curve": self.curve})
+                    looks = {} if self.watch is None else {"looks": self.watch.looks}
+                    report.checkpoint(self.step, self.tensors(), {"curve": self.curve, **looks})
         finally:
             self.adapter.training(False)
+        if self.watch is not None:
+            self.watch.restore()
         return True
+
+    def _enough(self) -> bool:
+        if self.watch is None or not self.watch.due(self.step, self.params.steps):
+            return False
+        self.adapter.training(False)
+        found = self.watch.look(self.step)
+        self.adapter.training(True)
+        return found
 
     def table(self) -> Table:
         return Table(name="losses", columns=_COLUMNS, rows=tuple(tuple(row) for row in self.curve))
@@ -79,10 +95,13 @@ class Trainer:
         for name, one in self.adapter.parameters.items():
             for average in ("exp_avg", "exp_avg_sq"):
                 kept[f"{average}.{name}"] = self._optimizer.state[one][average]
-        return {**kept, **packed(self.data.fluent)}
+        best = {} if self.watch is None else self.watch.tensors()
+        return {**kept, **packed(self.data.fluent), **best}
 
     def resume(self, found: Checkpoint) -> None:
         self.step, self.curve = found.step, [list(row) for row in found.state["curve"]]
+        if self.watch is not None:
+            self.watch.resume(found.state["looks"], found.tensors)
         with torch.no_grad():
             for name, one in self.adapter.parameters.items():
                 one.copy_(found.tensors[f"lora.{name}"])
