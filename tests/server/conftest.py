@@ -43,7 +43,6 @@ async def state(gateway: Gateway) -> AsyncIterator[State]:
         yield state
         await state.queue.fail_all(KEY, "the test is over")
         await state.redis.delete(keys.models, keys.environment, keys.desired, keys.moments, keys.life)
-        await state.redis.delete(keys.fair(KEY.slug))  # what a job of the model usually takes
 
 
 @pytest.fixture
