@@ -22,12 +22,11 @@ Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 @contextmanager
 def interlace(home: Path, **sections: Any) -> Iterator[running.Running]:
-    """Host a tiny model; jobs end after two seconds."""
+    """Host a tiny model; jobs end after eight seconds."""
     configuration = {
         "runtime": "process",
         "models": [{"source": tiny.GPT2, "repo_id": tiny.GPT2, "threads": 1}],
-        "limits": {"wall_seconds": 2},
-        "lifetimes": {"lease": 3},
+        "limits": {"wall_seconds": 8},
         "gateway": {"port": 0, "drain_seconds": 1},
         **sections,
     }

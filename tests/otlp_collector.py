@@ -60,7 +60,7 @@ def running() -> Iterator[Collector]:
             body = self.rfile.read(int(self.headers["content-length"]))
             if self.headers.get("content-encoding") == "gzip":
                 body = gzip.decompress(body)
-            collector.answering.wait(60)
+            collector.answering.wait(600)
             is_ours = self.path == "/v1/traces" and self.headers["content-type"] == "application/x-protobuf"
             if is_ours:
                 collector.seen += _parsed(body)

@@ -59,13 +59,12 @@ def process_server(home: Path, tiny_models: Path) -> Iterator[running.Running]:
         "runtime": "process",
         "models": [hosted(tiny.GPT2), hosted(tiny.BROKEN), hosted(tiny.LAB, str(tiny_models))],
         "limits": {
-            "wall_seconds": 5,
+            "wall_seconds": 10,
             "memory_bytes": 512 << 20,
             "result_bytes": 8 << 20,
             "payload_bytes": 4 << 20,
             "log_bytes": 64 << 10,
         },
-        "lifetimes": {"lease": 3},
         "gateway": _GATEWAY,
     }
     with running.interlace(home, configuration, seconds=300) as server:

@@ -47,7 +47,7 @@ def method_server(home: Path, tiny_models: Path, packages: Path) -> Iterator[run
     configuration = {
         "runtime": "process",
         "models": [{"source": source, "repo_id": name, "threads": 1, "slots": 2} for name, source in MODELS.items()],
-        "lifetimes": {"lease": 2},
+        "lifetimes": {"lease": 6},
         "methods": {
             "checkpoint_seconds": 0.1,
             "cancel_grace": 5,

@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -101,7 +100,7 @@ async def last(opened: Any) -> dict[str, Any]:
 
 
 async def test_a_stream_may_end_while_the_server_drains(start_gateway: Any) -> None:
-    with start_gateway(gateway={"drain_seconds": 15}) as gateway:
+    with start_gateway(gateway={"drain_seconds": 600}) as gateway:
         async with open_state(gateway.config) as state:
             await publish(state, gateway.config)
             worker = Worker(state)
@@ -125,11 +124,10 @@ async def test_a_stream_may_end_while_the_server_drains(start_gateway: Any) -> N
 @pytest.mark.parametrize("signals", [1, 2])
 async def test_open_streams_get_a_last_frame_when_the_server_stops(start_gateway: Any, signals: int) -> None:
     """After `drain_seconds`, or at once after a second signal."""
-    with start_gateway(gateway={"drain_seconds": 0.5 if signals == 1 else 60}) as gateway:
+    with start_gateway(gateway={"drain_seconds": 0.5 if signals == 1 else 600}) as gateway:
         async with open_state(gateway.config) as state:
             await publish(state, gateway.config)
             streams = [await stream(gateway, post=post) for post in (True, False)]
-            began = time.monotonic()
             gateway.process.send_signal(signal.SIGTERM)
             if signals == 2:  # the second once the first was heard: two at once are one
                 await asyncio.to_thread(until, lambda: gateway.get("/readyz").status_code == 503, "the drain")
@@ -141,8 +139,7 @@ async def test_open_streams_get_a_last_frame_when_the_server_stops(start_gateway
             assert idle["description"] == (
                 "The server is shutting down and takes no new jobs. Please try again in a minute."
             )
-            assert await asyncio.to_thread(gateway.process.wait, DEADLINE) == 0
-            assert time.monotonic() - began < 50  # it would drain for 60
+            assert await asyncio.to_thread(gateway.process.wait, DEADLINE) == 0  # it would drain for longer
 
 
 class OwnRedis:

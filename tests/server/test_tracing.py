@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -96,12 +95,12 @@ def test_what_is_no_traceparent(text: str) -> None:
 
 async def test_a_collector_that_hangs_holds_up_nobody(traced: Gateway, own_state: State, collector: Collector) -> None:
     collector.answering.clear()
-    worker, started = Worker(own_state), time.monotonic()
+    worker = Worker(own_state)
     for _ in range(10):
         await _posted(traced, worker, "")
     traced.process.send_signal(signal.SIGTERM)
-    assert await asyncio.to_thread(traced.process.wait, DEADLINE) == 0
-    assert time.monotonic() - started < 55  # the collector lets everybody wait for 60
+    assert await asyncio.to_thread(traced.process.wait, DEADLINE) == 0  # the collector never answers
+    assert collector.seen == []
 
 
 async def test_a_collector_that_is_away_costs_spans_only(start_gateway: GatewayFactory) -> None:

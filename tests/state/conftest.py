@@ -16,7 +16,7 @@ def config(redis_url: str, tmp_path: Path) -> Config:
     return Config(
         redis=RedisConfig(url=redis_url, prefix=f"test:{secrets.token_hex(4)}:"),
         store=StoreConfig(url=str(tmp_path / "store")),
-        lifetimes=LifetimeConfig(lease=30),  # a slow machine loses none; who waits for its end says so
+        lifetimes=LifetimeConfig(lease=600),  # a slow machine loses none; who waits for its end says so
         state_dir=tmp_path,
     )
 

@@ -229,7 +229,7 @@ async def test_a_job_is_kept_while_it_runs(state: State, config: Config, keys: K
     job = await submitted(state)
     held = None if sign_of_life == "lease" else await lease(state)
     for key in (keys.job(job.id), keys.events(job.id)):
-        await state.redis.expire(key, 5)
+        await state.redis.expire(key, config.lifetimes.waiting // 2)
     if held is None:
         await lease(state)
     elif sign_of_life == "renew":

@@ -18,7 +18,7 @@ from interlace.protocol.job import Job, JobState
 from interlace_state.config import Config
 from interlace_state.keys import Keys
 from interlace_state.queue import Lease
-from interlace_state.settings.services import RedisConfig, StoreConfig
+from interlace_state.settings.services import LifetimeConfig, RedisConfig, StoreConfig
 from interlace_state.store import State, open_state
 
 T = TypeVar("T")
@@ -39,6 +39,7 @@ class Workers(RuleBasedStateMachine):
         self.config = Config(
             redis=RedisConfig(url=self.redis_url, prefix=f"test:{secrets.token_hex(4)}:"),
             store=StoreConfig(url=str(self.folder)),
+            lifetimes=LifetimeConfig(lease=600),  # none lapses by itself
         )
         self.state: State = self.run(self.stack.enter_async_context(open_state(self.config)))
         self.jobs: list[Job] = []

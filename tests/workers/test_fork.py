@@ -347,7 +347,7 @@ async def _kill_while_loading(executor: ForkExecutor, times: int) -> None:
         if zygote is not None and zygote.pid not in killed and not zygote._loaded.done():
             os.kill(zygote.pid, 9)
             killed.add(zygote.pid)
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0)  # no longer: a machine that stands still meanwhile lets it load
 
 
 async def test_a_model_whose_process_is_killed_while_it_loads_is_loaded_again(
@@ -457,7 +457,7 @@ async def test_a_flood_from_a_job_does_not_hold_up_the_parent(
             longest = max(longest, time.thread_time() - before)
 
     watching = asyncio.create_task(watch())
-    ran = await run(executor, backend.payload, tmp_path, wall_seconds=2.0)
+    ran = await run(executor, backend.payload, tmp_path, wall_seconds=2.0 if flood == "lines" else 60.0)
     watching.cancel()
     assert ("its limit" if flood == "lines" else "channel that reports its end") in ran.error
     assert len(ran.printed) <= 1 + (1 << 20) // 64

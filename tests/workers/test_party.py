@@ -255,7 +255,13 @@ async def test_those_who_stop_early_end_nobody_elses_forward(hosted: Any, tmp_pa
 async def test_one_over_its_time_is_stopped_and_the_others_run_apart(hosted: Any, tmp_path: Path) -> None:
     executor, client = hosted
     payloads = [read(client, TEXTS[0]), endless(client, TEXTS[1]), ablate(client, TEXTS[2])]
-    first, slow, last = await together(executor, payloads, tmp_path, wall_seconds=4.0)
+    limits: list[dict[str, float]] = [{}, {"wall_seconds": 4.0}, {}]
+    parts = list(zip(executor.party(3), payloads, limits, strict=True))
+    ends = await asyncio.gather(*(run(one[0], one[1], tmp_path, **one[2]) for one in parts), return_exceptions=True)
+    first, slow, last = [
+        await settled(executor, end, payload, tmp_path, **limit)
+        for end, (_, payload, limit) in zip(ends, parts, strict=True)
+    ]
     assert "ran for 4 s, its limit" in slow.error
     assert same(first.saved, (await run(executor, payloads[0], tmp_path)).saved)
     assert same(last.saved, (await run(executor, payloads[2], tmp_path)).saved)

@@ -217,9 +217,11 @@ async def test_one_that_is_deployed_is_never_said_to_be_evicted_before_it_comes(
 
 async def test_one_that_is_idle_for_long_leaves(config: Config, state: State) -> None:
     one = await loop(config, state)
-    await state.desired.put(deployed(LLAMA, idle_seconds=2.0))
+    await state.desired.put(deployed(LLAMA, idle_seconds=3600.0))
     assert await settled(one, LLAMA) == 1
-    await asyncio.sleep(2.1)
+    kept = one.kept(LLAMA)
+    assert kept is not None
+    kept.used_at -= 3601.0  # as if so many seconds had passed
     await one.look()
     record = await state.desired.find(LLAMA)
     assert record is not None
