@@ -50,6 +50,7 @@ async def test_the_second_takes_the_firsts_process_and_outlives_it(
     assert await second.start() == loaded
     pid = zygote_of(first).pid
     assert zygote_of(second).pid == pid
+    assert first.holder() == second.holder() == pid
 
     slow, quick = payload_of(tiny_models, 4.0), payload_of(tiny_models)
     running = asyncio.create_task(run(second, slow, tmp_path))
