@@ -26,13 +26,20 @@ from nnsight.modeling.diffusion import DiffusionModel
 RED, BLUE = "a large red triangle", "a large blue square"
 
 
+def passes_of(model: DiffusionModel, steps: int) -> int:
+    """How often the denoiser is asked in so many steps: PNDM, Stable Diffusion's own scheduler, takes one twice."""
+    model.pipeline.scheduler.set_timesteps(steps)
+    return len(model.pipeline.scheduler.timesteps)
+
+
 def strip(model: DiffusionModel, prompt: str, settings: dict[str, Any], remote: bool) -> list[torch.Tensor]:
-    """What the latents look like on their way: noise, then a picture after each step; each [3, height, width]."""
+    """What the latents look like on their way: noise, then a picture after each pass; each [3, height, width]."""
     scale = model.pipeline.vae.config.scaling_factor
+    passes = passes_of(model, settings["num_inference_steps"])
     with model.session(remote=remote):  # a generation and the decoding of what it went through: one request
         with model.generate(prompt, **settings, output_type="latent") as tracer:
             latents = []
-            for _step in tracer.iter[: settings["num_inference_steps"]]:
+            for _step in tracer.iter[:passes]:
                 latents.append(model.unet.input[:1])  # with guidance there are two rows, of the same latents
             latents.append(model.output.images)
         with model.vae.trace(torch.cat(latents) / scale, fn="decode"):
@@ -41,15 +48,15 @@ def strip(model: DiffusionModel, prompt: str, settings: dict[str, Any], remote: 
 
 
 def switched(model: DiffusionModel, settings: dict[str, Any], remote: bool) -> list[np.ndarray]:
-    """Pictures of one noise: `RED` is asked for, and from step k on the denoiser is told `BLUE`, for k = steps to 0."""
-    steps = settings["num_inference_steps"]
+    """Pictures of one noise: `RED` is asked for, and from pass k on the denoiser is told `BLUE`, for k = all to 0."""
+    passes = passes_of(model, settings["num_inference_steps"])
     pictures = []
     with model.session(remote=remote):
         with model.generate(BLUE, **settings):
             words = model.unet.inputs[1]["encoder_hidden_states"]
-        for switch in range(steps, -1, -1):
+        for switch in range(passes, -1, -1):
             with model.generate(RED, **settings, output_type="np") as tracer:
-                for step in tracer.iter[:steps]:
+                for step in tracer.iter[:passes]:
                     if step >= switch:
                         model.unet.inputs[1]["encoder_hidden_states"] = words
                 picture = model.output.images[0]
@@ -89,17 +96,18 @@ def main() -> None:
     CONFIG.APP.REMOTE_LOGGING = sys.stdout.isatty()  # the live status of a job, with its steps, needs a terminal
     model = DiffusionModel(options.model, dispatch=options.local)
     settings = {"num_inference_steps": options.steps, "guidance_scale": 3.0, "seed": 0}
+    passes = passes_of(model, options.steps)
 
     print(f'drawing "{RED}" in {options.steps} steps ...', flush=True)
     seen = [picture.permute(1, 2, 0).numpy() / 2 + 0.5 for picture in strip(model, RED, settings, not options.local)]
     print(f'\ntelling the denoiser "{BLUE}" from some step on ...', flush=True)
     pictures = switched(model, settings, not options.local)
     print("\ntold from step   the picture is")
-    for switch, picture in zip(range(options.steps, -1, -1), pictures, strict=True):
-        print(f"{'never' if switch == options.steps else switch:>14}   {colour(picture)}")
+    for switch, picture in zip(range(passes, -1, -1), pictures, strict=True):
+        print(f"{'never' if switch == passes else switch:>14}   {colour(picture)}")
     path = options.out / "denoising.png"
-    after = ["noise", *map(str, range(1, options.steps + 1))]
-    told = ["never", *(f"from {step}" for step in reversed(range(options.steps)))]
+    after = ["noise", *map(str, range(1, passes + 1))]
+    told = ["never", *(f"from {step}" for step in reversed(range(passes)))]
     rows = {
         f'"{RED}", after so many steps': dict(zip(after, seen, strict=True)),
         f'... and where the denoiser is told "{BLUE}" from a step on': dict(zip(told, pictures, strict=True)),

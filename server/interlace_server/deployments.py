@@ -87,6 +87,7 @@ def overview(models: Iterable[HostedModel], wall_seconds: float, records: Mappin
                 node.deployments.setdefault(key, {})[replica_id] = {
                     "gpus": {},
                     "resident_bytes": replica.resident_bytes,
+                    "holder": replica.holder,
                 }
     return Overview(deployments=deployments, cluster=Cluster(nodes=nodes))
 

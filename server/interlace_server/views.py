@@ -66,7 +66,7 @@ async def model_view(state: State, hosted: HostedModel, *, history: bool = False
         paused=hosted.paused,
         jobs=await state.queue.length(key),
         size_bytes=card.size_bytes,
-        resident_bytes=sum(replica.resident_bytes for replica in hosted.replicas),
+        resident_bytes=hosted.resident_bytes,
         history=await state.desired.history(key) if history else [],
     )
 

@@ -41,6 +41,8 @@ class Replica(BaseModel):
     node: str
     #: Resident bytes of the process that holds the weights.
     resident_bytes: int = 0
+    #: Id of that process on ``node``, which replicas of one model may share; 0 while there is none.
+    holder: int = 0
     running: int = 0
     #: Whether an operator gives it no more jobs.
     drained: bool = False
@@ -79,6 +81,12 @@ class HostedModel(BaseModel):
     paused: bool = False
     #: Where it stands in its life; None where no placement loop has said.
     moment: Moment | None = None
+
+    @property
+    def resident_bytes(self) -> int:
+        """Resident bytes of the processes that hold its weights, each counted once whoever shares it."""
+        held = {(one.node, one.holder or one.id): one.resident_bytes for one in self.replicas}
+        return sum(held.values())
 
 
 class Models:

@@ -150,6 +150,14 @@ def test_its_configuration_loads(compose: dict[str, Any], service: str, tmp_path
     assert (ROOT / described["build"]["dockerfile"]).is_file()
 
 
+def test_commands_in_a_container_read_the_same_file(compose: dict[str, Any]) -> None:
+    """Else a key that is made there, or a backup, is of another `redis.prefix` than the gateway's."""
+    for name in ("gateway", "workers", "workers-nvidia", "ray-head", "ray-node"):
+        service = compose["services"][name]
+        mounted = {volume.split(":")[1] for volume in service["volumes"] if volume.startswith("./deploy/examples/")}
+        assert mounted == {service["environment"]["INTERLACE_CONFIG"]}, name
+
+
 def test_the_page_starts_what_there_is(compose: dict[str, Any]) -> None:
     there = {name for service in compose["services"].values() for name in service.get("profiles", [])}
     assert there == {"cpu", "nvidia", "ray", "observe"}

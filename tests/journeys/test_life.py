@@ -348,3 +348,15 @@ def test_on_ray_a_model_is_deployed_evicted_and_changed(
         assert logits_of(client, remote=True).dtype is torch.bfloat16
         on.evict(tiny.GPT2, forget=True)
         until(lambda: tiny.GPT2 not in phases(on), "it is hosted no longer")
+
+
+def test_on_ray_a_model_that_no_machine_has_gpus_for_says_so(ray: running.Running) -> None:
+    """Ray keeps its replica pending. It was never run where there are GPUs; no machine has 64."""
+    with interlace.connect(ray.url) as on:
+        on.deploy(tiny.NEOX, executor="resident", trusted=["local"], device="cuda", gpus=64)
+        until(lambda: "GPU" in on.model(tiny.NEOX).text, "it says what it waits for")
+        waits = on.model(tiny.NEOX)
+        assert (waits.phase, waits.replicas) == (Phase.QUEUED, 0)
+        assert waits.text.startswith("A replica waits for 64 GPUs: the cluster has ")
+        on.evict(tiny.NEOX, forget=True)
+        until(lambda: tiny.NEOX not in phases(on), "it is hosted no longer")

@@ -159,7 +159,7 @@ def test_a_job_from_its_first_word_to_its_end(keyed: Keyed, look: Look) -> None:
 
 def test_why_a_job_failed_is_in_the_list_and_all_of_it_on_its_page(keyed: Keyed, look: Look) -> None:
     job_id = post(keyed, keyed.ours)
-    frames = 'Traceback (most recent call last):\n  File "a.py", line 1, in f\n    x = y\n'
+    frames = "Traceback (most recent call last):\n" + '  File "a.py", line 1, in f\n    x = y\n' * 40
     raised = f"ValueError: {HTML} " + "x" * 3000
     text = f"{frames}{raised}\n\nLook at your prompt."
 
@@ -176,6 +176,10 @@ def test_why_a_job_failed_is_in_the_list_and_all_of_it_on_its_page(keyed: Keyed,
     page.goto(f"/page/jobs/{job_id}")
     assert page.get_by_role("status").inner_text() == f"error {raised[:159]}…"
     assert page.locator("#why").inner_text() == text
+    assert page.locator("#advice").inner_text() == "Look at your prompt."
+    box = page.locator("#advice").bounding_box()
+    assert box is not None
+    assert box["y"] + box["height"] < page.viewport_size["height"]  # type: ignore[index]
     looking.check()
 
 

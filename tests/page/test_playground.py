@@ -221,8 +221,10 @@ def test_steering(
     looking = look(server.url)
     looking.sign_in(key, "/page/playground/steer")
     fields = {"prompt": FRANCE, "more": CHINA, "less": FRANCE, "wanted": "Asia", "other": "Europe"}
-    job = played(looking, "steer", **fields, layer="3", scales="1, 2", write="2", neutral="Two plus two is four.")
+    assert looking.page.locator("#field-layer").input_value() == ""
+    job = played(looking, "steer", **fields, scales="1, 2", write="2", neutral="Two plus two is four.")
     page = looking.page
+    assert page.locator("#field-layer").input_value() == "3"  # the middle one of six
     result = client.follow_method(job).result()
     effects = {row[0]: row[2] for row in result.table("scales").rows if row[1] == "direction"}
     found = [row for row in cells(page) if row[1] == "direction"]

@@ -242,7 +242,7 @@ async def test_status_of_models_in_every_state(gateway: Gateway, state: State) -
     await state.models.want(resting, 0)
     await publish(state, gateway.config, loading, ready=False)
     await publish(state, gateway.config, broken, ready=False, failure="no weights")
-    second = Replica(id="r2", state=ModelState.DEPLOYING, pid=1, node="n2", resident_bytes=7)
+    second = Replica(id="r2", state=ModelState.DEPLOYING, pid=1, node="n2", resident_bytes=7, holder=5)
     await state.models.beat(KEY, second)
     await state.control.drain("r2")
     found = (await get(gateway, "/status")).json()
@@ -286,7 +286,8 @@ async def test_status_of_models_in_every_state(gateway: Gateway, state: State) -
         "phase_text": "",
     }
     assert deployments[f"{broken.slug}:ModelActor:{broken.canonical}"]["failure"] == "no weights"
-    assert found["cluster"]["nodes"]["n2"]["deployments"] == {canonical: {"r2": {"gpus": {}, "resident_bytes": 7}}}
+    held = {"gpus": {}, "resident_bytes": 7, "holder": 5}
+    assert found["cluster"]["nodes"]["n2"]["deployments"] == {canonical: {"r2": held}}
 
 
 async def test_env_is_the_workers(gateway: Gateway, state: State) -> None:

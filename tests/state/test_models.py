@@ -40,6 +40,15 @@ async def test_a_model_is_ready_while_a_replica_is(state: State) -> None:
     assert (await state.models.find(KEY)).state is ModelState.DEPLOYING
 
 
+async def test_memory_that_replicas_share_is_counted_once(state: State) -> None:
+    """A process is known by its machine and its id there; a replica that does not say has one of its own."""
+    await state.models.publish(card())
+    for name, node, holder in (("a", "x", 7), ("b", "x", 7), ("c", "y", 7), ("d", "y", 0), ("e", "y", 0)):
+        sign = Replica(id=name, state=ModelState.READY, pid=1, node=node, resident_bytes=100, holder=holder)
+        await state.models.beat(KEY, sign)
+    assert (await state.models.find(KEY)).resident_bytes == 400
+
+
 async def test_a_failure_is_told_with_its_reason(state: State) -> None:
     await state.models.publish(card(failure="no weights"))
     found = await state.models.find(KEY)

@@ -24,6 +24,16 @@ def test_gpus_are_reserved_and_on_a_cluster_memory_too() -> None:
     assert ray_serve.resources(cluster, placement())["memory"] == 1 << 30
 
 
+def test_a_replica_that_no_machine_has_gpus_for_says_how_many_there_are() -> None:
+    of = ray_serve.short_of_gpus
+    assert of(1, []).startswith("A replica waits for 1 GPU: the cluster has 0. It comes once a machine has as many")
+    assert of(4, [(2, 2), (2, 0)]).startswith("A replica waits for 4 GPUs: the cluster has 4, at most 2 of them on one")
+    assert of(2, [(2, 1)]) == "A replica waits for 2 GPUs: the cluster has 2, of which 1 is free."
+    assert (
+        of(2, [(2, 1), (4, 0)]) == "A replica waits for 2 GPUs: the cluster has 6, of which 1 is free on one machine."
+    )
+
+
 def test_what_a_former_placer_has_started_is_known_by_its_name() -> None:
     name = ray_serve.deployment_name(Config(), placement())
     assert name == ray_serve.deployment_name(Config(), placement())

@@ -157,14 +157,21 @@ async def test_replicas_that_have_no_room_are_told_of_with_the_numbers(config: C
     assert await settled(one, GPT2) == 1
     kept = one.kept(GPT2)
     assert kept is not None
+    assert kept.shortage is not None
+    assert (kept.shortage.has, kept.shortage.needs) == (1, 3)
     assert re.fullmatch(
         r"1 of 3 replicas have room\. Another needs 0\.47 GiB of memory, and 0\.0\d GiB of 0\.98 GiB are free\. "
         r"No model leaves for it\.",
-        kept.waits,
+        kept.shortage.text,
     )
+    former = kept.shortage
     await state.models.beat(GPT2, Replica(id="r", state=ModelState.READY, pid=1, node=socket.gethostname()))
     await one.look()
-    assert kept.moment(time.monotonic(), 0.0).text == kept.waits != ""
+    assert kept.moment(time.monotonic(), 0.0).text == former.text
+    assert kept.shortage is former  # however much is free by now
+    await state.desired.put(deployed(GPT2, replicas=2))
+    await one.look()
+    assert kept.shortage.text.startswith("1 of 2 replicas have room. Another")
     resting = await state.desired.find(LLAMA)
     assert resting is not None
     assert not resting.resting

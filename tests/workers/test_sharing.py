@@ -50,6 +50,7 @@ async def test_the_second_takes_the_firsts_process_and_outlives_it(
     assert await second.start() == loaded
     pid = zygote_of(first).pid
     assert zygote_of(second).pid == pid
+    assert first.holder() == second.holder() == pid
 
     quick = payload_of(tiny_models)
     for seconds in (4.0, 16.0, 48.0):  # until it is slow, on whatever machine

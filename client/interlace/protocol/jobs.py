@@ -6,6 +6,7 @@ from interlace.protocol.event import Progress
 from interlace.protocol.job import Cost, JobState
 
 _LONGEST_REASON = 160  # characters
+_LONGEST_ADVICE = 2000  # characters
 _TRACEBACK = "Traceback"
 
 
@@ -65,6 +66,17 @@ class JobView(BaseModel):
             lines = [line for line in lines[last + 1 :] if not line[0].isspace()] or lines[-1:]
         line = lines[0].strip() if lines else ""
         return line if len(line) <= _LONGEST_REASON else line[: _LONGEST_REASON - 1] + "…"
+
+    @property
+    def advice(self) -> str:
+        """What stands below a traceback and what was raised: where in the user's code, what there is, what would help.
+
+        Empty where there is no such thing. Like `reason`, the job's own code may have written it.
+        """
+        if not self.reason or (at := self.text.rfind(_TRACEBACK)) < 0:
+            return ""
+        said = self.text[at:].partition("\n\n")[2].strip()
+        return said if len(said) <= _LONGEST_ADVICE else said[: _LONGEST_ADVICE - 1] + "…"
 
 
 class JobPage(BaseModel):

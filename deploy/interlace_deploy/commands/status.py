@@ -74,9 +74,13 @@ async def _jobs(config: Config, models: list[dict[str, Any]]) -> list[int | None
 
 def _models(overview: dict[str, Any]) -> list[dict[str, Any]]:
     """One entry for each model, from `/status`, which has one for each replica."""
-    resident = {
-        replica_id: replica.get("resident_bytes", 0)
-        for node in overview["cluster"]["nodes"].values()
+    held = {
+        replica_id: {
+            "resident_bytes": replica.get("resident_bytes", 0),
+            "node": name,
+            "holder": replica.get("holder") or replica_id,
+        }
+        for name, node in overview["cluster"]["nodes"].items()
         for replicas in node["deployments"].values()
         for replica_id, replica in replicas.items()
     }
@@ -90,9 +94,9 @@ def _models(overview: dict[str, Any]) -> list[dict[str, Any]]:
             model["state"] = state
         model["phase"] = deployment.get("phase")
         model["paused"] = deployment.get("paused", False)
-        if (replica_id := deployment["replica_id"]) in resident:
+        if (replica_id := deployment["replica_id"]) in held:
             drained = deployment.get("drained", False)
-            replica = {"id": replica_id, "state": state, "drained": drained, "resident_bytes": resident[replica_id]}
+            replica = {"id": replica_id, "state": state, "drained": drained, **held[replica_id]}
             model["replicas"].append(replica)
     return sorted(models.values(), key=lambda model: str(model["repo_id"]))
 
@@ -132,7 +136,7 @@ def _show(report: dict[str, Any]) -> None:
             f"{model['state']}, paused" if model["paused"] else model["state"],
             _replicas(model["replicas"]),
             "?" if model["jobs"] is None else str(model["jobs"]),
-            f"{sum(replica['resident_bytes'] for replica in model['replicas']) / (1 << 20):.0f} MiB",
+            f"{_resident_bytes(model['replicas']) / (1 << 20):.0f} MiB",
         )
         for model in report["models"]
     ]
@@ -141,6 +145,11 @@ def _show(report: dict[str, Any]) -> None:
     for model in report["models"]:
         if model["state"] == "failed":
             print(f"{model['repo_id']}: {model['failure']}")
+
+
+def _resident_bytes(replicas: list[dict[str, Any]]) -> int:
+    """Of the processes that hold the weights, which replicas may share."""
+    return sum({(one["node"], one["holder"]): one["resident_bytes"] for one in replicas}.values())
 
 
 def _replicas(replicas: list[dict[str, Any]]) -> str:

@@ -92,7 +92,9 @@ async def run(name: _ToolName, request: Request, caller: TheCaller, gateway: The
     try:
         if not form.get("model"):
             raise InvalidRequest("No model is chosen.")
-        asked = MethodRequest(method=tool.method, model=form["model"], params=tool.asked(form))
+        card = next((one for one in await _models(gateway, caller, tool) if one.key.slug == form["model"]), None)
+        params = tool.asked(form) if card is None else tool.completed(tool.asked(form), card)
+        asked = MethodRequest(method=tool.method, model=form["model"], params=params)
         view = await run_method(asked, caller, request, Response(), gateway)
     except InterlaceError as error:
         status, chosen = error.http_status, form.get("model", "")

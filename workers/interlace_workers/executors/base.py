@@ -101,8 +101,8 @@ class Executor(Runner, Protocol):
     def party(self, seats: int) -> list[Runner]:
         """Runners of so many jobs of one tenant, one each, which may share a process: each waits for the others."""
 
-    def resident_bytes(self) -> int:
-        """Resident bytes of the process that holds the weights."""
+    def holder(self) -> int:
+        """Id of the process that holds the weights, which other replicas may have, too; 0 while there is none."""
 
     async def lost(self) -> None:
         """Wait until the process that holds the model has ended by itself, and none that follows is this executor's."""

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from interlace.protocol.job import Job
 from interlace_state import log
-from interlace_workers.executors import proc
 from interlace_workers.executors.base import Done, ExecutorLost, Failed, Happening, LoadFailed, Sealed, Started, Step
 from interlace_workers.executors.cgroup import JobGroups
 from interlace_workers.executors.execution import Execution, order_of
@@ -90,8 +89,8 @@ class ForkExecutor:
     def give_up(self) -> None:
         """Nobody waits."""
 
-    def resident_bytes(self) -> int:
-        return proc.resident_bytes(self._zygote.pid) if self._zygote else 0
+    def holder(self) -> int:
+        return self._zygote.pid if self._zygote else 0
 
     async def lost(self) -> None:
         assert self._zygote is not None, "start() comes first"

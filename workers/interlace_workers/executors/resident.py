@@ -117,8 +117,8 @@ class ResidentExecutor:
     def give_up(self) -> None:
         """Nobody waits."""
 
-    def resident_bytes(self) -> int:
-        return proc.resident_bytes(self._zygote.pid) if self._zygote else 0
+    def holder(self) -> int:
+        return self._zygote.pid if self._zygote else 0
 
     async def lost(self) -> None:
         """Never: the next job replaces a process that has ended."""

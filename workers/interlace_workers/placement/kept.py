@@ -15,6 +15,17 @@ from interlace_workers.placement.scaling import Scale
 IDLE_AFTER = 30.0  # seconds without a job
 
 
+@dataclass(frozen=True)
+class Shortage:
+    """Why fewer replicas of a model may run than it needs."""
+
+    #: Replicas that have room.
+    has: int
+    needs: int
+    #: For whoever asks where the model stands.
+    text: str
+
+
 @dataclass
 class Kept:
     """One model; times are those of `time.monotonic`."""
@@ -38,8 +49,10 @@ class Kept:
     scale: Scale = field(default_factory=lambda: Scale(0))
     #: Replicas that it may have now.
     target: int = 0
-    #: Why it has fewer than it needs; empty where it has all.
-    waits: str = ""
+    #: None where all that it needs may run.
+    shortage: Shortage | None = None
+    #: What those wait for that may run, and that the runtime has no place for; empty where that is nothing.
+    pending: str = ""
     jobs: int = 0
     live: int = 0
     submitted: int = -1
@@ -53,6 +66,11 @@ class Kept:
     @property
     def is_ready(self) -> bool:
         return self.hosted is not None and self.hosted.state is ModelState.READY
+
+    @property
+    def replicas(self) -> int:
+        """Those that give a sign of life."""
+        return 0 if self.hosted is None else len(self.hosted.replicas)
 
     @property
     def planned_bytes(self) -> int:
@@ -81,7 +99,7 @@ class Kept:
     def leave(self, *, for_good: bool) -> None:
         """Have what runs stop."""
         self.leaving, self.for_good, self.failed_at = True, for_good, None
-        self.target, self.scale, self.waits = 0, Scale(0), ""
+        self.target, self.scale, self.shortage, self.pending = 0, Scale(0), None, ""
 
     def looked_at(self, jobs: int, submitted: int, now: float) -> None:
         """Note whether somebody uses it."""
@@ -126,13 +144,14 @@ class Kept:
             done, total = self.progress
             text = f"Downloading {total / 1e6:,.0f} MB."
             return Moment(phase=Phase.DOWNLOADING, text=text, at=at, bytes_done=done, bytes_total=total)
+        lacks = self.pending or ("" if self.shortage is None else self.shortage.text)
         if self.is_ready and self.target:
             idle = not self.jobs and now - self.used_at >= IDLE_AFTER
-            return Moment(phase=Phase.IDLE if idle else Phase.READY, text=self.waits, at=at)
-        if self.target:
+            return Moment(phase=Phase.IDLE if idle else Phase.READY, text=lacks, at=at)
+        if self.target and not (self.pending and not self.replicas):
             return Moment(phase=Phase.LOADING, text="Its weights are loaded.", at=at)
-        if self.waits or self.jobs or self.leaving:
-            return Moment(phase=Phase.QUEUED, text=self.waits, at=at)
+        if lacks or self.jobs or self.leaving:
+            return Moment(phase=Phase.QUEUED, text=lacks, at=at)
         text = "Leaves the memory." if self.live else "Not in memory; the next job loads it."
         return Moment(phase=Phase.EVICTED, text=text, at=at)
 

@@ -26,7 +26,7 @@ from interlace_workers import sources
 from interlace_workers.placement import memory
 from interlace_workers.placement.feasible import against, forbidden
 from interlace_workers.placement.headstart import HeadStarts
-from interlace_workers.placement.kept import Kept
+from interlace_workers.placement.kept import Kept, Shortage
 from interlace_workers.placement.place import Placement, Search, find, refuse, withdraw
 from interlace_workers.placement.scaling import Scale, rule, scaled
 from interlace_workers.runtimes import Host
@@ -144,9 +144,12 @@ class Reconciler:
                 self._find(kept, small=small)
             return
         if wanted <= kept.target:
-            kept.target, kept.waits = wanted, ""
+            kept.target, kept.shortage = wanted, None
         else:
             kept.target = await self._admitted(kept, wanted)
+        kept.pending = ""
+        if self._host is not None and kept.replicas < kept.target:
+            kept.pending = await self._host.lacking(kept.placement)
 
     async def _leave(self, kept: Kept) -> None:
         """First what runs goes, and its jobs end or wait; then it starts anew, or is forgotten."""
@@ -272,7 +275,7 @@ class Reconciler:
     async def _admitted(self, kept: Kept, wanted: int) -> int:
         """How many replicas there is room for; who must leave for the first one is told to."""
         assert kept.placement is not None
-        former, kept.waits = kept.waits, ""
+        former, kept.shortage = kept.shortage, None
         while kept.target < wanted:
             if kept.target and kept.placement.share and not kept.is_ready:
                 break  # the others share what the first one loads
@@ -283,11 +286,12 @@ class Reconciler:
                     return 0
                 if not kept.target:
                     await self._let_go(verdict.leave, kept)
-                    kept.waits = verdict.text
+                    kept.shortage = Shortage(0, wanted, verdict.text)
                     break
-                short = f"{kept.target} of {wanted} replicas have room."
-                # What is free changes at each look: the numbers stay those of the first one.
-                kept.waits = former if former.startswith(short) else f"{short} {verdict.text}"
+                if former is None or (former.has, former.needs) != (kept.target, wanted):
+                    text = f"{kept.target} of {wanted} replicas have room. {verdict.text}"
+                    former = Shortage(kept.target, wanted, text)
+                kept.shortage = former  # what is free changes at each look: its numbers stay those of the first one
                 break
             if not kept.target and not kept.is_ready and self._ahead is not None and kept.placement.ahead:
                 self._ahead.start(kept.placement.load, Path(kept.placement.ahead))

@@ -26,6 +26,7 @@ from interlace_state.models import Replica as SignOfLife
 from interlace_state.queue import Lease
 from interlace_state.store import State
 from interlace_state.tasks import cancelled
+from interlace_workers.executors import proc
 from interlace_workers.executors.base import Apart, Executor, ExecutorLost, LoadFailed, Runner
 from interlace_workers.replicas import environment
 from interlace_workers.replicas.adapters import Adapters
@@ -289,12 +290,14 @@ class Replica:
         return await self._insist(lambda: self._state.queue.renew(lease))
 
     async def _say_alive(self) -> None:
+        holder = self._executor.holder()
         sign = SignOfLife(
             id=self._name,
             state=ModelState.READY if self._ready else ModelState.DEPLOYING,
             pid=os.getpid(),
             node=socket.gethostname(),
-            resident_bytes=self._executor.resident_bytes(),
+            resident_bytes=proc.resident_bytes(holder),
+            holder=holder,
             running=len(self._running),
         )
         await self._state.models.beat(self._key, sign)

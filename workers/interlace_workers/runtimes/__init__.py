@@ -22,6 +22,9 @@ class Host(Protocol):
     async def live(self, key: ModelKey) -> int:
         """Replicas of a model that there are, those that start or stop included."""
 
+    async def lacking(self, placement: Placement) -> str:
+        """What replicas wait for that were to run and have no place yet, with the numbers; empty if that is nothing."""
+
     async def drop(self, key: ModelKey) -> None:
         """Stop what runs of a model, let its jobs end, and forget it: another placement may come."""
 

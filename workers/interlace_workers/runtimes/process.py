@@ -52,6 +52,9 @@ class ProcessHost:
         pool = self._pools.get(key.slug)
         return 0 if pool is None else pool.live
 
+    async def lacking(self, placement: Placement) -> str:
+        return ""
+
     async def drop(self, key: ModelKey) -> None:
         if (pool := self._pools.pop(key.slug, None)) is not None:
             await pool.close()

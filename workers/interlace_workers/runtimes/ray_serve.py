@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import os
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -26,6 +27,8 @@ from interlace_workers.runtimes import ray_scaling
 
 _HEALTH_SECONDS = 5.0
 _HARDLY_A_CORE = 0.001
+#: Seconds from a replica's GPUs to its first sign of life, at most: for as long they are taken, and it is not there.
+_COMING = 20.0
 #: Unix socket paths may have 107 characters; Ray's own part of one takes about 70.
 _LONGEST_TEMP_DIR = 20
 
@@ -82,6 +85,8 @@ class RayHost:
         #: Without its handle it ends.
         self._scaler = scaler
         self._placements: dict[str, Placement] = {}
+        #: Since when there were no GPUs for a replica more of a model, of those that lack one.
+        self._short_since: dict[str, float] = {}
 
     async def keep(self, wanted: Sequence[tuple[Placement, int]]) -> None:
         fresh = [(one, count) for one, count in wanted if count and one.key.slug not in self._placements]
@@ -106,7 +111,20 @@ class RayHost:
         deployments = [] if application is None else application.deployments.values()
         return sum(sum(deployment.replica_states.values()) for deployment in deployments)
 
+    async def lacking(self, placement: Placement) -> str:
+        slug, gpus = placement.key.slug, placement.model.gpus
+        if not gpus or slug not in self._placements:
+            return ""
+        nodes = await asyncio.to_thread(_gpus_of_nodes)
+        if gpus <= max((free for _, free in nodes), default=0):
+            self._short_since.pop(slug, None)
+            return ""
+        since = self._short_since.setdefault(slug, time.monotonic())
+        there = any(gpus <= total for total, _ in nodes)
+        return short_of_gpus(gpus, nodes) if not there or time.monotonic() - since > _COMING else ""
+
     async def drop(self, key: ModelKey) -> None:
+        self._short_since.pop(key.slug, None)
         if self._placements.pop(key.slug, None) is not None:
             await asyncio.to_thread(serve.delete, key.slug)
 
@@ -161,6 +179,28 @@ def _rooms_of_cluster(config: Config) -> list[Room]:
             room = Room(name, total, free - config.memory.spare_bytes)
             rooms[name] = max(room, rooms.get(name, room), key=lambda one: one.free)
     return list(rooms.values())
+
+
+def _gpus_of_nodes() -> list[tuple[float, float]]:
+    """GPUs of each node that has some: in all, and free."""
+    available: Mapping[str, Mapping[str, float]] = ray._private.state.available_resources_per_node()
+    return [
+        (total, available.get(node["NodeID"], {}).get("GPU", 0.0))
+        for node in ray.nodes()
+        if node["Alive"] and (total := node["Resources"].get("GPU", 0.0))
+    ]
+
+
+def short_of_gpus(gpus: float, nodes: Sequence[tuple[float, float]]) -> str:
+    """The sentence for a replica that has no place, which needs all its GPUs on one node; ``nodes``: in all, free."""
+    what = f"A replica waits for {gpus:g} GPU{'' if gpus == 1 else 's'}"
+    total, most = sum(one for one, _ in nodes), max((one for one, _ in nodes), default=0)
+    if most >= gpus:
+        free = max(free for _, free in nodes)
+        where = " on one machine" if len(nodes) > 1 else ""
+        return f"{what}: the cluster has {total:g}, of which {free:g} {'is' if free == 1 else 'are'} free{where}."
+    where = f", at most {most:g} of them on one machine" if len(nodes) > 1 else ""
+    return f"{what}: the cluster has {total:g}{where}. It comes once a machine has as many; or deploy it with fewer."
 
 
 def _application(config: Config, placement: Placement, count: int) -> Any:

@@ -83,6 +83,8 @@ class Tool:
     drawn: Callable[[Any, Asked, Extra], Drawn]
     #: The same in nnsight's words, or None for a model whose modules are not known by name.
     trace: Callable[[ModelCard, Asked, int], str | None]
+    #: Fills in what the form left empty, of parameters for a model.
+    completed: Callable[[Asked, ModelCard], Asked] = lambda asked, card: asked
     wrapper: str = "TransformersModel"
     #: Which kind of artifact of the result is read for the drawing.
     reads: str = ""

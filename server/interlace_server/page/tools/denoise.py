@@ -28,17 +28,19 @@ from nnsight.modeling.diffusion import DiffusionModel
 model = DiffusionModel({model})
 how = {how}
 scale = model.pipeline.vae.config.scaling_factor
+model.pipeline.scheduler.set_timesteps(how["num_inference_steps"])
+passes = len(model.pipeline.scheduler.timesteps)  # of the denoiser: some schedulers take a step twice
 
 with model.session(remote=True):
     with model.generate({prompt}, output_type="latent", **how) as tracer:
         latents = []
-        for step in tracer.iter[: how["num_inference_steps"]]:
+        for step in tracer.iter[:passes]:
             latents.append(model.unet.input[:1])
         latents.append(model.output.images)
     with model.vae.trace(torch.cat(latents) / scale, fn="decode"):
         pictures = model.vae.decoder.output.detach().save()
 
-pictures = (pictures / 2 + 0.5).clamp(0, 1)  # [steps + 1, 3, height, width], from noise to picture
+pictures = (pictures / 2 + 0.5).clamp(0, 1)  # [passes + 1, 3, height, width], from noise to picture
 print(pictures.shape)
 """
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 from interlace.methods.steering.spec import SteerResult
+from interlace_server.method_calls import facts_of
 from interlace_server.page.svg import Figure, Table, line_chart
 from interlace_server.page.tools.base import (
     Asked,
@@ -56,7 +57,7 @@ for scale in [0.0, *scales]:
 
 def _asked(form: Form) -> Asked:
     return {
-        "layer": whole(form, "layer", "Block"),
+        "layer": whole(form, "layer", "Block") if form.get("layer", "").strip() else None,
         "positive": lines(form, "more", "More like this"),
         "negative": lines(form, "less", "Less like this"),
         "scales": numbers(form, "scales", "Strengths"),
@@ -70,6 +71,11 @@ def _asked(form: Form) -> Asked:
         "neutral": lines(form, "neutral", "Texts that should stay as they are"),
         "write": whole(form, "write", "Tokens to write"),
     }
+
+
+def _completed(asked: Asked, card: ModelCard) -> Asked:
+    """The middle block, where none is said: Rimsky et al., 2024, found steering at block 13 of 32 to work best."""
+    return asked if asked["layer"] is not None else asked | {"layer": facts_of(card).n_layers // 2}
 
 
 def _form(asked: Asked) -> dict[str, str]:
@@ -169,7 +175,15 @@ TOOL = Tool(
         Field("less", "Less like this", "A text a line.", "text", "I hate it.\nWhat a terrible day!"),
         Field("wanted", "Word that should become likelier", "", value="great"),
         Field("other", "Word to hold it against", "", value="bad"),
-        Field("layer", "Block", "Where the direction is taken and added, from 0.", "number", "2", least=0, step="1"),
+        Field(
+            "layer",
+            "Block",
+            "Where the direction is taken and added, from 0. Empty: the middle one.",
+            "number",
+            required=False,
+            least=0,
+            step="1",
+        ),
         Field("scales", "Strengths", "Below 0 steers the other way.", value="-2, 1, 2, 4"),
         Field("write", "Tokens to write", "", "number", "12", least=0, most=100, step="1"),
         Field("neutral", "Texts that should stay as they are", "A text a line.", "text", "Two plus two is four."),
@@ -178,4 +192,5 @@ TOOL = Tool(
     form=_form,
     drawn=_drawn,
     trace=_trace,
+    completed=_completed,
 )
