@@ -98,6 +98,11 @@ class Made(BaseModel):
     #: Bytes of all its files.
     size: int
 
+    @property
+    def id(self) -> str:
+        """As the lake has it."""
+        return self.ref.removeprefix("artifact:").partition("@")[0]
+
 
 class Provenance(BaseModel):
     """Where a result comes from."""
