@@ -47,7 +47,8 @@ def _run(source: str, name: str, names: dict[str, Any]) -> list[dict[str, Any]]:
     outputs: list[dict[str, Any]] = []
     if said.getvalue():
         outputs.append({"output_type": "stream", "name": "stdout", "text": said.getvalue().splitlines(keepends=True)})
-    if hasattr(value, "savefig"):
+    # Jupyter draws a figure that pyplot has numbered, and whatever says itself how it looks.
+    if hasattr(value, "savefig") and (hasattr(value, "number") or hasattr(value, "_repr_png_")):
         picture = io.BytesIO()
         value.savefig(picture, format="png", dpi=80)
         data: dict[str, Any] = {"image/png": base64.b64encode(picture.getvalue()).decode()}

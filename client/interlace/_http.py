@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from interlace import __version__
 from interlace._errors import Refused, Unreachable
-from interlace.protocol.errors import InterlaceError
+from interlace.protocol.errors import InterlaceError, InvalidRequest
 
 _CONNECT = 10.0  # seconds
 _ANSWER = 600.0  # seconds
@@ -248,7 +248,9 @@ def read(kind: type[_View], answer: httpx.Response) -> _View:
 
 
 def path(root: str, name: str) -> str:
-    """A resource's path; `/` is one of the characters that its name may hold."""
+    """A resource's path; `/` is one of the characters that its name may hold. Raises InvalidRequest."""
+    if name in ("", ".", ".."):  # of which a URL would become another one
+        raise InvalidRequest(f"{name!r} names nothing below {root}; expected an id or a name.")
     return f"{root}/{quote(name, safe='')}"
 
 

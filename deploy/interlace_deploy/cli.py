@@ -1,6 +1,7 @@
 """The `interlace` command: what can be typed, and which module answers it."""
 
 import argparse
+import contextlib
 import importlib.metadata
 import os
 import sys
@@ -54,7 +55,7 @@ _UNREAD = 141  # ... and for SIGPIPE
 def main(words: Sequence[str] | None = None) -> int:
     """Run a command; its exit code: 0, 1 it failed, 2 a wrong option or configuration, 3 nothing runs."""
     words = sys.argv[1:] if words is None else words
-    arguments = _parser().parse_args(words)
+    arguments = _parser().parse_args(["version"] if words == ["--version"] else words)
     arguments.words = list(words)
     if arguments.command == "version":
         print(importlib.metadata.version("interlace"))
@@ -236,7 +237,7 @@ def _add_jobs(commands: "argparse._SubParsersAction[_Parser]") -> None:
     states = ("received", "queued", "leased", "running", "completed", "error", "cancelled")
     jobs.add_argument("--state", choices=states, help="only jobs in this state")
     jobs.add_argument("--model", metavar="REPO", help="only jobs of this model")
-    jobs.add_argument("--limit", type=int, default=50, metavar="N", help="how many at most (default: 50)")
+    jobs.add_argument("--limit", type=_count, default=50, metavar="N", help="how many at most (default: 50)")
     jobs.add_argument("--json", action="store_true", help="for programs")
     logs = _add_remote(commands, "logs", "show what a job printed")
     logs.add_argument("-f", "--follow", action="store_true", help="go on until it ends; fails if it is not completed")
@@ -316,8 +317,8 @@ def _add_lake(commands: "argparse._SubParsersAction[_Parser]") -> None:
         if name in ("search", "show", "lineage", "versions", "compare"):
             action.add_argument("--json", action="store_true", help="for programs")
     given["search"].add_argument("query", nargs="*", metavar="WORD|FIELD:VALUE")
-    given["search"].add_argument("--limit", type=int, default=20, metavar="N")
-    given["lineage"].add_argument("--depth", type=int, default=3, metavar="N")
+    given["search"].add_argument("--limit", type=_count, default=20, metavar="N")
+    given["lineage"].add_argument("--depth", type=_count, default=3, metavar="N")
     given["delete"].add_argument("entries", nargs="+", metavar="ENTRY")
     given["compare"].add_argument("entries", nargs=2, metavar="ENTRY")
     given["compare"].add_argument("--measure", action="store_true", help="run `lake.compare` next to the weights")
@@ -354,8 +355,14 @@ def _add_admin(commands: "argparse._SubParsersAction[_Parser]") -> None:
             )
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number from 1")
+    return int(text)
+
+
 def _weight(text: str) -> float:
-    weight = float(text)
-    if not 0 < weight <= 1000:
-        raise ValueError
-    return weight
+    with contextlib.suppress(ValueError):
+        if 0 < (weight := float(text)) <= 1000:
+            return weight
+    raise argparse.ArgumentTypeError(f"{text!r}: expected a number over 0, up to 1000")

@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse
 from starlette.types import Scope
 
 from interlace.protocol.errors import Forbidden, InterlaceError, LimitExceeded
+from interlace.protocol.ids import ARTIFACT_ID, JOB_ID
 from interlace_server.gateway import gateway_of
 from interlace_state import log
 from interlace_state.audit import Audit
@@ -27,6 +28,11 @@ class Problem(BaseModel):
     detail: str
 
 
+#: What a field takes that stands for an id, by its pattern.
+_IDS = {
+    f"^{JOB_ID}$": "32 hex digits, as `interlace jobs` shows them",
+    f"^{ARTIFACT_ID}$": "16 hex digits, as `interlace lake search` shows them",
+}
 #: OpenAPI's ``responses`` for the statuses that a route can refuse with.
 Responses = dict[int | str, dict[str, Any]]
 
@@ -45,6 +51,8 @@ def _describe(problem: dict[str, Any]) -> str:
         return f"it is no JSON, at character {problem['loc'][-1]}: {problem['ctx']['error']}"
     field = ".".join(str(part) for part in problem["loc"] if part not in ("body", "path", "query", "header"))
     message = problem["msg"]
+    if problem["type"] == "string_pattern_mismatch" and (takes := _IDS.get(problem["ctx"]["pattern"])):
+        message = f"{problem['input'][:80]!r} is no id: {takes}"
     return f"`{field}`: {message[:1].lower()}{message[1:]}" if field else message
 
 

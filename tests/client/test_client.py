@@ -15,6 +15,7 @@ from wire import Wire, cut
 
 import interlace
 from interlace import Refused, Unreachable
+from interlace.protocol.errors import InvalidRequest
 from interlace.protocol.event import Ended, Event, Log
 from interlace.protocol.hosting import ModelEvent, Moment, Phase
 from interlace.protocol.job import JobState
@@ -177,6 +178,13 @@ async def test_a_stream_of_no_job_is_refused_at_once(client: interlace.Client) -
     with pytest.raises(Refused, match="There is no job") as unknown:
         await asyncio.to_thread(list, client.events("0" * 32))
     assert unknown.value.http_status == 404
+
+
+@pytest.mark.parametrize("name", ["", ".", ".."])
+def test_what_would_be_another_url_is_no_name(client: interlace.Client, name: str) -> None:
+    for ask in (client.job, client.delete, client.model, client.artifacts.delete, client.lake.card):
+        with pytest.raises(InvalidRequest, match="names nothing below /v1/"):
+            ask(name)
 
 
 def test_nobody_answers() -> None:

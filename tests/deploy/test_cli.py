@@ -21,8 +21,9 @@ def one_line(text: str) -> str:
     return text
 
 
-def test_version(interlace: Interlace) -> None:
-    assert interlace("version").stdout.strip() == importlib.metadata.version("interlace")
+@pytest.mark.parametrize("word", ["version", "--version"])
+def test_version(interlace: Interlace, word: str) -> None:
+    assert interlace(word).stdout.strip() == importlib.metadata.version("interlace")
 
 
 @pytest.mark.parametrize("command", ["version", "status", "down"])

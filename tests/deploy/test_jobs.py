@@ -163,7 +163,8 @@ async def test_an_operators_switches(gateway: Gateway, worker: Worker, typed: Ty
     assert (await control.terms("lab-a")).limits.running_jobs == 4
     code, _, err = await typed.run("admin", "limits", "lab-a", "running_job=4")
     assert code == 1
-    assert "running_job" in err
+    assert "`limits.running_job`" in err
+    assert "Limits are wall_seconds, " in err
 
 
 @pytest.mark.parametrize(
@@ -171,6 +172,14 @@ async def test_an_operators_switches(gateway: Gateway, worker: Worker, typed: Ty
     [
         (("jobs", "--url", "localhost:1"), 2, "expected http://"),
         (("jobs", "--url", "http://127.0.0.1:1"), 3, "127.0.0.1:1 does not answer"),
+        (("jobs", "--url", "http://127.0.0.1:1"), 3, "Start one with `interlace up`"),
+        (("jobs", "--limit", "-3"), 2, "'-3': expected a number from 1"),
+        (("lake", "search", "--limit", "0"), 2, "'0': expected a number from 1"),
+        (("lake", "lineage", "ab", "--depth", "x"), 2, "'x': expected a number from 1"),
+        (("logs", "abc"), 1, "`job_id`: 'abc' is no id: 32 hex digits, as `interlace jobs` shows them"),
+        (("cancel", "abc"), 1, "`job_id`: 'abc' is no id"),
+        (("artifacts", "delete", "abc"), 1, "`artifact_id`: 'abc' is no id: 16 hex digits"),
+        (("admin", "weight", "lab", "0"), 2, "'0': expected a number over 0, up to 1000"),
         (("jobs", "--key-file", "nothing"), 2, "nothing: No such file"),
         (("admin", "limits", "lab", "running_jobs=many"), 2, "NAME=NUMBER"),
         (("admin", "pause", "lab/nothing"), 1, "does not host lab/nothing"),

@@ -135,6 +135,19 @@ def test_out_of_order_access(lab: Lab) -> None:
     assert "OutOfOrderError" in text
     assert "model.transformer.h.1.output" in text
     assert f"line {line_of('client.transformer.h[1].output.save()')}" in text
+    assert text.endswith("or into a `with tracer.invoke(...):` of its own.")
+
+
+def test_a_tensor_that_is_taken_for_a_tuple(lab: Lab) -> None:
+    client = lab.client(tiny.GPT2)
+
+    def trace() -> None:
+        with client.trace(PROMPT, remote=True):
+            client.transformer.h[2].output[0][:, -1, :].save()
+
+    text = refused(trace)
+    assert "too many indices for tensor" in text
+    assert "`.output[0]` the first prompt's part of it" in text
 
 
 def test_a_module_that_is_never_reached(lab: Lab) -> None:

@@ -75,6 +75,7 @@ def test_prompts_that_no_model_reads(local: Any, tmp_path: Path) -> None:
 
 def test_its_picture(local: Any, tmp_path: Path) -> None:
     figure = lens(local, tmp_path, positions=[-2, -1]).plot()
+    assert figure._repr_png_().startswith(b"\x89PNG")  # by which a notebook draws it
     figure.savefig(tmp_path / "lens.png")
     assert (tmp_path / "lens.png").stat().st_size > 5_000
     said = {text.get_text() for text in figure.axes[0].texts}

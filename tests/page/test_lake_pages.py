@@ -104,6 +104,8 @@ def test_a_card_its_lineage_and_its_citation(keyed: Keyed, lake: dict[str, Artif
     said = page.get_by_role("region", name="What is known", exact=True).locator("tbody tr")
     assert said.count() == len(card.statements)
     assert [row.split("\t")[0] for row in said.all_inner_texts()] == [one.field for one in card.statements]
+    measured = said.get_by_role("link", name=f"job {card.entry.job[:8]}").last
+    assert measured.get_attribute("href") == f"/page/jobs/{card.entry.job}"
     loss = next(one for one in said.all_inner_texts() if one.startswith("metric:loss") or "0.125" in one)
     assert "measured" in loss
     assert page.locator("svg .node").count() == len(graph.nodes) == 4

@@ -22,6 +22,7 @@ from interlace_state.queue import Lease
 from interlace_state.store import State
 
 HTML = "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>"
+ARTIFACT = "0123456789abcdef"
 LENS = {"method": "lens.logit", "model": KEY.repo_id, "params": {"prompts": ["The Eiffel Tower"]}}
 
 
@@ -51,9 +52,9 @@ def envelope(job_id: str, rows: int = 12) -> bytes:
     }
     origin = {"job": job_id, "method": "lens.logit@1", "model": "m", "revision": "r", "dtype": "float32"}
     origin |= {"device": "cpu", "libraries": {}, "params": {"prompts": [HTML]}, "seed": 0}
-    return json.dumps(
-        {"status": "completed", "result": result, "provenance": origin, "cost": {}, "warnings": [HTML]}
-    ).encode()
+    made = [{"ref": f"artifact:{ARTIFACT}@{'0' * 64}", "kind": "data", "name": HTML, "size": 8}]
+    more = {"provenance": origin, "artifacts": made, "cost": {}, "warnings": [HTML]}
+    return json.dumps({"status": "completed", "result": result, **more}).encode()
 
 
 def work(keyed: Keyed, part: Callable[[Worker], Any]) -> Any:
@@ -213,6 +214,7 @@ def test_a_methods_tables_and_its_picture(keyed: Keyed, look: Look, shown: Shown
     assert table.locator("tbody tr").first.locator("td").nth(4).inner_text() == HTML
     metric = page.get_by_role("region", name="Metrics").locator("tbody tr").inner_text()
     assert metric.split("\t") == ["accuracy", "all", "0.75", "fraction", "0.5 to 1", "4"]
+    assert page.get_by_role("link", name=f"artifact:{ARTIFACT}").get_attribute("href") == f"/page/lake/{ARTIFACT}"
     page.get_by_text("How it was made").click()
     assert HTML in json.loads(page.get_by_label("Parameters").inner_text())["prompts"]
     assert page.title().startswith("Job ")

@@ -73,7 +73,6 @@ async def test_own_jobs_are_listed_and_shown(gateway: Gateway, worker: Worker) -
         "/v1/jobs?limit=201",
         "/v1/jobs?cursor=x",
         "/v1/jobs?state=lost",
-        "/v1/jobs/x",
         f"/v1/jobs/{'0' * 32}/events?after=x",
     ],
 )
@@ -81,6 +80,12 @@ async def test_a_wrong_word_is_refused(gateway: Gateway, state: State, path: str
     answer = await asyncio.to_thread(call, gateway, "GET", path)
     assert answer.status_code == 422
     assert "should" in answer.json()["detail"]
+
+
+async def test_what_is_no_id_is_told_what_one_is(gateway: Gateway, state: State) -> None:
+    answer = await asyncio.to_thread(call, gateway, "GET", "/v1/jobs/x")
+    assert answer.status_code == 422
+    assert "`job_id`: 'x' is no id: 32 hex digits" in answer.json()["detail"]
 
 
 async def test_jobs_of_others_are_as_none(start_gateway: Any, redis_url: str) -> None:

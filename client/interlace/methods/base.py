@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator
 
+from interlace.methods.shared.display import drawn_by_notebooks
 from interlace.protocol.method import Envelope
 
 if TYPE_CHECKING:
@@ -141,11 +142,14 @@ class Result(BaseModel):
     __str__ = __repr__
 
     def plot(self, **how: Any) -> Any:
-        """The method's picture of it, a figure of matplotlib (`interlace[pictures]`). Raises LookupError for none."""
+        """The method's picture of it, a figure of matplotlib (`interlace[pictures]`), which a notebook draws.
+
+        Raises LookupError for none.
+        """
         spec: Spec = import_module("interlace.methods").of_result(type(self))
         if not spec.plot:
             raise LookupError(f"{spec.ref} has no picture; its numbers are in `metrics` and `tables`")
-        return _named(spec.plot)(self, **how)
+        return drawn_by_notebooks(_named(spec.plot)(self, **how))
 
     def metric(self, name: str, split: str = "") -> Metric:
         """The metric of a name. Raises KeyError, which lists those that there are."""

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 from interlace.protocol.errors import InvalidRequest
+from interlace.protocol.ids import ARTIFACT_ID
 from interlace.protocol.lake import Measured, Visibility
 from interlace.protocol.model import is_repo_id
 
@@ -18,7 +19,6 @@ ArtifactKind = Literal[
     "peft", "diffusers-lora", "edit", "sae", "probe", "circuit", "data", "texts", "images", "weights", "sketch"
 ]
 KIND: TypeAdapter[ArtifactKind] = TypeAdapter(ArtifactKind)
-ARTIFACT_ID = r"[0-9a-f]{16}"
 MANIFEST = "manifest.json"
 
 

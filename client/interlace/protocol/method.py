@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from interlace.protocol.artifact import AdapterRef
 from interlace.protocol.errors import InvalidRequest
+from interlace.protocol.ids import JOB_ID
 
 MOST_ARTIFACTS = 32  # that a job may be given
 LONGEST_RESULT = 32 << 20  # bytes of JSON
@@ -32,7 +33,7 @@ class MethodRequest(BaseModel):
     """What all its randomness comes from."""
     dry_run: bool = False
     """Run nothing, and answer with what it would cost."""
-    resume: str | None = Field(default=None, pattern=r"^[0-9a-f]{32}$")
+    resume: str | None = Field(default=None, pattern=f"^{JOB_ID}$")
     """A job of one's own that failed or was cancelled: go on from its last checkpoint. What is left out is as there."""
 
 
@@ -96,6 +97,11 @@ class Made(BaseModel):
     name: str
     #: Bytes of all its files.
     size: int
+
+    @property
+    def id(self) -> str:
+        """As the lake has it."""
+        return self.ref.removeprefix("artifact:").partition("@")[0]
 
 
 class Provenance(BaseModel):

@@ -10,6 +10,7 @@ from starlette.responses import Response, StreamingResponse
 from interlace.protocol import event as words
 from interlace.protocol.errors import TooMany
 from interlace.protocol.event import Ended, Progress
+from interlace.protocol.ids import JOB_ID
 from interlace_server import sse
 from interlace_server.doors.auth import TheCaller
 from interlace_server.gateway import Gateway, TheGateway
@@ -64,7 +65,7 @@ async def _changes(gateway: Gateway, tenant: str | None) -> AsyncIterator[bytes]
 @router.get("/{job_id}/events")
 async def job_events(
     request: Request,
-    job_id: Annotated[str, Path(pattern=r"^[0-9a-f]{32}$")],
+    job_id: Annotated[str, Path(pattern=f"^{JOB_ID}$")],
     caller: TheCaller,
     gateway: TheGateway,
     after: Annotated[str | None, Query(pattern=sse.EVENT_ID)] = None,

@@ -1,11 +1,13 @@
 """`/page/jobs`: one's own jobs, for an admin those of all; one job, with what it says, gave and cost."""
 
+import re
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request
 from starlette.responses import RedirectResponse, Response
 
 from interlace.protocol.errors import UnknownJob
+from interlace.protocol.ids import JOB_ID
 from interlace.protocol.job import JobState
 from interlace.protocol.jobs import JobView
 from interlace_server import job_actions
@@ -21,7 +23,7 @@ router = APIRouter(prefix="/page/jobs", route_class=PageRoute, include_in_schema
 
 _PAGE = 50  # jobs
 _LINES = 500  # of a job's log
-_JobId = Annotated[str, Path(pattern=r"^[0-9a-f]{32}$")]
+_JobId = Annotated[str, Path(pattern=f"^{JOB_ID}$")]
 _Word = Annotated[str, Query(max_length=256)]
 _pictures = Pictures()
 saying(
@@ -139,6 +141,6 @@ def _share(view: JobView) -> float | None:
 
 
 def _checked(job_id: str) -> str:
-    if len(job_id) != 32 or set(job_id) - set("0123456789abcdef"):
+    if not re.fullmatch(JOB_ID, job_id):
         raise UnknownJob(f"{job_id[:80]!r} is no job's id: 32 hex digits.")
     return job_id

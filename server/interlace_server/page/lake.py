@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Form, Path, Query, Request
 from starlette.responses import RedirectResponse, Response
 
-from interlace.protocol.artifact import ARTIFACT_ID
+from interlace.protocol.ids import ARTIFACT_ID
 from interlace.protocol.jobs import JobView
 from interlace.protocol.lake import TAG, Card, EntryChange, LakePage, Visibility
 from interlace.protocol.method import MethodRequest

@@ -16,6 +16,7 @@ from starlette.responses import Response
 from interlace.methods import find
 from interlace.protocol.artifact import LAYOUTS, AdapterRef
 from interlace.protocol.errors import InterlaceError, InvalidRequest
+from interlace.protocol.ids import JOB_ID
 from interlace.protocol.jobs import JobView
 from interlace.protocol.method import Envelope, MethodRequest, Payload
 from interlace_server.doors.auth import Caller, TheCaller
@@ -33,7 +34,7 @@ NAV = Nav("/page/playground", "Playground", 10)
 router = APIRouter(prefix="/page/playground", route_class=PageRoute, include_in_schema=False)
 
 _ToolName = Annotated[str, Path(max_length=32)]
-_JobId = Annotated[str, Path(pattern=r"^[0-9a-f]{32}$")]
+_JobId = Annotated[str, Path(pattern=f"^{JOB_ID}$")]
 _LONGEST_PICTURE = 3 << 20  # bytes
 _MOST_CHOICES = 100
 _MOST_TEXTS, _LONGEST_TEXT = 64, 4000  # characters

@@ -14,6 +14,7 @@ from interlace_server.gateway import Gateway, TheGateway
 from interlace_server.tenancy import TenantChanges, TenantControl
 from interlace_state import log
 from interlace_state.models import HostedModel
+from interlace_state.settings.limits import LimitChanges
 from interlace_state.tenants import TENANT
 
 _MOST_BYTES = 64 << 10  # of a body
@@ -113,7 +114,11 @@ async def _changes(request: Request) -> TenantChanges:
     try:
         return TenantChanges.model_validate_json(body)
     except ValidationError as error:
-        raise InvalidRequest(describe(error.errors(), "The request")) from None
+        problems = error.errors()
+        said = describe(problems, "The request")
+        if any(one["type"] == "extra_forbidden" and one["loc"][0] == "limits" for one in problems):
+            said += f" Limits are {', '.join(LimitChanges.model_fields)}."
+        raise InvalidRequest(said) from None
 
 
 def note(gateway: Gateway, caller: Caller, action: str, **fields: object) -> None:

@@ -7,8 +7,9 @@ from typing import Annotated
 from fastapi import APIRouter, File, Form, Path, Query, Request, UploadFile
 from starlette.responses import Response, StreamingResponse
 
-from interlace.protocol.artifact import ARTIFACT_ID, FILES, Artifact, ArtifactKind, ArtifactList, Base
+from interlace.protocol.artifact import FILES, Artifact, ArtifactKind, ArtifactList, Base
 from interlace.protocol.errors import Forbidden, InvalidArtifact, InvalidRequest
+from interlace.protocol.ids import ARTIFACT_ID
 from interlace_server.allow import SharedPath
 from interlace_server.delivery import BYTES, deliver_part
 from interlace_server.doors.auth import Caller, TheCaller

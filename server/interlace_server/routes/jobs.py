@@ -11,6 +11,7 @@ from starlette.responses import Response, StreamingResponse
 from interlace.protocol import event as words
 from interlace.protocol.errors import Forbidden, NotCompleted, UnknownPicture, UnknownValue
 from interlace.protocol.event import Picture, Saved
+from interlace.protocol.ids import JOB_ID
 from interlace.protocol.job import JobState
 from interlace.protocol.jobs import JobPage, JobView
 from interlace.protocol.picture import check_picture
@@ -42,7 +43,7 @@ _VALUE = described("A value is what torch.save wrote.")
 _MOST_VALUES = 1 << 40
 _GONE: Responses = {204: {"description": "The job had ended; now its record, events and result are gone."}}
 
-_JobId = Annotated[str, Path(pattern=r"^[0-9a-f]{32}$", description="A job's id: 32 hex digits.")]
+_JobId = Annotated[str, Path(pattern=f"^{JOB_ID}$", description="A job's id: 32 hex digits.")]
 _EventId = Annotated[str | None, Query(pattern=sse.EVENT_ID, description="Only events after the one with this id.")]
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, Request
 from starlette.responses import Response
 
-from interlace.protocol.artifact import ARTIFACT_ID
+from interlace.protocol.ids import ARTIFACT_ID
 from interlace.protocol.lake import (
     TAG,
     Card,

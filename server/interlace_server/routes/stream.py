@@ -20,6 +20,7 @@ from redis.exceptions import RedisError
 
 from interlace.protocol.errors import InterlaceError, InvalidRequest, ShuttingDown, TooMany, UnknownValue
 from interlace.protocol.event import Ended, Event, Picture, Saved
+from interlace.protocol.ids import JOB_ID
 from interlace_server import metrics
 from interlace_server.doors.auth import Caller, caller_of
 from interlace_server.errors import REDIS_DOWN, unexpected
@@ -38,7 +39,7 @@ _RETRY = 0.2  # seconds
 _INLINE = 1 << 20  # bytes that are held in memory, and in the way of other jobs' events
 _HEAD = struct.Struct("!I")
 
-_JobId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+_JobId = Annotated[str, Field(pattern=f"^{JOB_ID}$")]
 
 
 class _Word(BaseModel):

@@ -28,6 +28,10 @@ _CUT_OFF = (
     "A job can read the installed libraries and nothing else: it has no files, no network and no other processes. "
     "Bring what it needs in variables of your own code, and `.save()` what it makes."
 )
+_NO_GPU = (
+    'The model is on a processor here: leave `.cuda()` and `device="cuda"` out, or take the device of a value of the '
+    "model's, as in `x.to(LAYER.output.device)`."
+)
 #: What a traceback holds -> what its reader can do.
 _HINTS = {
     "MemoryError": _OVER_MEMORY,
@@ -47,6 +51,17 @@ _HINTS = {
         "Nothing ran that has this value: the trace got no input. Give it one (text, token ids; a pipeline a prompt), "
         "or open `with tracer.invoke(...):` in it."
     ),
+    "the model already ran past it": (
+        "A block reads values in the order in which the model computes them. Put this line before those of later "
+        "modules, or into a `with tracer.invoke(...):` of its own."
+    ),
+    "too many indices for tensor": (
+        "Of most models a layer's `.output` is a tensor, not a tuple, and `.output[0]` the first prompt's part of it: "
+        "`print(type(LAYER.output))` in the block tells."
+    ),
+    "Torch not compiled with CUDA enabled": _NO_GPU,
+    "Found no NVIDIA driver": _NO_GPU,
+    "No CUDA GPUs are available": _NO_GPU,
     "__class__ cell not found": (
         "nnsight sends functions as source, and `super()` without arguments does not survive that: write "
         "`super(YourClass, self)` in classes that a remote trace uses."

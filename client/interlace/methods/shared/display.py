@@ -1,7 +1,24 @@
-"""Where a notebook shows what a run shows on its way."""
+"""What a notebook shows: pictures of a run on its way, and the figure of its result."""
 
+import io
 import sys
+from functools import partial
 from typing import Any
+
+
+def drawn_by_notebooks(figure: Any) -> Any:
+    """A figure of matplotlib that a notebook draws where it is the last value of a cell.
+
+    IPython itself draws figures only once pyplot is loaded, which ours are made without.
+    """
+    figure._repr_png_ = partial(_png, figure)
+    return figure
+
+
+def _png(figure: Any) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", bbox_inches="tight")
+    return file.getvalue()
 
 
 class Display:
