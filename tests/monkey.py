@@ -107,8 +107,11 @@ class Monkey:
             return await self.state.queue.length(self.model) > len(await self._held())
         for job_id in await self._held():
             job = await self.state.redis.hget(self.keys.job(job_id), "state")
-            if stage in ("leased", "running"):
-                if job == stage.encode():
+            if stage == "leased":  # the word of it is written with the next, or a moment later
+                if job in (b"queued", b"leased"):
+                    return True
+            elif stage == "running":
+                if job == b"running":
                     return True
             elif stage == "unacknowledged":
                 if job == b"running" and (store / "results" / job_id).exists():

@@ -16,8 +16,8 @@ from interlace_server.doors.auth import Caller
 from interlace_server.errors import Responses
 from interlace_server.gateway import Gateway
 from interlace_state import log
-from interlace_state.models import HostedModel, ModelState
-from interlace_state.queue import Submitted
+from interlace_state.models import HostedModel, ModelState, Recent
+from interlace_state.queue import ModelChanged, Submitted
 from interlace_state.settings.limits import Admission
 
 IdempotencyKey = Annotated[
@@ -58,14 +58,18 @@ async def take_in(
     *,
     idempotency_key: str | None,
     batching: bool,
+    recent: Recent | None = None,
 ) -> str:
     """Make a job durable; its id, or that of the job which the same request had made before.
 
-    Raises SessionRefused, IdempotencyConflict, TooMany, StoreFull.
+    ``recent``: where the model is from. Raises SessionRefused, IdempotencyConflict, TooMany, StoreFull; ModelChanged if
+    the model is no more what was recent.
     """
     again = await asyncio.to_thread(_idempotency, idempotency_key, job, payload) if idempotency_key else None
     ready = model.state is ModelState.READY
-    submitted = await _accept(gateway, job, payload, caller.limits, again, model_ready=ready, batching=batching)
+    submitted = await _accept(
+        gateway, job, payload, caller.limits, again, model_ready=ready, batching=batching, recent=recent
+    )
     if submitted.replayed:
         response.headers["Idempotent-Replayed"] = "true"
         return submitted.job_id
@@ -89,12 +93,15 @@ async def _look_again(gateway: Gateway, key: ModelKey, caller: Caller) -> None:
         log.warning("redis_failed", path="/request", error=str(error))
 
 
-async def servable(gateway: Gateway, key: ModelKey, caller: Caller) -> HostedModel:
-    """Raises UnknownModel, also for one that the caller may not use, NotAllowed, Untrusted or ModelFailed."""
+async def servable(gateway: Gateway, key: ModelKey, caller: Caller, recent: HostedModel | None = None) -> HostedModel:
+    """The model, or ``recent`` if that will do for whoever asks `submit` whether it still holds.
+
+    Raises UnknownModel, also for one that the caller may not use, NotAllowed, Untrusted or ModelFailed.
+    """
     if not caller.reaches(key.repo_id):
         raise UnknownModel(str(key), caller.models or ())
     try:
-        model = await gateway.state.models.find(key)
+        model = recent or await gateway.state.models.find(key)
     except UnknownModel:
         if on_demand.is_on(gateway):
             return await on_demand.bring(gateway, key)
@@ -124,6 +131,7 @@ async def _accept(
     *,
     model_ready: bool,
     batching: bool,
+    recent: Recent | None,
 ) -> Submitted:
     state = gateway.state
     await state.results.put_payload(job.id, payload)
@@ -136,8 +144,9 @@ async def _accept(
             model_ready=model_ready,
             idempotency=idempotency,
             batching=batching,
+            recent=recent,
         )
-    except InterlaceError:
+    except (InterlaceError, ModelChanged):
         await state.results.delete_payload(job.id)
         raise
     if submitted.replayed:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import secrets
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
@@ -141,11 +142,14 @@ class Files:
 
     def stage(self) -> Path:
         """A new empty private file to write into, for `adopt`; on the store's own disk where it has one."""
-        folder = self._path("staging") if self._local else tempfile.gettempdir()
-        _make_private_folder(folder)
-        handle, path = tempfile.mkstemp(dir=folder)
+        handle, path = self._stage()
         os.close(handle)
         return Path(path)
+
+    def _stage(self) -> tuple[int, str]:
+        folder = self._path("staging") if self._local else tempfile.gettempdir()
+        path = f"{folder}/{secrets.token_hex(16)}"
+        return _in_folder(path, lambda: os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)), path
 
     async def adopt(self, staged: Path, name: str) -> None:
         """Move a staged file into the store."""
@@ -170,8 +174,7 @@ class Files:
         """Bytes that are free on the disk of a folder; None where the store is elsewhere."""
         if not self._local:
             return None
-        _make_private_folder(self._root)
-        disk = os.statvfs(self._root)
+        disk = _in_folder(f"{self._root}/", lambda: os.statvfs(self._root))
         return disk.f_bavail * disk.f_frsize
 
     def _used_blocking(self, folder: str) -> int:
@@ -196,21 +199,22 @@ class Files:
         if not self._local:
             self._fs.pipe_file(self._path(name), data)
             return
-        staged = self.stage()
+        handle, staged = self._stage()
         try:
-            staged.write_bytes(data)
+            with open(handle, "wb") as file:
+                file.write(data)
             self._adopt_blocking(staged, name)
-        finally:
-            staged.unlink(missing_ok=True)
+        except BaseException:
+            os.unlink(staged)
+            raise
 
-    def _adopt_blocking(self, staged: Path, name: str) -> None:
+    def _adopt_blocking(self, staged: Path | str, name: str) -> None:
         path = self._path(name)
         if self._local:
-            _make_private_folder(os.path.dirname(path))
-            os.replace(staged, path)
+            _in_folder(path, lambda: os.replace(staged, path))
         else:
             self._fs.put_file(str(staged), path)
-            staged.unlink()
+            os.unlink(staged)
 
     def _delete_blocking(self, name: str) -> None:
         try:
@@ -261,6 +265,15 @@ def _read_from_memory(fd: int, buffer: memoryview, position: int) -> int | None:
         return os.preadv(fd, [buffer], position, os.RWF_NOWAIT)
     except OSError:  # not at hand, or a file system without the question
         return None
+
+
+def _in_folder(path: str, act: Callable[[], T]) -> T:
+    """Do what needs the folder of ``path``; that is made where there is none, which is once."""
+    try:
+        return act()
+    except FileNotFoundError:
+        _make_private_folder(os.path.dirname(path))
+        return act()
 
 
 def _make_private_folder(path: str) -> None:

@@ -1,9 +1,11 @@
 """The catalogue: which models are hosted, how each is doing, and the small hub files that clients need."""
 
 import asyncio
+import hashlib
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
 from typing import Any
@@ -89,6 +91,17 @@ class HostedModel(BaseModel):
         return sum(held.values())
 
 
+@dataclass(frozen=True)
+class Recent:
+    """A model that was ready when it was last read, and by what `Queue.submit` finds out whether it still is that."""
+
+    model: HostedModel
+    #: SHA-1 of its card as Redis has it, in hex.
+    digest: str
+    #: Id of a replica that was ready.
+    replica: str
+
+
 class Models:
     """The hosted models."""
 
@@ -96,6 +109,8 @@ class Models:
         self._redis = redis
         self._keys = keys
         self._files = files
+        #: By slug.
+        self._recent: dict[str, Recent] = {}
         self._seen = Shelf(redis, keys, files, "models", ModelRecord)
 
     async def publish(self, card: ModelCard) -> None:
@@ -157,6 +172,10 @@ class Models:
     async def look(self, key: ModelKey) -> HostedModel | None:
         """The hosted model of this key, if there is one."""
         return await self._read(key.slug)
+
+    def recent(self, key: ModelKey) -> Recent | None:
+        """The model of this key if it was ready when this process last read it: no way to Redis."""
+        return self._recent.get(key.slug)
 
     async def all(self) -> list[HostedModel]:
         """Every hosted model, by repo id."""
@@ -235,9 +254,10 @@ class Models:
             pipe.sismember(self._keys.paused, slug)
             pipe.smembers(self._keys.drained)
             data, found, wanted, moment, paused, drained = await pipe.execute()
+        self._recent.pop(slug, None)
         if data is None:
             return None
-        card = _card(data)
+        card, digest = _card(data)
         ids = sorted(found)
         signs = await self._redis.mget([self._keys.replica(slug, one.decode()) for one in ids]) if ids else []
         if silent := [one for one, sign in zip(ids, signs, strict=True) if sign is None]:
@@ -248,7 +268,7 @@ class Models:
             if sign is not None
         )
         wanted = None if wanted is None else int(wanted)
-        return HostedModel(
+        model = HostedModel(
             card=card,
             state=_state(card, replicas, wanted),
             replicas=replicas,
@@ -256,12 +276,15 @@ class Models:
             paused=bool(paused),
             moment=None if moment is None else Moment.model_validate_json(moment),
         )
+        if ready := [replica.id for replica in replicas if replica.state is ModelState.READY]:
+            self._recent[slug] = Recent(model, digest, ready[0])
+        return model
 
 
 @lru_cache(maxsize=256)
-def _card(data: bytes) -> ModelCard:
-    """What Redis has of a model, read once: its configuration is long, and the same at every request."""
-    return ModelCard.model_validate_json(data)
+def _card(data: bytes) -> tuple[ModelCard, str]:
+    """What Redis has of a model, read once: its configuration is long, and the same at every request. And its SHA-1."""
+    return ModelCard.model_validate_json(data), hashlib.sha1(data, usedforsecurity=False).hexdigest()
 
 
 def _state(card: ModelCard, replicas: tuple[Replica, ...], wanted: int | None) -> ModelState:

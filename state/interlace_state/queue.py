@@ -23,6 +23,7 @@ from interlace.protocol.job import Cost, Job, JobState
 from interlace.protocol.model import ModelKey
 from interlace_state.audit import Audit
 from interlace_state.keys import Keys
+from interlace_state.models import Recent
 from interlace_state.scripts import script
 from interlace_state.settings.services import LifetimeConfig
 
@@ -45,7 +46,11 @@ _POLL_SECONDS = 1
 _RETRY_AFTER = 10  # seconds
 _LISTEN_SECONDS = 2.0  # well under `store.ANSWER_SECONDS`, which counts this wait
 _AT_REST = -1  # the model is paused, or the worker drained
-_NO_SESSION, _SESSION_TAKEN, _QUEUE_FULL, _OTHER_PAYLOAD = -1, -2, -3, -4
+_NO_SESSION, _SESSION_TAKEN, _QUEUE_FULL, _OTHER_PAYLOAD, _MODEL_CHANGED = -1, -2, -3, -4, -5
+
+
+class ModelChanged(Exception):
+    """A model is not what it was when it was last read: read it again."""
 
 
 @dataclass(frozen=True)
@@ -126,13 +131,15 @@ class Queue:
         model_ready: bool,
         idempotency: tuple[str, str] | None = None,
         batching: bool = True,
+        recent: Recent | None = None,
     ) -> Submitted:
         """Make a job durable and wake a worker.
 
         At most ``running_jobs`` of the tenant run at a time; over ``kept_jobs``, the oldest that have ended are
         forgotten. ``idempotency`` is a digest of the client's key and one of the payload. Without ``batching`` the job
-        shares its forward with none. Raises SessionRefused, IdempotencyConflict, or TooMany when ``waiting_jobs`` of
-        the tenant's jobs wait or run already.
+        shares its forward with none. ``recent`` is what was known of its model, if that may have changed since. Raises
+        ModelChanged, SessionRefused, IdempotencyConflict, or TooMany when ``waiting_jobs`` of the tenant's jobs wait or
+        run already.
         """
         text = "Added to Queue at position {place}."
         first = StateChanged(state=JobState.QUEUED, text=text, model_ready=model_ready)
@@ -150,7 +157,10 @@ class Queue:
             *(idempotency or ("", "")),
             kept_jobs,
             kin_of(job) if batching else "",
+            *((recent.digest, recent.replica) if recent else ("", "")),
         )
+        if answer == _MODEL_CHANGED:
+            raise ModelChanged
         if answer == _NO_SESSION:
             raise SessionRefused("This session id is not open here. Connect to /subscribe first; it gives the id.")
         if answer == _SESSION_TAKEN:

@@ -157,6 +157,36 @@ async def test_a_model_that_failed_to_load_says_why(gateway: Gateway, state: Sta
     )
 
 
+@pytest.mark.parametrize(
+    ("change", "status", "left"),
+    [("withdrawn", 404, 1), ("failed", 503, 1), ("trusted", 403, 1), ("replica gone", 200, 2)],
+)
+async def test_a_model_that_has_changed_since_the_request_before(
+    gateway: Gateway, state: State, change: str, status: int, left: int
+) -> None:
+    """The gateway goes by what it has read, as long as that still holds when the job is queued."""
+    key = ModelKey(repo_id=f"lab/{change.replace(' ', '-')}")
+    payloads = Path(gateway.config.store_url) / "payloads"
+    await publish(state, gateway.config, key)
+    before = len(list(payloads.glob("*")))
+    assert (await asyncio.to_thread(gateway.post, model_key=key.canonical)).status_code == 200
+    if change == "withdrawn":
+        await state.models.withdraw(key)
+    elif change == "trusted":
+        await publish(state, gateway.config, key, trusted=("others",))
+    else:
+        await state.models.leave(key, "r1")
+        await publish(state, gateway.config, key, ready=False, failure="gone" if change == "failed" else None)
+    answer = await asyncio.to_thread(gateway.post, model_key=key.canonical)
+    assert answer.status_code == status, answer.text
+    assert await state.queue.length(key) == left
+    assert len(list(payloads.glob("*"))) == before + left
+    if status == 200:
+        told = await asyncio.to_thread(gateway.get, f"/response/{answer.json()['id']}")
+        assert told.json()["status"] == "DEPLOYING"
+    await state.queue.fail_all(key, "the test is over")
+
+
 @pytest.mark.usefixtures("state")
 @pytest.mark.parametrize("key", [MODEL_KEY, PATH + ':{"task": "text-generation", "repo_id": "lab/tiny"}'])
 def test_two_spellings_of_a_model_key_are_one_model(gateway: Gateway, key: str) -> None:

@@ -14,6 +14,8 @@ from interlace.protocol.event import Ended, Log, StateChanged
 from interlace.protocol.job import JobState
 from interlace_state.config import Config
 from interlace_state.keys import Keys
+from interlace_state.models import ModelCard, ModelState, Replica
+from interlace_state.queue import ModelChanged
 from interlace_state.settings.services import LifetimeConfig, RedisConfig, StoreConfig
 from interlace_state.store import State, open_state
 
@@ -148,6 +150,34 @@ async def test_all_jobs_of_a_model_that_will_not_come_are_failed(state: State) -
         last = (await history(state, job))[-1]
         assert isinstance(last, Ended)
         assert (last.state, last.text) == (JobState.ERROR, "no weights")
+
+
+@pytest.mark.parametrize("change", ["card", "replica's state", "replica", "model"])
+async def test_a_model_that_is_not_what_it_was_takes_no_job(state: State, change: str) -> None:
+    """Who submits may know it from long ago; it is looked at in the same step."""
+    card = ModelCard(key=MODEL, commit="0" * 40, dtype="float32", config={})
+    replica = Replica(id="r0", state=ModelState.READY, pid=1, node="here")
+    await state.models.publish(card)
+    await state.models.beat(MODEL, replica)
+    assert state.models.recent(MODEL) is None
+    await state.models.find(MODEL)
+    limits = {"waiting_jobs": 9, "running_jobs": 9, "kept_jobs": 9}
+    recent = state.models.recent(MODEL)
+    assert recent is not None
+    await state.queue.submit(make_job(), **limits, model_ready=True, recent=recent)
+    await state.models.beat(MODEL, replica.model_copy(update={"running": 1}))
+    await state.queue.submit(make_job(), **limits, model_ready=True, recent=recent)
+    if change == "card":
+        await state.models.publish(card.model_copy(update={"trusted": ("others",)}))
+    elif change == "model":
+        await state.models.withdraw(MODEL)
+    elif change == "replica":
+        await state.models.leave(MODEL, "r0")
+    else:
+        await state.models.beat(MODEL, replica.model_copy(update={"state": ModelState.DEPLOYING}))
+    with pytest.raises(ModelChanged):
+        await state.queue.submit(make_job(), **limits, model_ready=True, recent=recent)
+    assert await state.queue.length(MODEL) == 2
 
 
 async def test_events_are_replayed_and_then_live(state: State) -> None:

@@ -14,13 +14,15 @@ from interlace_server import nnsight_wire
 from interlace_server.deployments import Overview, overview
 from interlace_server.doors.adapters import check_adapters
 from interlace_server.doors.admission import check_payload
-from interlace_server.doors.auth import Identity, TheCaller, identity_of, visible
+from interlace_server.doors.auth import Identity, TheCaller, caller_of, identity_of, visible
 from interlace_server.doors.observation import origin_of
 from interlace_server.errors import refusals
-from interlace_server.gateway import TheGateway
+from interlace_server.gateway import TheGateway, gateway_of
 from interlace_server.intake import REPLAYED, IdempotencyKey, job_limits, servable, take_in
 from interlace_server.nnsight_wire import Envelope, Update
 from interlace_server.routes.results import result_url
+from interlace_state.models import Recent
+from interlace_state.queue import ModelChanged
 
 router = APIRouter(tags=["nnsight"])
 
@@ -66,10 +68,8 @@ class Environment(BaseModel):
 async def submit(
     data: Annotated[str, Form(description="The envelope: a JSON object.", json_schema_extra=_ENVELOPE)],
     blob: Annotated[UploadFile, File(description="The payload: a serialized trace.")],
-    caller: TheCaller,
     request: Request,
     response: Response,
-    gateway: TheGateway,
     idempotency_key: IdempotencyKey = None,
     stream: _Stream = None,
     batching: _Batching = "on",
@@ -78,26 +78,34 @@ async def submit(
 
     The same request under the same `Idempotency-Key` is the same job, for as long as that is kept.
     """
+    caller, gateway = caller_of(request), gateway_of(request)
     envelope = Envelope.parse(data)
-    model = await servable(gateway, envelope.model, caller)
-    await check_adapters(gateway, envelope.env, model.card, caller)
     payload = await blob.read()
-    check_payload(payload, compress=envelope.compress, limits=caller.limits)
-    more = {"stream_saves": stream is not None} | origin_of(request)
-    job = _job(envelope, caller.tenant, job_limits(caller), len(payload)).model_copy(update=more)
-    may_share = batching == "on" and job.model.shares_forwards and gateway.config.batches(caller.tenant)
-    job_id = await take_in(
-        gateway,
-        caller,
-        job,
-        payload,
-        model,
-        request,
-        response,
-        idempotency_key=idempotency_key,
-        batching=may_share and not (envelope.env.get("edits") or envelope.env.get("artifacts")),
-    )
-    return nnsight_wire.received(job_id)
+
+    async def take(recent: Recent | None) -> str:
+        model = await servable(gateway, envelope.model, caller, recent.model if recent else None)
+        await check_adapters(gateway, envelope.env, model.card, caller)
+        check_payload(payload, compress=envelope.compress, limits=caller.limits)
+        more = {"stream_saves": stream is not None} | origin_of(request)
+        job = _job(envelope, caller.tenant, job_limits(caller), len(payload)).model_copy(update=more)
+        may_share = batching == "on" and job.model.shares_forwards and gateway.config.batches(caller.tenant)
+        return await take_in(
+            gateway,
+            caller,
+            job,
+            payload,
+            model,
+            request,
+            response,
+            idempotency_key=idempotency_key,
+            batching=may_share and not (envelope.env.get("edits") or envelope.env.get("artifacts")),
+            recent=recent,
+        )
+
+    try:
+        return nnsight_wire.received(await take(gateway.state.models.recent(envelope.model)))
+    except ModelChanged:
+        return nnsight_wire.received(await take(None))
 
 
 def _job(envelope: Envelope, tenant: str, limits: Limits, payload_bytes: int) -> Job:

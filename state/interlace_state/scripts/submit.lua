@@ -1,9 +1,10 @@
 -- Accept a job: all of it or nothing.
 -- ARGV  prefix, job id, record, first event with "{place}" in its text, lifetime in seconds, most waiting,
 --       session id or "", tenant, most running, slug, digest of the idempotency key or "", digest of the payload,
---       most kept, what jobs that may share a forward have in common or ""
+--       most kept, what jobs that may share a forward have in common or "", digest of the model's card as it was read
+--       or "", a replica that was ready then
 -- Returns {place, job id}; or -1: no such session, -2: the session has a job, -3: the queue is full,
--- -4: another payload was sent under this idempotency key.
+-- -4: another payload was sent under this idempotency key, -5: the model has changed.
 local id, lifetime, session, tenant, slug, again = ARGV[2], ARGV[5], ARGV[7], ARGV[8], ARGV[10], ARGV[11]
 local live = key("live", slug, tenant)
 -- Among the tenant's jobs that wait, from 1.
@@ -14,6 +15,11 @@ end
 
 -- The connection repeats a call whose answer it lost: the job is in already.
 if redis.call("EXISTS", key("job", id)) == 1 then return {place(id), id} end
+if ARGV[15] ~= "" then
+  local card, sign = redis.call("HGET", key("models"), slug), redis.call("GET", key("replica", slug, ARGV[16]))
+  if not card or redis.sha1hex(card) ~= ARGV[15] then return -5 end
+  if not sign or not string.find(sign, '"state":"ready"', 1, true) then return -5 end
+end
 if session ~= "" then
   local first = redis.call("XRANGE", key("session", session), "-", "+", "COUNT", 1)[1]
   if not first or first[2][2] ~= tenant then return -1 end

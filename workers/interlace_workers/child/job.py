@@ -34,10 +34,14 @@ from interlace_workers.sandbox import Sandbox, limit
 def main(end: socket.socket, model: HostedModel, sandbox: Sandbox, slot: int) -> NoReturn:
     """Seal this process, run one order from ``end`` and never return."""
     space = _sealed(end, sandbox, slot)
-    # Ahead of its job: threads of its own, and memory.
+    # Ahead of its job: threads of its own, memory, and what prints.
+    print_to_outputs()
     torch.set_num_threads(model.threads)
     warm.keep_freed_memory()
     _keep_what_is_there()
+    # A write over the limit shall be an OSError that names itself, not the end of the process.
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     say(end, "sealed")
     message, fds = _order(end, model)
     end.close()
@@ -45,9 +49,6 @@ def main(end: socket.socket, model: HostedModel, sandbox: Sandbox, slot: int) ->
         _share(model, [Order.of_message(order) for order in message["orders"]], fds, space)
     order, (payload, result, events, logs, values, *more) = Order.of_message(message), fds
     listen_to(logs)
-    # A write over the limit shall be an OSError that names itself, not the end of the process.
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     limit(space, order.memory_bytes, _most_file_bytes(order), order.cpu_seconds)
     perform(model, order, payload, result, events, values, more)
     _wait_for_the_end()
@@ -114,12 +115,16 @@ def _trace(
     return times
 
 
+def print_to_outputs() -> None:
+    """Have what Python prints go to both outputs line by line, whatever the job before has put there."""
+    sys.stdout, sys.stderr = _printer(1), _printer(2)
+
+
 def listen_to(logs: int) -> None:
-    """Have everything that is printed go into a descriptor, which is closed otherwise."""
+    """Make a descriptor, which is closed otherwise, both outputs."""
     os.dup2(logs, 1)
     os.dup2(logs, 2)
     os.close(logs)
-    sys.stdout, sys.stderr = _printer(1), _printer(2)
 
 
 def _order(end: socket.socket, model: HostedModel) -> tuple[dict[str, Any], list[int]]:
@@ -152,7 +157,6 @@ def _keep_what_is_there() -> None:
 
 def _share(model: HostedModel, orders: list[Order], fds: list[int], space: int) -> NoReturn:
     """Run several orders of one tenant's, of which each has four descriptors; those of their adapters come last."""
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     memory, size = max(order.memory_bytes for order in orders), max(order.result_bytes for order in orders)
     limit(space, memory, packing.most_bytes(size), max(order.cpu_seconds for order in orders))
     ends = iter(fds)

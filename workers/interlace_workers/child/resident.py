@@ -74,6 +74,7 @@ def _run(end: socket, model: HostedModel) -> None:
     random.seed(seed)
     numpy.random.seed(seed % 2**32)
     job.listen_to(logs)
+    job.print_to_outputs()
     with adapter.taken_out(model.model), pipeline.kept(model.model) if model.is_pipeline else nullcontext():
         job.perform(model, Order.of_message(message), payload, result, events, values, more)
     for fd in (events, values):

@@ -110,9 +110,11 @@ class Execution:
                 yield happening
             yield end.result()
         finally:
-            for task in (guard, logs, end):
-                task.cancel()
-            await asyncio.gather(guard, logs, end, return_exceptions=True)
+            guard.cancel()
+            if not (logs.done() and end.done()):
+                logs.cancel()
+                end.cancel()
+                await asyncio.gather(guard, logs, end, return_exceptions=True)
 
     async def _next(self, end: "asyncio.Task[Done | Failed]") -> Happening | None:
         """The next thing that happens; None when the job has ended."""

@@ -4,28 +4,20 @@ import contextlib
 import os
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+_LONGEST = 8192  # bytes
 _TICK = os.sysconf("SC_CLK_TCK")
 
 
 def resident_bytes(pid: int) -> int:
     """Resident bytes now; 0 if the process is gone."""
-    try:
-        with open(f"/proc/{pid}/statm") as file:
-            return int(file.read().split()[1]) * _PAGE
-    except (OSError, IndexError):
-        return 0
+    fields = _read(pid, "statm").split()
+    return int(fields[1]) * _PAGE if len(fields) > 1 else 0
 
 
 def peak_resident_bytes(pid: int) -> int:
     """The most resident bytes that the process ever had; 0 if it is gone."""
-    try:
-        with open(f"/proc/{pid}/status") as file:
-            for line in file:
-                if line.startswith("VmHWM:"):
-                    return int(line.split()[1]) << 10
-    except OSError:
-        pass
-    return 0
+    _, _, found = _read(pid, "status").partition(b"VmHWM:")
+    return int(found.split(maxsplit=1)[0]) << 10 if found else 0
 
 
 def reset_peak(pid: int) -> None:
@@ -36,12 +28,22 @@ def reset_peak(pid: int) -> None:
 
 def cpu_seconds(pid: int) -> float:
     """Processor seconds that the process used; 0 if it is gone."""
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            fields = file.read().rpartition(")")[2].split()
-    except OSError:
-        return 0.0
+    fields = _read(pid, "stat").rpartition(b")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICK if len(fields) > 12 else 0.0
+
+
+def _read(pid: int, name: str) -> bytes:
+    """What the kernel has of a process under a name, at once: jobs wait for it. Empty if the process is gone."""
+    try:
+        file = os.open(f"/proc/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    try:
+        return os.read(file, _LONGEST)
+    except OSError:
+        return b""
+    finally:
+        os.close(file)
 
 
 def has_idle_core() -> bool:

@@ -79,7 +79,7 @@ class Attempt:
         if self._lease.attempt > 1:
             text = f"Your job lost its worker and has been sent to another (attempt {self._lease.attempt})."
             await self._journal.note(Log(text=f"[It starts again: attempt {self._lease.attempt}.]"))
-        await self._journal.note(StateChanged(state=JobState.LEASED, text=text))
+        self._journal.note_soon(StateChanged(state=JobState.LEASED, text=text))
         queued_seconds = round(max(0.0, time.time() - job.submitted_at), 4)
         try:
             payload = await self._state.results.payload(job)

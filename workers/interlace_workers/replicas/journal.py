@@ -11,6 +11,7 @@ from interlace_state.tasks import cancelled
 
 #: Events that may wait to be written; whoever brings more waits, too.
 _AHEAD = 256
+_MOMENT = 0.02  # seconds
 
 T = TypeVar("T")
 
@@ -34,6 +35,7 @@ class Journal:
         self._insist = insist
         self._pending: list[Event] = []
         self._writing: asyncio.Task[None] | None = None
+        self._moment: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> "Journal":
         return self
@@ -41,8 +43,20 @@ class Journal:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._moment is not None:
+            self._moment.cancel()
         if self._writing is not None:
             await cancelled(self._writing)
+
+    def note_soon(self, event: Event) -> None:
+        """Have an event written with the one that follows, or by itself if none comes in a moment."""
+        self._pending.append(event)
+        if self._writing is None:
+            self._moment = asyncio.get_running_loop().call_later(_MOMENT, self._begin)
+
+    def _begin(self) -> None:
+        if self._writing is None and self._pending:
+            self._writing = asyncio.create_task(self._write(), name="journal")
 
     async def note(self, *events: Event) -> None:
         """Have events written, with others that come meanwhile. Raises what writing those before has raised."""
@@ -56,6 +70,7 @@ class Journal:
 
     async def written(self) -> None:
         """Wait until all is written. Raises LeaseLost if the job was no longer the lease's, RedisError."""
+        self._begin()
         if self._writing is not None:
             await asyncio.shield(self._writing)
 

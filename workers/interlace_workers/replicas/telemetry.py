@@ -16,12 +16,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from interlace.protocol.job import Job, JobState
+from interlace.protocol.job import Cost, Job, JobState
 from interlace.protocol.model import ModelKey
 from interlace_state import log
 from interlace_state.metrics import ReplicaMetrics
 from interlace_state.tracing import Tracing
-from interlace_workers.executors.base import Done, ExecutorLost, Failed
+from interlace_workers.executors.base import Done, ExecutorLost, Failed, Step
 from interlace_workers.order import Loaded
 from interlace_workers.replicas import metrics
 
@@ -68,7 +68,8 @@ class Watch:
         self._ended = False
         self._parted = False
         self._error = ""
-        self._seconds: dict[str, float] = {}
+        self._ran: list[Done | Failed] = []
+        self._steps: list[Step] = []
 
     def __enter__(self) -> "Watch":
         job, now = self._job, time.time()
@@ -84,13 +85,8 @@ class Watch:
     def ran(self, outcome: Done | Failed) -> None:
         """Its sandbox has ended, so or so."""
         self._outcome = outcome.reason if isinstance(outcome, Failed) else "completed"
-        for step in outcome.steps:
-            self._step(step.name, step.start, step.end)
-        cost = outcome.cost
-        metrics.EXECUTE_SECONDS.observe(cost.runtime or 0.0)
-        metrics.MERGED.observe(cost.merged or 1)
-        metrics.CPU_SECONDS.inc(cost.cpu_seconds or 0.0)
-        metrics.JOB_MEMORY_BYTES.observe(cost.max_memory_usage or 0)
+        self._steps += outcome.steps
+        self._ran.append(outcome)  # counted when nobody waits any more
 
     @contextmanager
     def transfer(self, staged: Path) -> Iterator[None]:
@@ -101,7 +97,7 @@ class Watch:
         metrics.RESULTS.inc()
         metrics.RESULT_BYTES.inc(size)
         metrics.TRANSFER_SECONDS.observe(max(0.0, end - start))
-        self._step("transfer", start, end)
+        self._steps.append(Step("transfer", start, end))
 
     def streamed(self, size: int) -> None:
         """A value of so many bytes has left before its end."""
@@ -127,15 +123,23 @@ class Watch:
             self._outcome = "apart"
         elif not self._ended:
             self._outcome = self._error = _left(error)
+        for outcome in self._ran:
+            _count(outcome.cost)
+        for step in self._steps:
+            metrics.STEP_SECONDS.labels(step.name).observe(max(0.0, step.end - step.start))
+            self._tracing.add(step.name, self._span.traceparent, step.start, step.end)
         metrics.JOBS.labels(self._outcome).inc()
         self._span.end(error=self._error, job=self._job.id, request_id=self._job.request_id, outcome=self._outcome)
-        log.info("ended", outcome=self._outcome, seconds=self._seconds)
+        seconds = {step.name: round(step.end - step.start, 4) for step in self._steps}
+        log.info("ended", outcome=self._outcome, seconds=seconds)
         self._bound.__exit__(None, None, None)
 
-    def _step(self, name: str, start: float, end: float) -> None:
-        metrics.STEP_SECONDS.labels(name).observe(max(0.0, end - start))
-        self._tracing.add(name, self._span.traceparent, start, end)
-        self._seconds[name] = round(end - start, 4)
+
+def _count(cost: Cost) -> None:
+    metrics.EXECUTE_SECONDS.observe(cost.runtime or 0.0)
+    metrics.MERGED.observe(cost.merged or 1)
+    metrics.CPU_SECONDS.inc(cost.cpu_seconds or 0.0)
+    metrics.JOB_MEMORY_BYTES.observe(cost.max_memory_usage or 0)
 
 
 def _left(error: BaseException | None) -> str:
