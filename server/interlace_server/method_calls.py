@@ -208,6 +208,7 @@ def _facts_of_pipeline(card: ModelCard) -> ModelFacts:
         latents=(unet.get("in_channels") or 4, height, width),
         pixels=2 ** (len(vae.get("block_out_channels") or (1,) * 4) - 1),
         widths=widths,
+        vae_width=next(iter(vae.get("block_out_channels") or ()), 128),
     )
 
 

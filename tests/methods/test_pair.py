@@ -287,7 +287,7 @@ def test_the_scheduler_of_stable_diffusion_1(trained: PairResult, notebook: Note
 
 
 def test_the_estimate(trained: PairResult, tmp_path: Path, model: Any) -> None:
-    facts = ModelFacts(2_900_000, 2, 96, 1000, latents=(8, 8, 8), widths=(48, 96))
+    facts = ModelFacts(2_900_000, 2, 96, 1000, latents=(8, 8, 8), widths=(48, 96), pixels=4, vae_width=16)
     report = Notebook(tmp_path, seed=5, bar=False)
     train(model, report)
     cost = estimate(PairParams(images="x", **SHORT), facts)
@@ -301,8 +301,8 @@ def test_the_estimate(trained: PairResult, tmp_path: Path, model: Any) -> None:
     assert drawn.forwards == report.cost["forwards"] - before["forwards"]
     assert drawn.tokens == report.cost["tokens"] - before["tokens"]
     smaller = GenerateParams(**DRAW, styles=[{"adapter": "x", "start": 0.0}], size=(16, 16))
-    assert estimate_generate(smaller, replace(facts, pixels=4)).tokens == drawn.tokens // 4
-    looked = replace(facts, pixels=4, images={"x": (2, 64, 64)})
+    assert estimate_generate(smaller, facts).tokens == drawn.tokens // 4
+    looked = replace(facts, images={"x": (2, 64, 64)})
     large = estimate(PairParams(images="x", **SHORT), looked)
     assert large.tokens == 4 * cost.tokens
     assert large.peak_bytes > 2 * cost.peak_bytes

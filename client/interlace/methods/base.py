@@ -183,6 +183,8 @@ class ModelFacts:
     pixels: int = 8
     #: Of a UNet: channels of each of its blocks, from the outside in.
     widths: tuple[int, ...] = ()
+    #: Of a diffusion pipeline: channels of its autoencoder where it has a picture's full size.
+    vae_width: int = 128
     #: Of artifacts of images that the params name: how many images, their height and width, by that name.
     images: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
 

@@ -49,7 +49,7 @@ def _scored(
     report: Report,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Scores [queries and controls done, candidates], how far the weights went for each, and the losses before."""
-    held = _encoded(pipeline, candidates)
+    held = _encoded(pipeline, candidates, params.batch)
     of = sum(map(len, asked)) + 2
     before = weights.losses(held)
     report.progress(1, of)
@@ -61,7 +61,7 @@ def _scored(
         rows, moves = list(checkpoint.tensors["rows"]), list(checkpoint.tensors["moves"])
     done = 0
     for images in asked:
-        queries = _encoded(pipeline, images)
+        queries = _encoded(pipeline, images, params.batch)
         for which in range(len(queries)):
             done += 1
             if done <= len(rows):
@@ -79,8 +79,8 @@ def _scored(
     return torch.stack(rows), torch.stack(moves), before
 
 
-def _encoded(pipeline: diffusion.Pipeline, images: Images) -> Pictures:
-    parts = [pipeline.encode_images(some).mean for some in images.pixels.split(64)]
+def _encoded(pipeline: diffusion.Pipeline, images: Images, batch: int) -> Pictures:
+    parts = [pipeline.encode_images(some).mean for some in images.pixels.split(batch)]
     return Pictures(torch.cat(parts), pipeline.encode_prompts(images.captions))
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from interlace.methods.base import ArtifactName, Citation, Estimate, ModelFacts, Params, Result, Spec
-from interlace.methods.shared.denoising.denoiser_cost import bytes_backward, images_in, positions, square
+from interlace.methods.shared.denoising.denoiser_cost import bytes_backward, images_in, peak, positions, square
 from interlace.methods.shared.pictures import Picture
 
 CAVEAT = (
@@ -93,7 +93,8 @@ def estimate(params: AttributeParams, facts: ModelFacts) -> Estimate:
         forwards=losses * -(-candidates // params.batch) + moves,
         backwards=moves,
         tokens=positions(facts, size) * (losses * candidates + fisher + asked * params.query_draws),
-        peak_bytes=bytes_backward(facts, params.batch, size) + facts.n_params * facts.weight_bytes // 4,
+        peak_bytes=peak(facts, bytes_backward(facts, params.batch, size), params.batch, size)
+        + facts.n_params * facts.weight_bytes // 4,
     )
 
 

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from interlace.methods.base import ArtifactName, Citation, Estimate, ModelFacts, Params, Result, Spec
 from interlace.methods.filtering.published import CONCEPTS, PHRASES
-from interlace.methods.shared.denoising.denoiser_cost import bytes_forward, images_in, positions, size_in
+from interlace.methods.shared.denoising.denoiser_cost import bytes_forward, images_in, peak, positions, size_in
 from interlace.methods.shared.pictures import Picture
 
 _Phrase = Annotated[str, Field(min_length=1, max_length=200)]
@@ -125,7 +125,7 @@ def estimate(params: FilterParams, facts: ModelFacts) -> Estimate:
         return Estimate(
             forwards=batches * passes,
             tokens=images * passes * positions(facts, size),
-            peak_bytes=bytes_forward(facts, params.batch, size),
+            peak_bytes=peak(facts, bytes_forward(facts, params.batch, size), min(images, params.batch), size),
         )
     return Estimate(
         forwards=batches + 1,

@@ -11,8 +11,10 @@ from pydantic import Field, model_validator
 from interlace.methods.base import ArtifactName, Citation, Estimate, ModelFacts, Params, Result, Spec
 from interlace.methods.shared.denoising.denoiser_cost import (
     bytes_backward,
+    bytes_digest,
     bytes_forward,
     bytes_lora,
+    peak,
     positions,
     size_in,
 )
@@ -164,7 +166,7 @@ def estimate(params: PairParams, facts: ModelFacts) -> Estimate:
         forwards=forwards,
         backwards=passes,
         tokens=tokens,
-        peak_bytes=lora + bytes_backward(facts, params.batch, size),
+        peak_bytes=peak(facts, bytes_backward(facts, params.batch, size), 2, size) + lora + bytes_digest(facts),
     )
 
 
@@ -181,8 +183,11 @@ def estimate_generate(params: GenerateParams, facts: ModelFacts) -> Estimate:
     return Estimate(
         forwards=batches * (params.steps + more),
         tokens=rows * positions(facts, params.size),
-        peak_bytes=bytes_forward(facts, 2 * params.batch, params.size)
-        + bytes_lora(facts, 64 * len(params.styles)) // 8,
+        peak_bytes=peak(
+            facts, bytes_forward(facts, 2 * params.batch, params.size), min(pictures, params.batch), params.size
+        )
+        + bytes_lora(facts, 64 * len(params.styles)) // 8
+        + bytes_digest(facts) * bool(params.styles),
     )
 
 

@@ -12,9 +12,11 @@ from pydantic import Field, model_validator
 from interlace.methods.base import ArtifactName, Citation, Estimate, ModelFacts, Params, Result, Spec
 from interlace.methods.shared.denoising.denoiser_cost import (
     bytes_backward,
+    bytes_digest,
     bytes_forward,
     bytes_lora,
     images_in,
+    peak,
     positions,
     square,
 )
@@ -159,6 +161,7 @@ def estimate(params: StyleParams, facts: ModelFacts) -> Estimate:
     times = params.steps // params.sample_every if params.sample_every else 0
     drawn = [min(8, images)] * times + [prompts] * 4
     held = 2 * 3
+    at_once = max(min(images, params.batch), *(min(one, of.batch) for one in drawn))
     return Estimate(
         forwards=params.steps * (1 + 2 * preserve)
         + held * -(-HELD // (4 * params.batch))
@@ -170,7 +173,9 @@ def estimate(params: StyleParams, facts: ModelFacts) -> Estimate:
             + held * HELD
             + (1 + (of.guidance > 1)) * of.steps * sum(drawn)
         ),
-        peak_bytes=bytes_backward(facts, params.batch, size) + bytes_lora(facts, params.rank) * 2,
+        peak_bytes=peak(facts, bytes_backward(facts, params.batch, size), at_once, size)
+        + bytes_lora(facts, params.rank) * 2
+        + bytes_digest(facts),
     )
 
 
@@ -183,7 +188,8 @@ def estimate_stylise(params: StyliseParams, facts: ModelFacts) -> Estimate:
     return Estimate(
         forwards=steps * -(-images // params.batch),
         tokens=row * rows * images * steps,
-        peak_bytes=bytes_forward(facts, 2 * params.batch, size) + bytes_lora(facts, 1),
+        peak_bytes=peak(facts, bytes_forward(facts, rows * params.batch, size), min(images, params.batch), size)
+        + (bytes_lora(facts, 1) + bytes_digest(facts)) * (params.adapter is not None),
     )
 
 

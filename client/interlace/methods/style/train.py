@@ -42,7 +42,7 @@ def examples(pipeline: Pipeline, images: Images, params: StyleParams) -> Example
     plain: Sequence[str] = params.preserve_prompts or images.captions
     return Examples(
         images.pixels,
-        pipeline.encode_images(images.pixels).mean,
+        torch.cat([pipeline.encode_images(some).mean for some in images.pixels.split(params.batch)]),
         pipeline.encode_prompts([styled(one, params.suffix) for one in images.captions]),
         pipeline.encode_prompts(plain),
         not params.preserve_prompts,
