@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 FILE = Path(__file__).parent / "assets" / "facts-mamba-mini" / "facts.json"
-PEOPLE = ("job", "instrument", "sport", "language", "born_in")
 
 
 def every() -> list[dict[str, Any]]:

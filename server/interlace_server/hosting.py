@@ -8,10 +8,11 @@ from interlace.protocol.errors import InvalidRequest, UnknownModel
 from interlace.protocol.hosting import ModelView, Moment, Origin, Phase
 from interlace.protocol.model import ModelKey, is_repo_id
 from interlace_server import on_demand
+from interlace_server.changes import note
 from interlace_server.doors.auth import Caller
 from interlace_server.gateway import Gateway
 from interlace_server.views import model_view
-from interlace_state import hostable, log
+from interlace_state import hostable
 from interlace_state.desired import Desired
 from interlace_state.models import HostedModel, ModelState
 from interlace_state.settings.models import MOST_REPLICAS, Autoscale, ModelConfig
@@ -52,7 +53,7 @@ async def deploy(gateway: Gateway, caller: Caller, model: ModelConfig) -> ModelV
         moment = Moment(phase=Phase.QUEUED, text="It starts anew, as it was asked for now.", at=round(time.time(), 3))
         await gateway.state.desired.say(key, moment)
     await on_demand.announce(gateway.state, key, model)
-    _note(gateway, caller, "model deployed", model=str(key), **model.model_dump(exclude_defaults=True))
+    note(gateway, caller, "model deployed", model=str(key), **model.model_dump(exclude_defaults=True))
     return await _view(gateway, key)
 
 
@@ -74,7 +75,7 @@ async def scale(gateway: Gateway, caller: Caller, name: str, changes: ModelChang
     )
     if record is None:
         raise _no_record(key)
-    _note(gateway, caller, "model scaled", model=str(key), **changes.model_dump(exclude_unset=True))
+    note(gateway, caller, "model scaled", model=str(key), **changes.model_dump(exclude_unset=True))
     return await _view(gateway, key)
 
 
@@ -95,7 +96,7 @@ async def evict(gateway: Gateway, caller: Caller, name: str, *, forget: bool = F
         await state.desired.remove(key)
     else:
         await state.desired.rest(key, resting=True)
-    _note(gateway, caller, "model forgotten" if forget else "model evicted", model=str(key))
+    note(gateway, caller, "model forgotten" if forget else "model evicted", model=str(key))
     return before if forget else await _view(gateway, key)
 
 
@@ -104,7 +105,7 @@ async def pause(gateway: Gateway, caller: Caller, name: str, *, paused: bool) ->
     found = await hosted(gateway, name)
     control = gateway.state.control
     await (control.pause(found.card.key) if paused else control.resume(found.card.key))
-    _note(gateway, caller, "model paused" if paused else "model resumed", model=str(found.card.key))
+    note(gateway, caller, "model paused" if paused else "model resumed", model=str(found.card.key))
     return found
 
 
@@ -145,8 +146,3 @@ async def _view(gateway: Gateway, key: ModelKey) -> ModelView:
 
 def _no_record(key: ModelKey) -> InvalidRequest:
     return InvalidRequest(f"No placement loop looks after {key}: it leaves just now, or no workers run.")
-
-
-def _note(gateway: Gateway, caller: Caller, action: str, **fields: object) -> None:
-    with log.instead_of(OSError, "audit_failed"):
-        gateway.state.audit.write(action, tenant=caller.tenant, key=caller.key_id, **fields)

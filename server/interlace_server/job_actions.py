@@ -1,9 +1,9 @@
 """What somebody does with jobs: stop one, forget one. The API's routes and the pages call these."""
 
 from interlace.protocol.jobs import JobView
+from interlace_server.changes import note
 from interlace_server.doors.auth import Caller
 from interlace_server.gateway import Gateway
-from interlace_state import log
 
 
 def reach(caller: Caller) -> str | None:
@@ -20,10 +20,10 @@ async def cancel(gateway: Gateway, caller: Caller, job_id: str) -> JobView | Non
     job = await state.jobs.show(job_id, reach(caller))
     by = "its owner" if caller.tenant == job.tenant else "an operator"
     if job.method is not None and await state.queue.stop(job_id, f"Cancelled by {by}: it ends with what it has."):
-        _note(gateway, caller, "job cancelled", job)
+        note(gateway, caller, "job cancelled", job=job.id, owner=job.tenant)
     elif await state.queue.cancel(job_id, f"The job was cancelled by {by}."):
         await state.results.delete_payload(job_id)
-        _note(gateway, caller, "job cancelled", job)
+        note(gateway, caller, "job cancelled", job=job.id, owner=job.tenant)
     else:
         return None
     return await state.jobs.show(job_id, reach(caller))
@@ -36,9 +36,4 @@ async def forget(gateway: Gateway, caller: Caller, job_id: str) -> None:
     await state.results.delete(job_id)
     await state.checkpoints.delete(job_id)
     await state.jobs.forget(job)  # after its bytes: whoever is interrupted here finds the job again, and repeats
-    _note(gateway, caller, "job deleted", job)
-
-
-def _note(gateway: Gateway, caller: Caller, action: str, job: JobView) -> None:
-    with log.instead_of(OSError, "audit_failed"):
-        gateway.state.audit.write(action, tenant=caller.tenant, key=caller.key_id, job=job.id, owner=job.tenant)
+    note(gateway, caller, "job deleted", job=job.id, owner=job.tenant)

@@ -2,9 +2,9 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from interlace_server.changes import note
 from interlace_server.doors.auth import Caller
 from interlace_server.gateway import Gateway
-from interlace_state import log
 from interlace_state.settings.limits import LimitChanges
 
 
@@ -40,12 +40,5 @@ async def change(gateway: Gateway, caller: Caller, tenant: str, changes: TenantC
         await gateway.state.control.set_weight(tenant, changes.weight)
     if changes.limits is not None:
         await gateway.state.control.set_limits(tenant, changes.limits)
-    with log.instead_of(OSError, "audit_failed"):
-        gateway.state.audit.write(
-            "tenant changed",
-            tenant=caller.tenant,
-            key=caller.key_id,
-            owner=tenant,
-            **changes.model_dump(exclude_none=True),
-        )
+    note(gateway, caller, "tenant changed", owner=tenant, **changes.model_dump(exclude_none=True))
     return await terms(gateway, tenant)

@@ -8,13 +8,13 @@ from starlette.responses import Response
 
 from interlace.protocol.errors import InvalidRequest
 from interlace_server import tenancy
+from interlace_server.changes import note
 from interlace_server.doors.auth import LOCAL, Caller, TheCaller
 from interlace_server.errors import describe
 from interlace_server.gateway import Gateway, TheGateway
 from interlace_server.page.frame import PageRoute, done, page, saying
 from interlace_server.routes.admin import an_admin
 from interlace_server.usage import usage_of
-from interlace_state import log
 from interlace_state.settings.limits import LimitChanges
 from interlace_state.tenants import TENANT, ApiKey, KeyEnded
 
@@ -120,7 +120,4 @@ async def revoke(caller: TheCaller, gateway: TheGateway, key: _Text = "") -> Res
 
 
 def _note(gateway: Gateway, caller: Caller, action: str, key: ApiKey) -> None:
-    with log.instead_of(OSError, "audit_failed"):
-        gateway.state.audit.write(
-            action, tenant=caller.tenant, key=caller.key_id, of=key.id, owner=key.tenant, role=key.role
-        )
+    note(gateway, caller, action, of=key.id, owner=key.tenant, role=key.role)

@@ -6,11 +6,11 @@ from fastapi import APIRouter, Form, Request
 from starlette.responses import Response
 
 from interlace.protocol.errors import InvalidRequest
+from interlace_server.changes import note
 from interlace_server.doors.auth import TheCaller
 from interlace_server.gateway import TheGateway
 from interlace_server.page.frame import Nav, PageRoute, keep_visit, page
 from interlace_server.usage import usage_of
-from interlace_state import log
 from interlace_state.tenants import KeyEnded
 
 NAV = Nav("/page/keys", "Keys and usage", 40)
@@ -41,8 +41,7 @@ async def rotate(
     if made is None:
         raise InvalidRequest(f"Key {caller.key_id} was revoked.")
     fresh, secret = made
-    with log.instead_of(OSError, "audit_failed"):
-        gateway.state.audit.write("key rotated", tenant=caller.tenant, key=caller.key_id, made=fresh.id)
+    note(gateway, caller, "key rotated", made=fresh.id)
     response = page(request, "new_key.html", key=fresh, secret=secret, back="/page/keys", old=caller.key_id)
     seconds = gateway.config.page.session_seconds
     visit = await gateway.state.visits.open(secret, seconds)

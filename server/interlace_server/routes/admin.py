@@ -8,11 +8,11 @@ from pydantic import BaseModel, ValidationError
 from interlace.protocol.errors import Forbidden, InvalidRequest, UnknownReplica
 from interlace_server import hosting, tenancy
 from interlace_server.allow import SharedPath
+from interlace_server.changes import note
 from interlace_server.doors.auth import Caller, TheCaller
 from interlace_server.errors import describe, refusals
-from interlace_server.gateway import Gateway, TheGateway
+from interlace_server.gateway import TheGateway
 from interlace_server.tenancy import TenantChanges, TenantControl
-from interlace_state import log
 from interlace_state.models import HostedModel
 from interlace_state.settings.limits import LimitChanges
 from interlace_state.tenants import TENANT
@@ -119,8 +119,3 @@ async def _changes(request: Request) -> TenantChanges:
         if any(one["type"] == "extra_forbidden" and one["loc"][0] == "limits" for one in problems):
             said += f" Limits are {', '.join(LimitChanges.model_fields)}."
         raise InvalidRequest(said) from None
-
-
-def note(gateway: Gateway, caller: Caller, action: str, **fields: object) -> None:
-    with log.instead_of(OSError, "audit_failed"):
-        gateway.state.audit.write(action, tenant=caller.tenant, key=caller.key_id, **fields)

@@ -11,12 +11,12 @@ from interlace.protocol.artifact import FILES, Artifact, ArtifactKind, ArtifactL
 from interlace.protocol.errors import Forbidden, InvalidArtifact, InvalidRequest
 from interlace.protocol.ids import ARTIFACT_ID
 from interlace_server.allow import SharedPath
+from interlace_server.changes import note
 from interlace_server.delivery import BYTES, deliver_part
 from interlace_server.doors.auth import Caller, TheCaller
 from interlace_server.errors import Responses, refusals
 from interlace_server.gateway import Gateway, TheGateway
 from interlace_server.viewer import viewer_of
-from interlace_state import log
 from interlace_state.artifacts import check_names
 from interlace_state.tenants import TENANT
 
@@ -146,14 +146,5 @@ def _reach(caller: Caller) -> str | None:
 
 
 def _note(gateway: Gateway, caller: Caller, action: str, artifact: Artifact) -> None:
-    with log.instead_of(OSError, "audit_failed"):
-        gateway.state.audit.write(
-            action,
-            tenant=caller.tenant,
-            key=caller.key_id,
-            artifact=artifact.id,
-            owner=artifact.tenant,
-            kind=artifact.kind,
-            bytes=artifact.size,
-            sha256=artifact.hash,
-        )
+    more = {"kind": artifact.kind, "bytes": artifact.size, "sha256": artifact.hash}
+    note(gateway, caller, action, artifact=artifact.id, owner=artifact.tenant, **more)

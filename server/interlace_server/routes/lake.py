@@ -18,11 +18,11 @@ from interlace.protocol.lake import (
     Tag,
 )
 from interlace_server.allow import SharedPath
-from interlace_server.doors.auth import Caller, TheCaller
+from interlace_server.changes import note
+from interlace_server.doors.auth import TheCaller
 from interlace_server.errors import Responses, refusals
-from interlace_server.gateway import Gateway, TheGateway
+from interlace_server.gateway import TheGateway
 from interlace_server.viewer import viewer_of
-from interlace_state import log
 
 router = APIRouter(prefix="/v1/lake", tags=["lake"], route_class=SharedPath)
 
@@ -79,7 +79,7 @@ async def change(entry_id: _Id, said: EntryChange, caller: TheCaller, gateway: T
     """Set who sees one's own artifact, and what its owner says of it."""
     found = await gateway.state.lake.change(await viewer_of(gateway.state, caller), entry_id, said)
     if said.visibility is not None:
-        _note(gateway, caller, "artifact visibility", entry_id, visibility=said.visibility)
+        note(gateway, caller, "artifact visibility", artifact=entry_id, visibility=said.visibility)
     return found
 
 
@@ -89,7 +89,7 @@ async def delete(entry_id: _Id, caller: TheCaller, gateway: TheGateway) -> Respo
     own = None if caller.role == "admin" else caller.tenant
     artifact = await gateway.state.artifacts.find(entry_id, own, key=caller.key_id, own=True)
     await gateway.state.artifacts.delete(artifact)
-    _note(gateway, caller, "artifact deleted", entry_id, owner=artifact.tenant, sha256=artifact.hash)
+    note(gateway, caller, "artifact deleted", artifact=entry_id, owner=artifact.tenant, sha256=artifact.hash)
     return Response(status_code=204)
 
 
@@ -125,8 +125,3 @@ async def delete_tag(entry_id: _Id, tag: _Tag, caller: TheCaller, gateway: TheGa
     """Take a tag off."""
     await gateway.state.lake.untag(await viewer_of(gateway.state, caller), entry_id, tag)
     return Response(status_code=204)
-
-
-def _note(gateway: Gateway, caller: Caller, action: str, entry_id: str, **more: str) -> None:
-    with log.instead_of(OSError, "audit_failed"):
-        gateway.state.audit.write(action, tenant=caller.tenant, key=caller.key_id, artifact=entry_id, **more)

@@ -19,7 +19,6 @@ PR_SET_DUMPABLE = 4
 PR_CAPBSET_DROP = 24
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
-PR_CAP_AMBIENT = 47
 
 #: Position of this machine's column in tables of call numbers; None: not an architecture that we know.
 ARCHITECTURE = {"x86_64": 0, "aarch64": 1}.get(platform.machine())

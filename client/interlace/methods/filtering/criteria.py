@@ -1,7 +1,7 @@
 """Words in captions, and scores of pictures by a CLIP, a denoiser or a small classifier."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -52,7 +52,7 @@ class Scorer(Protocol):
 
 
 @contextmanager
-def scorer(model: Any, criteria: ImageCriteria, batch: int, report: Report) -> Any:
+def scorer(model: Any, criteria: ImageCriteria, batch: int, report: Report) -> Iterator[Scorer]:
     """The scorer of some criteria. Raises InvalidRequest where the model is none for it, InvalidArtifact."""
     names = [one.name for one in criteria.wanted]
     if isinstance(criteria.by, Probe):

@@ -144,10 +144,6 @@ class Attributor:
                 found[node, row] = value
         return found
 
-    def patched_rows(self, runs: Runs, name: str, nodes: Sequence[Node]) -> int:
-        """How many rows `exact` would take."""
-        return sum(map(len, _differing(runs.delta(name), nodes)))
-
     def _backward(self, total: Tensor, leaves: Mapping[str, Values]) -> dict[str, Values]:
         self.measure.report.count(backwards=1)
         flat = [one for values in leaves.values() for one in values]
