@@ -311,7 +311,7 @@ def ray(home: Path, tiny_models: Path) -> Iterator[running.Running]:
     configuration = {
         "runtime": "ray",
         "on_demand": {"allow": [tiny.GPT2]},
-        "lifetimes": {"lease": 4},
+        "lifetimes": {"lease": 6},
         "gateway": {"port": 0, "drain_seconds": 1},
     }
     with running.interlace(home, configuration, seconds=400) as one:
@@ -326,7 +326,7 @@ async def test_on_ray_a_job_whose_worker_dies_runs_again(
     expected = await asyncio.to_thread(logits_of, client, remote=True)
     replica = await asyncio.to_thread(process_of, ray, "ray::ServeReplica")
     assert replica is not None
-    backend = posted(client, 0, until=time.time() + 8)  # long enough to be met; it runs again without a wait
+    backend = posted(client, 0, until=time.time() + 10)  # long enough to be met; it runs again without a wait
     async with asyncio.timeout(DEADLINE):
         result = await struck.result_after(backend, replica)
     assert torch.equal(result["logits"], expected)
