@@ -50,6 +50,22 @@ def test_it_takes_what_is_planned_and_moves_whole(families: Path, repo_id: str, 
     assert embedded.grad.abs().sum() > 0
 
 
+def test_a_gradient_passes_through_attention_whose_output_stands_out(families: Path) -> None:
+    order = Load(str(folder_of(families, tiny.LLAMA)), "text-generation", "int8", trust_remote_code=False, threads=1)
+    model = models.load(order).model._module
+    with torch.no_grad():
+        model.model.layers[1].input_layernorm.weight *= 100  # values, and so what attention gives: far from the rest
+    attended = []
+    model.model.layers[1].self_attn.o_proj.register_forward_pre_hook(lambda _, inputs: attended.append(inputs[0]))
+    embedded = model.get_input_embeddings()(torch.arange(9)[None]).detach().requires_grad_()
+    logits = model(inputs_embeds=embedded).logits
+    assert attended[0].abs().max() > 6  # over which `int8` computes in 16 bits
+    logits.float().square().sum().backward()
+    assert embedded.grad is not None
+    assert embedded.grad.isfinite().all()
+    assert embedded.grad.abs().sum() > 0
+
+
 def test_only_matrices_of_layers_are_packed() -> None:
     shapes = [
         ("embed.weight", (100, 64)),
