@@ -19,11 +19,14 @@ from interlace_state.models import ModelCard
 OTHER = "The capital of Italy is"
 
 
+def card_of(model_type: str, **config: Any) -> ModelCard:
+    config["model_type"] = model_type
+    return ModelCard(key=ModelKey(repo_id="lab/tiny"), commit="0" * 40, dtype="float32", config=config)
+
+
 def ran(model: Any, tool: str, asked: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The names that a text makes, on a model that is here."""
-    config = {"model_type": model._module.config.model_type}
-    card = ModelCard(key=ModelKey(repo_id="lab/tiny"), commit="0" * 40, dtype="float32", config=config)
-    code = TOOLS[tool].trace(card, asked, 0)
+    code = TOOLS[tool].trace(card_of(model._module.config.model_type), asked, 0)
     assert code is not None
     body = code.partition('task="text-generation")\n')[2].replace(", remote=True", "").replace("remote=True", "")
     file = folder / f"{tool}.py"  # nnsight reads its source
@@ -66,8 +69,9 @@ def test_a_trace_of_a_recurrent_model(tmp_path: Path) -> None:
 
 
 def test_forms_and_parameters_say_the_same() -> None:
+    card = card_of("llama", num_hidden_layers=4)
     for tool in TOOLS.values():
         form = {one.name: one.value for one in tool.fields}
-        asked = tool.asked(form)
+        asked = tool.completed(tool.asked(form), card)
         params = find(tool.method).params.model_validate(asked).model_dump(mode="json")
         assert tool.asked(tool.form(params)) == asked
