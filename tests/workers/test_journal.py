@@ -94,6 +94,29 @@ async def test_an_event_that_no_other_follows_is_written_all_the_same(state: Sta
     assert told[1] == Log(text="alone")
 
 
+async def test_an_event_that_may_wait_is_written_after_others_too(state: State) -> None:
+    await submit(state, make_job())
+    held = await lease(state)
+    async with Journal(state.queue, held, once) as journal:
+        await journal.note(Log(text="first"))
+        await journal.written()
+        journal.note_soon(Log(text="alone"))
+        await journal.written()
+        assert await state.redis.xlen(state.events._keys.events(held.job.id)) == 3
+
+
+async def test_what_could_not_be_written_is_told_whoever_asks_next(state: State) -> None:
+    await submit(state, make_job())
+    held = replace(await lease(state), fence=0)
+    async with Journal(state.queue, held, once) as journal:
+        await journal.note(Log(text="lost"))
+        with pytest.raises(LeaseLost):
+            await journal.written()
+        journal.note_soon(Log(text="after it"))
+        with pytest.raises(LeaseLost):
+            await journal.written()
+
+
 async def test_a_job_that_is_anothers_is_not_confirmed(state: State, config: Config) -> None:
     await submit(state, make_job())
     held = await lease(state)

@@ -51,21 +51,16 @@ class Journal:
     def note_soon(self, event: Event) -> None:
         """Have an event written with the one that follows, or by itself if none comes in a moment."""
         self._pending.append(event)
-        if self._writing is None:
+        if self._writing is None or self._writing.done():
             self._moment = asyncio.get_running_loop().call_later(_MOMENT, self._begin)
-
-    def _begin(self) -> None:
-        if self._writing is None and self._pending:
-            self._writing = asyncio.create_task(self._write(), name="journal")
 
     async def note(self, *events: Event) -> None:
         """Have events written, with others that come meanwhile. Raises what writing those before has raised."""
         if self._writing is not None and self._writing.done():
             self._writing.result()
         self._pending += events
-        if self._writing is None or self._writing.done():
-            self._writing = asyncio.create_task(self._write(), name="journal")
-        if len(self._pending) >= _AHEAD:
+        self._begin()
+        if self._writing is not None and len(self._pending) >= _AHEAD:
             await asyncio.shield(self._writing)
 
     async def written(self) -> None:
@@ -78,6 +73,12 @@ class Journal:
         """Wait until all is written, and make sure that the job is the lease's now. Raises as `written`."""
         await self.written()
         await self._record()
+
+    def _begin(self) -> None:
+        """Write what waits, unless that is done just now or has failed, which whoever asks next is told."""
+        writing = self._writing
+        if self._pending and (writing is None or (writing.done() and writing.exception() is None)):
+            self._writing = asyncio.create_task(self._write(), name="journal")
 
     async def _write(self) -> None:
         while self._pending:

@@ -42,15 +42,14 @@ class Watch:
         p = statistics.chance_p(n_right, [1 / k for k in chosen.choices])
         drop = self._before - self._retained()
         self.looks.append([step, n_right / len(chosen.right), p, drop, drop <= self._wish.max_drop])
-        if self.kept == step:
+        if self._nearest[0] == step:
             self._best = {name: one.detach().clone() for name, one in self._adapter.parameters.items()}
         return n_right <= self._chance * len(chosen.right)
 
     @property
-    def kept(self) -> int:
-        """The update whose weights are the best: nearest to chance, of those within `max_drop` if there are any."""
-        step: int = min(self.looks, key=lambda look: (not look[4], abs(look[1] - self._chance)))[0]
-        return step
+    def _nearest(self) -> list[Any]:
+        """The look whose weights are kept: nearest to chance, of those within `max_drop` if there are any."""
+        return min(self.looks, key=lambda look: (not look[4], abs(look[1] - self._chance)))
 
     def restore(self) -> None:
         """The best weights are the adapter's again."""
@@ -72,7 +71,7 @@ class Watch:
     def metrics(self, seed: int) -> Iterator[Metric]:
         """Of the update that is kept."""
         n = len(self._wish.erased)
-        step, share, p, *_ = next(look for look in self.looks if look[0] == self.kept)
+        step, share, p, *_ = self._nearest
         yield Metric(name="kept_step", value=step, unit="updates", seed=seed)
         _, interval = intervals.share(round(share * n), n)
         split = f"{_SPLIT}/after"
@@ -81,7 +80,7 @@ class Watch:
 
     def warnings(self) -> Iterator[str]:
         """What the best look is not."""
-        best = next(look for look in self.looks if look[0] == self.kept)
+        best = self._nearest
         last, share, *_ = self.looks[-1]
         if share > self._chance:
             yield (
