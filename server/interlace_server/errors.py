@@ -1,20 +1,19 @@
 """Errors as HTTP: always ``{"detail": sentence}``, because stock nnsight shows ``detail`` and nothing else."""
 
 import secrets
-from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticSerializationError
 from redis.exceptions import RedisError
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import Scope
 
+from interlace.protocol import fields
 from interlace.protocol.errors import Forbidden, InterlaceError, LimitExceeded
-from interlace.protocol.ids import ARTIFACT_ID, JOB_ID
 from interlace_server.gateway import gateway_of
 from interlace_state import log
 from interlace_state.audit import Audit
@@ -28,11 +27,6 @@ class Problem(BaseModel):
     detail: str
 
 
-#: What a field takes that stands for an id, by its pattern.
-_IDS = {
-    f"^{JOB_ID}$": "32 hex digits, as `interlace jobs` shows them",
-    f"^{ARTIFACT_ID}$": "16 hex digits, as `interlace lake search` shows them",
-}
 #: OpenAPI's ``responses`` for the statuses that a route can refuse with.
 Responses = dict[int | str, dict[str, Any]]
 
@@ -41,19 +35,23 @@ def refusals(*statuses: int) -> Responses:
     return {status: {"model": Problem} for status in statuses}
 
 
-def describe(problems: Sequence[Any], of: str) -> str:
-    """Pydantic's list of problems as one sentence that names each field."""
-    return f"{of} is not valid: " + "; ".join(map(_describe, problems)) + "."
+def describe(error: ValidationError, of: str, model: type[BaseModel]) -> str:
+    """What is wrong with something that was to be a ``model``, and what would be right."""
+    return f"{of} is not valid: {fields.wrong(error.errors(include_url=False), model=model)}"
 
 
-def _describe(problem: dict[str, Any]) -> str:
-    if problem["type"] == "json_invalid" and len(problem["loc"]) > 1:  # FastAPI's; pydantic's own says where in words
-        return f"it is no JSON, at character {problem['loc'][-1]}: {problem['ctx']['error']}"
-    field = ".".join(str(part) for part in problem["loc"] if part not in ("body", "path", "query", "header"))
-    message = problem["msg"]
-    if problem["type"] == "string_pattern_mismatch" and (takes := _IDS.get(problem["ctx"]["pattern"])):
-        message = f"{problem['input'][:80]!r} is no id: {takes}"
-    return f"`{field}`: {message[:1].lower()}{message[1:]}" if field else message
+def unfit(request: Request, error: RequestValidationError) -> str:
+    """As `describe`, of a request; FastAPI says of each field first which part of the request it is in."""
+    problems = error.errors()
+    if problems[0]["type"] == "json_invalid":
+        one = problems[0]
+        return f"The request is not valid: it is no JSON, at character {one['loc'][-1]}: {one['ctx']['error']}."
+    body_field = getattr(request.scope.get("route"), "body_field", None)
+    model = body_field and body_field.field_info.annotation
+    body = [one | {"loc": one["loc"][1:] or one["loc"]} for one in problems if one["loc"][0] == "body"]
+    rest = [one | {"loc": one["loc"][1:]} for one in problems if one["loc"][0] != "body"]
+    said = (fields.wrong(rest) if rest else "", fields.wrong(body, error.body, model) if body else "")
+    return " ".join(("The request is not valid:", *filter(None, said)))
 
 
 def answer(status: int, sentence: str) -> JSONResponse:
@@ -106,9 +104,9 @@ async def _redis_error(request: Request, error: Exception) -> JSONResponse:
     return answer(503, REDIS_DOWN)
 
 
-async def _validation_error(_request: Request, error: Exception) -> JSONResponse:
+async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    return answer(422, describe(error.errors(), "The request"))
+    return answer(422, unfit(request, error))
 
 
 async def _no_text(request: Request, error: Exception) -> JSONResponse:

@@ -9,6 +9,7 @@ from fastapi import Header, Request, Response
 from redis.exceptions import RedisError
 
 from interlace.protocol.errors import InterlaceError, ModelFailed, UnknownModel, Untrusted
+from interlace.protocol.ids import IDEMPOTENCY_KEY
 from interlace.protocol.job import Job, Limits
 from interlace.protocol.model import ModelKey
 from interlace_server import metrics, on_demand
@@ -25,7 +26,7 @@ IdempotencyKey = Annotated[
     Header(
         min_length=1,
         max_length=255,
-        pattern=r"^[\x21-\x7e]+$",
+        pattern=f"^{IDEMPOTENCY_KEY}$",
         description="Any text of the client's own: visible ASCII characters, without spaces.",
     ),
 ]

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,12 +13,12 @@ from interlace.methods import find
 from interlace.methods.base import Estimate, ModelFacts, Params, Spec
 from interlace.protocol.artifact import AdapterRef, edit_ref
 from interlace.protocol.errors import InvalidRequest, LimitExceeded, UnknownModel
+from interlace.protocol.fields import wrong
 from interlace.protocol.job import JobKind
 from interlace.protocol.method import Allowance, MethodCall, MethodRequest, Payload, named
 from interlace.protocol.model import ModelKey, is_repo_id
 from interlace_server.doors.adapters import check_edits, check_opened
 from interlace_server.doors.auth import Caller
-from interlace_server.errors import describe
 from interlace_server.gateway import Gateway
 from interlace_server.intake import servable
 from interlace_state.models import HostedModel, ModelCard
@@ -124,20 +125,16 @@ def checked(spec: Spec, asked: MethodRequest) -> Params:
     try:
         return spec.params.model_validate({**asked.params, **asked.inputs})
     except ValidationError as error:
-        inputs = set(asked.inputs)
-        problems: list[Any] = [
-            {**one, "loc": ("inputs" if one["loc"][:1] and one["loc"][0] in inputs else "params", *one["loc"])}
-            for one in error.errors(include_url=False, include_input=False)
-        ]
-        said = describe(problems, f"The request for {spec.ref}")
-        misnamed = any(one["type"] in ("missing", "extra_forbidden") and len(one["loc"]) == 2 for one in problems)
-        raise InvalidRequest(f"{said} {_taken(spec)}" if misnamed else said) from None
+        problems = [{**one, "loc": (_part(asked, one["loc"]), *one["loc"])} for one in error.errors(include_url=False)]
+        sent = {"params": asked.params, "inputs": asked.inputs}
+        said = wrong(problems, sent, {"params": spec.params, "inputs": spec.params})
+        if any(one["type"] in ("missing", "extra_forbidden") for one in problems):
+            said += f" `interlace methods show {spec.name}` says what each is."
+        raise InvalidRequest(f"The request for {spec.ref} is not valid: {said}") from None
 
 
-def _taken(spec: Spec) -> str:
-    fields = spec.params.model_fields.items()
-    names = ", ".join(f"{name} (required)" if one.is_required() else name for name, one in fields)
-    return f"It takes {names}; `interlace methods show {spec.name}` says what each is."
+def _part(asked: MethodRequest, loc: Sequence[int | str]) -> str:
+    return "inputs" if loc and loc[0] in asked.inputs else "params"
 
 
 async def estimated(gateway: Gateway, spec: Spec, params: Params, card: ModelCard, caller: Caller) -> Estimate:

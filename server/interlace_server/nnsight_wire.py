@@ -66,7 +66,7 @@ class Envelope(BaseModel):
         try:
             envelope = cls.model_validate_json(text)
         except ValidationError as error:
-            raise InvalidRequest(describe(error.errors(), "The request's envelope (`data`)")) from None
+            raise InvalidRequest(describe(error, "The request's envelope (`data`)", cls)) from None
         check_env(envelope.env)
         return envelope
 

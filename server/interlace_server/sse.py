@@ -13,7 +13,6 @@ from interlace_state import log
 MEDIA_TYPE = "text/event-stream"
 #: Proxies must not keep events back.
 HEADERS = {"X-Accel-Buffering": "no"}
-EVENT_ID = r"^[0-9]{1,19}(-[0-9]{1,19})?$"
 _KEEP_ALIVE = 15.0  # seconds of silence
 #: A stream ends after so many seconds, and its client comes back: what it may see is looked at again.
 _LONGEST = 3600.0

@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 from interlace.protocol import event as words
 from interlace.protocol.errors import InvalidRequest, UnknownJob
 from interlace.protocol.event import Ended, Picture, Progress, StateChanged
+from interlace.protocol.ids import CURSOR
 from interlace.protocol.job import Job, JobState
 from interlace.protocol.jobs import JobPage, JobView, Standing
 from interlace.protocol.model import ModelKey
@@ -19,7 +20,6 @@ from interlace_state.keys import Keys
 from interlace_state.queue import Queue
 
 MOST = 200  # jobs a page
-CURSOR = r"^[0-9]{1,15}-[0-9a-f]{1,64}$"
 _MOST_LOOKED_AT = 2_000  # jobs that one page looks at for those that are asked for
 _BATCH = 200
 _MOST_PLACED = 10  # jobs of a page that are shown with their place, which takes Redis a millisecond each

@@ -11,10 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from redis.asyncio import Redis
 from redis.exceptions import WatchError
 
+from interlace.protocol.ids import NAME
 from interlace_state.keys import Keys
 
 Role = Literal["user", "admin"]
-TENANT = r"[a-z0-9][a-z0-9._-]{0,62}"
 _WINDOW = 60  # seconds
 
 
@@ -24,7 +24,7 @@ class ApiKey(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     id: str
-    tenant: str = Field(pattern=f"^{TENANT}$")
+    tenant: str = Field(pattern=f"^{NAME}$")
     role: Role = "user"
     #: Repo ids that it reaches; None: all.
     models: tuple[str, ...] | None = None

@@ -73,7 +73,7 @@ def test_the_command_line(
     assert client.follow_method(job_id).result(60).metric("top1_layer_3").value == 1.0
     assert "lens.logit@1" in typed(method_server, key, "jobs", "--limit", "1")
     wrong = typed(method_server, key, "run", "lens.logit", "--model", tiny.GPT2, code=1)
-    assert "`params.prompts`: field required" in wrong
+    assert "`params.prompts` is missing" in wrong
     assert "expected NAME=FILE" in typed(method_server, key, *run, "--input", "prompts", code=2)
     made = typed(method_server, key, "run", "norm.lens", "--model", tiny.GPT2, *run[6:], "--follow")
     assert re.search(r"artifact:[0-9a-f]{16}@[0-9a-f]{64}  data  \d+ bytes  norms", made)

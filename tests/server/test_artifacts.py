@@ -56,9 +56,9 @@ def test_up_and_down_again(gateway: Gateway) -> None:
     [
         ({"adapter_config.json": CONFIG}, {}, "adapter_model.safetensors is missing"),
         (ADAPTER, {"kind": "diffusers-lora"}, "is no file of a diffusers-lora artifact"),
-        (ADAPTER, {"kind": "pickle"}, "`kind`: input should be"),
+        (ADAPTER, {"kind": "pickle"}, "`kind` is 'pickle', expected 'peft',"),
         (ADAPTER, {"model": "lab/absent"}, "hosts no such model"),
-        (ADAPTER, {"name": "a\x00b"}, "`name`: string should match"),
+        (ADAPTER, {"name": "a\x00b"}, "`name` is 'a\\x00b', expected one line without control"),
         (ADAPTER | {"adapter_model.bin": b"\x80\x04N."}, {}, "It may be a pickle"),
         ({"adapter_config.json": CONFIG, "adapter_model.bin": b"\x80\x04N."}, {}, "It may be a pickle"),
         ({"adapter_config.json": CONFIG, "../../adapter_model.safetensors": WEIGHTS}, {}, "is no file of a peft"),

@@ -67,25 +67,34 @@ async def test_own_jobs_are_listed_and_shown(gateway: Gateway, worker: Worker) -
 
 
 @pytest.mark.parametrize(
-    "path",
+    ("path", "said"),
     [
-        "/v1/jobs?limit=0",
-        "/v1/jobs?limit=201",
-        "/v1/jobs?cursor=x",
-        "/v1/jobs?state=lost",
-        f"/v1/jobs/{'0' * 32}/events?after=x",
+        ("/v1/jobs?limit=0", "`limit` is '0', expected at least 1."),
+        ("/v1/jobs?limit=201", "`limit` is '201', expected at most 200."),
+        ("/v1/jobs?cursor=x", "`cursor` is 'x', expected the `next` of the page before."),
+        ("/v1/jobs?state=lost", "`state` is 'lost', expected 'received',"),
+        ("/v1/jobs?tenant=A", "`tenant` is 'A', expected 1 to 63 of a-z, 0-9,"),
+        (f"/v1/jobs/{'0' * 32}/events?after=x", "`after` is 'x', expected the id of an event"),
+        ("/v1/methods/A", "`name` is 'A', expected the name of a method, as `interlace methods` shows them."),
+        ("/v1/models/-", "`model` is '-', expected a repo id or a slug, as `interlace models` shows them."),
+        (f"/v1/lake/{'0' * 15}", "`entry_id` is '000000000000000', expected 16 hex digits, as `interlace lake"),
+        (f"PUT /v1/lake/{'0' * 16}/tags/A", "`tag` is 'A', expected 1 to 63 of a-z, 0-9,"),
+        (
+            "/v1/tenants/A",
+            "`tenant` is 'A', expected 1 to 63 of a-z, 0-9, `.`, `_` and `-`, a letter or a digit first",
+        ),
     ],
 )
-async def test_a_wrong_word_is_refused(gateway: Gateway, state: State, path: str) -> None:
-    answer = await asyncio.to_thread(call, gateway, "GET", path)
+async def test_a_wrong_word_is_told_what_would_be_right(gateway: Gateway, state: State, path: str, said: str) -> None:
+    answer = await asyncio.to_thread(call, gateway, *("GET " + path).split()[-2:])
     assert answer.status_code == 422
-    assert "should" in answer.json()["detail"]
+    assert said in answer.json()["detail"]
 
 
 async def test_what_is_no_id_is_told_what_one_is(gateway: Gateway, state: State) -> None:
     answer = await asyncio.to_thread(call, gateway, "GET", "/v1/jobs/x")
     assert answer.status_code == 422
-    assert "`job_id`: 'x' is no id: 32 hex digits" in answer.json()["detail"]
+    assert "`job_id` is 'x', expected 32 hex digits" in answer.json()["detail"]
 
 
 async def test_jobs_of_others_are_as_none(start_gateway: Any, redis_url: str) -> None:

@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy
 import torch
+from pydantic import ValidationError
 from tqdm.auto import tqdm
 
 from interlace.methods.base import ArtifactName, Checkpoint, Opened, Params, Report, Result, Spec, Texts
 from interlace.methods.shared.display import Display
 from interlace.methods.shared.files import laid_out, opened
 from interlace.protocol.artifact import FILES
-from interlace.protocol.errors import InvalidArtifact
+from interlace.protocol.errors import InvalidArtifact, InvalidRequest
+from interlace.protocol.fields import wrong
 
 _KIND = "kind.json"
 
@@ -83,9 +85,21 @@ class Notebook(Report):
 
 
 def run(spec: Spec, model: Any, params: Params | Mapping[str, Any], report: Report) -> Result:
-    """Run a method here, on a local nnsight model: with its randomness seeded, as a job does it."""
-    params = spec.params.model_validate(params if isinstance(params, Params) else dict(params))
+    """Run a method here, on a local nnsight model: with its randomness seeded, as a job does it.
+
+    Raises InvalidRequest for params that are not the method's.
+    """
+    if not isinstance(params, Params):
+        params = _checked(spec, dict(params))
     torch.manual_seed(report.seed)
     random.seed(report.seed)
     numpy.random.seed(report.seed % 2**32)
     return spec.load()(model, params, report)
+
+
+def _checked(spec: Spec, params: dict[str, Any]) -> Params:
+    try:
+        return spec.params.model_validate(params)
+    except ValidationError as error:
+        said = wrong(error.errors(include_url=False), params, spec.params)
+        raise InvalidRequest(f"The parameters of {spec.ref} are not valid: {said}") from None

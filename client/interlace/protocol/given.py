@@ -9,6 +9,7 @@ from typing import Annotated, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from interlace.protocol.frames import BrokenFrame
+from interlace.protocol.ids import LABEL
 
 LONGEST = 4 << 10  # bytes of a body
 _MOST = 1 << 50
@@ -31,7 +32,7 @@ class Given(_Said):
     #: From 1, in their order.
     number: int = Field(ge=1, le=10_000)
     kind: str = Field(max_length=32)
-    name: str = Field(max_length=128, pattern=r"^[^\x00-\x1f\x7f]*$")
+    name: str = Field(max_length=128, pattern=f"^{LABEL}$")
     #: File name -> where it lies.
     files: dict[Annotated[str, Field(max_length=64)], Region] = Field(min_length=1, max_length=4)
 

@@ -11,16 +11,14 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from interlace.protocol.errors import InvalidRequest
+from interlace.protocol.ids import NAME
 
 Visibility = Literal["private", "tenant", "public"]
 #: Where a statement comes from: this server's own records, a job's measurement, somebody's word, or a guess.
 Source = Literal["recorded", "measured", "declared", "inferred"]
 State = Literal["hosted", "kept", "away", "deleted", "hidden"]
 HOSTED = "hosted"
-TAG = r"[a-z0-9][a-z0-9._-]{0,62}"
-_REF = re.compile(
-    rf"lake://([a-z0-9][a-z0-9._-]{{0,62}})/([a-z0-9][a-z0-9._-]{{0,127}})(?:@([0-9a-f]{{8,64}})|:({TAG}))?"
-)
+_REF = re.compile(rf"lake://({NAME})/([a-z0-9][a-z0-9._-]{{0,127}})(?:@([0-9a-f]{{8,64}})|:({NAME}))?")
 
 
 class _View(BaseModel):

@@ -8,21 +8,22 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
+from interlace.protocol.ids import NAME, TAKES
 from interlace_deploy.meeting import with_state
 from interlace_deploy.problems import CommandProblem, UsageProblem
 from interlace_deploy.screen import show_table
 from interlace_deploy.settings import mint_command
 from interlace_state.config import Config
 from interlace_state.store import State
-from interlace_state.tenants import TENANT, ApiKey, KeyEnded
+from interlace_state.tenants import ApiKey, KeyEnded
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def create(arguments: argparse.Namespace) -> int:
     """Print a new key's secret, alone, on stdout; what it is for on stderr."""
-    if not re.fullmatch(TENANT, arguments.tenant):
-        raise UsageProblem(f"--tenant {arguments.tenant!r}: expected lower-case letters, digits and ._-")
+    if not re.fullmatch(NAME, arguments.tenant):
+        raise UsageProblem(f"--tenant {arguments.tenant!r}: expected {TAKES[f'^{NAME}$']}")
     expires = _moment(arguments.expires) if arguments.expires else None
 
     async def ask(state: State, config: Config) -> str:

@@ -68,7 +68,7 @@ async def deploy(
     try:
         wanted = ModelConfig.model_validate(said)
     except ValidationError as error:
-        raise InvalidRequest(describe(error.errors(), "The form")) from None
+        raise InvalidRequest(describe(error, "The form", ModelConfig)) from None
     await hosting.deploy(gateway, caller, wanted)
     return done(HERE, "deployed")
 
@@ -105,7 +105,7 @@ async def scale(
             said["autoscale"] = Autoscale.model_validate({"least": least, "most": most})
         changes = hosting.ModelChanges.model_validate(said)
     except ValidationError as error:
-        raise InvalidRequest(describe(error.errors(), "The form")) from None
+        raise InvalidRequest(describe(error, "The form", hosting.ModelChanges)) from None
     except ValueError:
         raise InvalidRequest(f"`least` is {least[:20]!r}; expected a number of replicas.") from None
     await hosting.scale(gateway, caller, model, changes)

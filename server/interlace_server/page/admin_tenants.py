@@ -7,6 +7,7 @@ from pydantic import ValidationError
 from starlette.responses import Response
 
 from interlace.protocol.errors import InvalidRequest
+from interlace.protocol.ids import NAME
 from interlace_server import tenancy
 from interlace_server.changes import note
 from interlace_server.doors.auth import LOCAL, Caller, TheCaller
@@ -16,7 +17,7 @@ from interlace_server.page.frame import PageRoute, done, page, saying
 from interlace_server.routes.admin import an_admin
 from interlace_server.usage import usage_of
 from interlace_state.settings.limits import LimitChanges
-from interlace_state.tenants import TENANT, ApiKey, KeyEnded
+from interlace_state.tenants import ApiKey, KeyEnded
 
 router = APIRouter(
     prefix="/page/admin/tenants", route_class=PageRoute, include_in_schema=False, dependencies=[Depends(an_admin)]
@@ -24,7 +25,7 @@ router = APIRouter(
 
 _HERE = "/page/admin/tenants"
 _OVERLAP = 3600.0  # seconds
-_Tenant = Annotated[str, Path(pattern=f"^{TENANT}$")]
+_Tenant = Annotated[str, Path(pattern=f"^{NAME}$")]
 _Text = Annotated[str, Form(max_length=256)]
 saying(
     changed="The tenant's terms are these from now on.",
@@ -64,7 +65,7 @@ async def change(request: Request, tenant: _Tenant, caller: TheCaller, gateway: 
     try:
         changes = tenancy.TenantChanges.model_validate(said)
     except ValidationError as error:
-        raise InvalidRequest(describe(error.errors(), "The form")) from None
+        raise InvalidRequest(describe(error, "The form", tenancy.TenantChanges)) from None
     await tenancy.change(gateway, caller, tenant, changes)
     return done(f"{_HERE}/{tenant}", "changed")
 
@@ -86,7 +87,7 @@ async def mint(
         only = models.split() or None
         key, secret = await gateway.state.tenants.mint(tenant.strip(), role, only)  # type: ignore[arg-type]
     except ValidationError as error:
-        raise InvalidRequest(describe(error.errors(), "The form")) from None
+        raise InvalidRequest(describe(error, "The form", ApiKey)) from None
     _note(gateway, caller, "key made", key)
     return page(request, "new_key.html", key=key, secret=secret, back=f"{_HERE}/{key.tenant}", old=None)
 

@@ -10,14 +10,13 @@ from starlette.responses import Response, StreamingResponse
 from interlace.protocol import event as words
 from interlace.protocol.errors import TooMany
 from interlace.protocol.event import Ended, Progress
-from interlace.protocol.ids import JOB_ID
+from interlace.protocol.ids import EVENT_ID, JOB_ID, NAME
 from interlace_server import sse
 from interlace_server.doors.auth import TheCaller
 from interlace_server.gateway import Gateway, TheGateway
 from interlace_server.page.frame import PageRoute
 from interlace_server.routes.jobs import show_job, whose
 from interlace_state.life import order
-from interlace_state.tenants import TENANT
 
 router = APIRouter(prefix="/page/jobs", route_class=PageRoute, include_in_schema=False)
 
@@ -39,7 +38,7 @@ async def list_events(
     request: Request,
     caller: TheCaller,
     gateway: TheGateway,
-    tenant: Annotated[str | None, Query(pattern=f"^{TENANT}$")] = None,
+    tenant: Annotated[str | None, Query(pattern=f"^{NAME}$")] = None,
 ) -> Response:
     """`changed` when the list is no more what it was; the first says that changes are told from now on.
 
@@ -68,8 +67,8 @@ async def job_events(
     job_id: Annotated[str, Path(pattern=f"^{JOB_ID}$")],
     caller: TheCaller,
     gateway: TheGateway,
-    after: Annotated[str | None, Query(pattern=sse.EVENT_ID)] = None,
-    last_event_id: Annotated[str | None, Header(pattern=sse.EVENT_ID)] = None,
+    after: Annotated[str | None, Query(pattern=f"^{EVENT_ID}$")] = None,
+    last_event_id: Annotated[str | None, Header(pattern=f"^{EVENT_ID}$")] = None,
 ) -> Response:
     """`progress` with how far it is, from its first word on; `changed` for whatever else happens from now on; `ended`.
 

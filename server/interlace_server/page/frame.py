@@ -18,7 +18,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from interlace.protocol.errors import Forbidden, InterlaceError, LimitExceeded
 from interlace_server.doors import visitors
 from interlace_server.doors.auth import Caller
-from interlace_server.errors import REDIS_DOWN, describe, note, unexpected
+from interlace_server.errors import REDIS_DOWN, note, unexpected, unfit
 from interlace_server.gateway import gateway_of
 from interlace_state import log
 
@@ -127,7 +127,7 @@ def _refusal(request: Request, error: Exception) -> Response:
             response.headers["Retry-After"] = str(error.retry_after)
         return response
     if isinstance(error, RequestValidationError):
-        return problem(request, 422, describe(error.errors(), "The request"))
+        return problem(request, 422, unfit(request, error))
     if isinstance(error, HTTPException):
         return problem(request, error.status_code, str(error.detail))
     log.warning("redis_failed", path=request.url.path, error=str(error))

@@ -6,9 +6,9 @@ from typing import Annotated
 from fastapi import APIRouter, Form, Path, Query, Request
 from starlette.responses import RedirectResponse, Response
 
-from interlace.protocol.ids import ARTIFACT_ID
+from interlace.protocol.ids import ARTIFACT_ID, NAME
 from interlace.protocol.jobs import JobView
-from interlace.protocol.lake import TAG, Card, EntryChange, LakePage, Visibility
+from interlace.protocol.lake import Card, EntryChange, LakePage, Visibility
 from interlace.protocol.method import MethodRequest
 from interlace_server.doors.auth import TheCaller
 from interlace_server.gateway import TheGateway
@@ -124,7 +124,7 @@ async def change(
 
 @router.post("/{entry_id}/tags")
 async def put_tag(
-    entry_id: _Id, caller: TheCaller, gateway: TheGateway, tag: Annotated[str, Form(pattern=f"^{TAG}$")]
+    entry_id: _Id, caller: TheCaller, gateway: TheGateway, tag: Annotated[str, Form(pattern=f"^{NAME}$")]
 ) -> Response:
     await gateway.state.lake.tag(await viewer_of(gateway.state, caller), entry_id, tag)
     return done(f"/page/lake/{entry_id}", "lake_tagged")
@@ -132,7 +132,7 @@ async def put_tag(
 
 @router.post("/{entry_id}/untag")
 async def take_tag(
-    entry_id: _Id, caller: TheCaller, gateway: TheGateway, tag: Annotated[str, Form(pattern=f"^{TAG}$")]
+    entry_id: _Id, caller: TheCaller, gateway: TheGateway, tag: Annotated[str, Form(pattern=f"^{NAME}$")]
 ) -> Response:
     await gateway.state.lake.untag(await viewer_of(gateway.state, caller), entry_id, tag)
     return done(f"/page/lake/{entry_id}", "lake_untagged")

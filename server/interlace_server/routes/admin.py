@@ -6,6 +6,7 @@ from fastapi import APIRouter, Depends, Path, Request
 from pydantic import BaseModel, ValidationError
 
 from interlace.protocol.errors import Forbidden, InvalidRequest, UnknownReplica
+from interlace.protocol.ids import NAME, REPLICA_ID
 from interlace_server import hosting, tenancy
 from interlace_server.allow import SharedPath
 from interlace_server.changes import note
@@ -14,8 +15,6 @@ from interlace_server.errors import describe, refusals
 from interlace_server.gateway import TheGateway
 from interlace_server.tenancy import TenantChanges, TenantControl
 from interlace_state.models import HostedModel
-from interlace_state.settings.limits import LimitChanges
-from interlace_state.tenants import TENANT
 
 _MOST_BYTES = 64 << 10  # of a body
 
@@ -30,10 +29,8 @@ def an_admin(caller: TheCaller) -> Caller:
 router = APIRouter(prefix="/v1", tags=["admin"], route_class=SharedPath, dependencies=[Depends(an_admin)])
 
 _Model = Annotated[str, Path(max_length=256, description="A hosted model's repo id, or its slug.")]
-_ReplicaId = Annotated[
-    str, Path(pattern=r"^[A-Za-z0-9_.:#-]{1,128}$", description="A replica's id, as `/status` shows it.")
-]
-_Tenant = Annotated[str, Path(pattern=f"^{TENANT}$", description="A tenant's name.")]
+_ReplicaId = Annotated[str, Path(pattern=f"^{REPLICA_ID}$", description="A replica's id, as `/status` shows it.")]
+_Tenant = Annotated[str, Path(pattern=f"^{NAME}$", description="A tenant's name.")]
 
 
 class ModelControl(BaseModel):
@@ -114,8 +111,4 @@ async def _changes(request: Request) -> TenantChanges:
     try:
         return TenantChanges.model_validate_json(body)
     except ValidationError as error:
-        problems = error.errors()
-        said = describe(problems, "The request")
-        if any(one["type"] == "extra_forbidden" and one["loc"][0] == "limits" for one in problems):
-            said += f" Limits are {', '.join(LimitChanges.model_fields)}."
-        raise InvalidRequest(said) from None
+        raise InvalidRequest(describe(error, "The request", TenantChanges)) from None

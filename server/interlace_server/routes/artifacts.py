@@ -9,7 +9,7 @@ from starlette.responses import Response, StreamingResponse
 
 from interlace.protocol.artifact import FILES, Artifact, ArtifactKind, ArtifactList, Base
 from interlace.protocol.errors import Forbidden, InvalidArtifact, InvalidRequest
-from interlace.protocol.ids import ARTIFACT_ID
+from interlace.protocol.ids import ARTIFACT_ID, LABEL, NAME
 from interlace_server.allow import SharedPath
 from interlace_server.changes import note
 from interlace_server.delivery import BYTES, deliver_part
@@ -18,12 +18,10 @@ from interlace_server.errors import Responses, refusals
 from interlace_server.gateway import Gateway, TheGateway
 from interlace_server.viewer import viewer_of
 from interlace_state.artifacts import check_names
-from interlace_state.tenants import TENANT
 
 router = APIRouter(prefix="/v1/artifacts", tags=["artifacts"], route_class=SharedPath)
 
 _CHUNK = 1 << 20  # bytes
-_NAME = r"^[^\x00-\x1f\x7f]*$"
 _FILE = (
     "^("
     + "|".join(sorted(name.replace(".", r"\.") for needed, more in FILES.values() for name in needed | more))
@@ -40,10 +38,14 @@ async def upload(
     files: Annotated[list[UploadFile], File(description="The files, by their names: safetensors and JSON.")],
     caller: TheCaller,
     gateway: TheGateway,
-    name: Annotated[str, Form(max_length=128, pattern=_NAME, description="For people.")] = "",
+    name: Annotated[str, Form(max_length=128, pattern=f"^{LABEL}$", description="For people.")] = "",
     model: Annotated[
         str,
-        Form(max_length=256, pattern=_NAME, description="The hosted model that it is for; default: as it says itself."),
+        Form(
+            max_length=256,
+            pattern=f"^{LABEL}$",
+            description="The hosted model that it is for; default: as it says itself.",
+        ),
     ] = "",
 ) -> Artifact:
     """Take an artifact in. Its files never change from then on; it is for its tenant until that says otherwise."""
@@ -94,7 +96,7 @@ async def list_artifacts(
     caller: TheCaller,
     gateway: TheGateway,
     tenant: Annotated[
-        str | None, Query(pattern=f"^{TENANT}$", description="For admins: of this tenant; default: one's own.")
+        str | None, Query(pattern=f"^{NAME}$", description="For admins: of this tenant; default: one's own.")
     ] = None,
 ) -> ArtifactList:
     """One's artifacts, the newest first."""

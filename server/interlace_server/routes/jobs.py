@@ -11,7 +11,7 @@ from starlette.responses import Response, StreamingResponse
 from interlace.protocol import event as words
 from interlace.protocol.errors import Forbidden, NotCompleted, UnknownPicture, UnknownValue
 from interlace.protocol.event import Picture, Saved
-from interlace.protocol.ids import JOB_ID
+from interlace.protocol.ids import CURSOR, EVENT_ID, JOB_ID, NAME
 from interlace.protocol.job import JobState
 from interlace.protocol.jobs import JobPage, JobView
 from interlace.protocol.picture import check_picture
@@ -22,9 +22,8 @@ from interlace_server.doors.auth import Caller, TheCaller
 from interlace_server.errors import Responses, refusals
 from interlace_server.gateway import Gateway, TheGateway
 from interlace_server.job_actions import reach
-from interlace_state.jobs import CURSOR, MOST
+from interlace_state.jobs import MOST
 from interlace_state.life import order
-from interlace_state.tenants import TENANT
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=SharedPath)
 
@@ -44,7 +43,7 @@ _MOST_VALUES = 1 << 40
 _GONE: Responses = {204: {"description": "The job had ended; now its record, events and result are gone."}}
 
 _JobId = Annotated[str, Path(pattern=f"^{JOB_ID}$", description="A job's id: 32 hex digits.")]
-_EventId = Annotated[str | None, Query(pattern=sse.EVENT_ID, description="Only events after the one with this id.")]
+_EventId = Annotated[str | None, Query(pattern=f"^{EVENT_ID}$", description="Only events after the one with this id.")]
 
 
 @router.get("", responses=refusals(401, 403, 422, 429, 503))
@@ -54,10 +53,10 @@ async def list_jobs(
     state: Annotated[JobState | None, Query(description="Only jobs in this state.")] = None,
     model: Annotated[str | None, Query(max_length=256, description="Only jobs of this repo id or slug.")] = None,
     tenant: Annotated[
-        str | None, Query(pattern=f"^{TENANT}$", description="For admins: only jobs of this tenant.")
+        str | None, Query(pattern=f"^{NAME}$", description="For admins: only jobs of this tenant.")
     ] = None,
     limit: Annotated[int, Query(ge=1, le=MOST, description="Most jobs of this page.")] = 50,
-    cursor: Annotated[str | None, Query(pattern=CURSOR, description="`next` of the page before.")] = None,
+    cursor: Annotated[str | None, Query(pattern=f"^{CURSOR}$", description="`next` of the page before.")] = None,
 ) -> JobPage:
     """Jobs, the newest first. A page may be short, or empty, although another follows: `next` says so."""
     return await gateway.state.jobs.list(whose(caller, tenant), state=state, model=model, before=cursor, limit=limit)
@@ -162,7 +161,7 @@ async def job_events(
     after: _EventId = None,
     last_event_id: Annotated[
         str | None,
-        Header(pattern=sse.EVENT_ID, description="As `after`, which it goes before."),
+        Header(pattern=f"^{EVENT_ID}$", description="As `after`, which it goes before."),
     ] = None,
     follow: Annotated[bool, Query(description="Go on with what happens from now on.")] = True,
 ) -> StreamingResponse:

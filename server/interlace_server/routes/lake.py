@@ -5,9 +5,8 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, Request
 from starlette.responses import Response
 
-from interlace.protocol.ids import ARTIFACT_ID
+from interlace.protocol.ids import ARTIFACT_ID, NAME
 from interlace.protocol.lake import (
-    TAG,
     Card,
     Citation,
     Comparison,
@@ -31,7 +30,7 @@ _Id = Annotated[
     str, Path(pattern=f"^{ARTIFACT_ID}$", description="An artifact's or a hosted model's id: 16 hex digits.")
 ]
 _IdAsked = Annotated[str, Query(pattern=f"^{ARTIFACT_ID}$")]
-_Tag = Annotated[str, Path(pattern=f"^{TAG}$", description="Such as `latest`.")]
+_Tag = Annotated[str, Path(pattern=f"^{NAME}$", description="Such as `latest`.")]
 
 
 @router.get("", responses=refusals(401, 422, 429, 503))

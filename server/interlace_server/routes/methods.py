@@ -9,6 +9,7 @@ from fastapi import APIRouter, Path, Request, Response
 from interlace.methods import catalogue, find
 from interlace.methods.base import Estimate
 from interlace.methods.views import MethodList, MethodView, summary, view
+from interlace.protocol.ids import METHOD
 from interlace.protocol.job import Job, JobKind
 from interlace.protocol.jobs import JobView
 from interlace.protocol.method import MethodRequest
@@ -26,7 +27,7 @@ _Name = Annotated[
     str,
     Path(
         max_length=128,
-        pattern=r"^[a-z0-9_]+(\.[a-z0-9_]+)*(@[0-9]{1,6})?$",
+        pattern=f"^{METHOD}$",
         description="A method: `NAME@VERSION`, or a name for its newest version.",
     ),
 ]

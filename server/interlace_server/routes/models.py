@@ -10,6 +10,7 @@ from starlette.responses import StreamingResponse
 
 from interlace.protocol.errors import InvalidRequest, UnknownModel
 from interlace.protocol.hosting import ModelList, ModelView
+from interlace.protocol.ids import EVENT_ID, MODEL
 from interlace_server import hosting, sse
 from interlace_server.allow import SharedPath
 from interlace_server.doors.auth import Caller, TheCaller
@@ -43,9 +44,7 @@ class _NameConvertor(StringConvertor):
 register_url_convertor("hosted", _NameConvertor())
 _Model = Annotated[
     str,
-    Path(
-        max_length=256, pattern=r"^[A-Za-z0-9][A-Za-z0-9_./-]*$", description="A hosted model's repo id, or its slug."
-    ),
+    Path(max_length=256, pattern=f"^{MODEL}$", description="A hosted model's repo id, or its slug."),
 ]
 _Admin = Annotated[Caller, Depends(an_admin)]
 
@@ -84,8 +83,8 @@ async def model_events(
     caller: TheCaller,
     gateway: TheGateway,
     model: Annotated[str | None, Query(max_length=256, description="Only this repo id or slug.")] = None,
-    after: Annotated[str | None, Query(pattern=sse.EVENT_ID, description="Only events after this id.")] = None,
-    last_event_id: Annotated[str | None, Header(pattern=sse.EVENT_ID, description="Goes before `after`.")] = None,
+    after: Annotated[str | None, Query(pattern=f"^{EVENT_ID}$", description="Only events after this id.")] = None,
+    last_event_id: Annotated[str | None, Header(pattern=f"^{EVENT_ID}$", description="Goes before `after`.")] = None,
     follow: Annotated[bool, Query(description="Go on with what happens from now on.")] = True,
 ) -> StreamingResponse:
     """What happened to the models that the caller may use, then what happens, for an hour: resume with `Last-Event-ID`.
@@ -155,4 +154,4 @@ async def _read(request: Request, kind: type[_Body]) -> _Body:
     try:
         return kind.model_validate_json(body, strict=True)
     except ValidationError as error:
-        raise InvalidRequest(describe(error.errors(), "The request")) from None
+        raise InvalidRequest(describe(error, "The request", kind)) from None

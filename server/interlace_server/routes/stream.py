@@ -20,7 +20,7 @@ from redis.exceptions import RedisError
 
 from interlace.protocol.errors import InterlaceError, InvalidRequest, ShuttingDown, TooMany, UnknownValue
 from interlace.protocol.event import Ended, Event, Picture, Saved
-from interlace.protocol.ids import JOB_ID
+from interlace.protocol.ids import EVENT_ID, JOB_ID
 from interlace_server import metrics
 from interlace_server.doors.auth import Caller, caller_of
 from interlace_server.errors import REDIS_DOWN, unexpected
@@ -50,7 +50,7 @@ class Follow(_Word):
     """Tell what happened to a job behind an event, then what happens."""
 
     follow: _JobId
-    after: Annotated[str, Field(pattern=r"^[0-9]{1,19}(-[0-9]{1,19})?$")] | None = None
+    after: Annotated[str, Field(pattern=f"^{EVENT_ID}$")] | None = None
 
 
 class Leave(_Word):

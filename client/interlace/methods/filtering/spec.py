@@ -8,6 +8,7 @@ from interlace.methods.base import ArtifactName, Citation, Estimate, ModelFacts,
 from interlace.methods.filtering.published import CONCEPTS, PHRASES
 from interlace.methods.shared.denoising.denoiser_cost import bytes_forward, images_in, peak, positions, size_in
 from interlace.methods.shared.pictures import Picture
+from interlace.protocol.ids import TEMPLATE
 
 _Phrase = Annotated[str, Field(min_length=1, max_length=200)]
 _IMAGES = 1000  # of an artifact whose size the estimate does not know
@@ -27,7 +28,7 @@ class Clip(Params):
     """The hosted model is a CLIP: the score is 100 times the cosine of image and concept."""
 
     scorer: Literal["clip"] = "clip"
-    template: Annotated[str, Field(min_length=2, max_length=200, pattern=r"\{\}")] = "{}"
+    template: Annotated[str, Field(min_length=2, max_length=200, pattern=TEMPLATE)] = "{}"
     """What is read of a concept. Published: its name alone."""
 
 
@@ -36,7 +37,7 @@ class Denoiser(Params):
     its error smaller on the image, against no prompt: Li et al., 2023 (arXiv:2303.16203), as a ratio."""
 
     scorer: Literal["denoiser"] = "denoiser"
-    template: Annotated[str, Field(min_length=2, max_length=200, pattern=r"\{\}")] = "{}"
+    template: Annotated[str, Field(min_length=2, max_length=200, pattern=TEMPLATE)] = "{}"
     levels: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=1, max_length=100)] = (
         0.3,
         0.5,
