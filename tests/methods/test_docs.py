@@ -58,7 +58,13 @@ def test_the_command_line(
     assert "lens.logit@1" in typed(method_server, key, "methods")
     shown = typed(method_server, key, "methods", "show", "lens.logit")
     assert "nostalgebraist (2020)" in shown
-    assert re.search(r"prompts +required", shown)
+    assert re.search(r"prompts +list of texts or text +required +Texts to read", shown)
+    assert re.search(r"entropy +list of numbers +Mean entropy of the reading of each block, in nats", shown)
+    assert re.search(r"metrics +list of objects +Numbers, each with its unit", shown)
+    shown = typed(method_server, key, "methods", "show", "steer")
+    assert re.search(r"  \.wanted +text +required +Only its first token counts", shown)
+    assert re.search(r"norm +number +Of the direction", shown)
+    assert "It makes artifacts of the kind data." in shown
     (tmp_path / "prompts.txt").write_text("The Eiffel Tower is in\nTwo plus two is\n")
     (tmp_path / "params.yaml").write_text("layers: [-1]\ntop: 2\n")
     run = ["run", "lens.logit", "--model", tiny.GPT2, "--params", str(tmp_path / "params.yaml")]

@@ -103,10 +103,13 @@ class Result(BaseModel):
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True, ser_json_inf_nan="strings")
 
     metrics: tuple[Metric, ...] = ()
+    """Numbers, each with its unit, of how many, and its 95 % interval where it has one."""
     tables: tuple[Table, ...] = ()
+    """Rows under named columns."""
     artifacts: tuple[ArtifactName, ...] = ()
     """What `Report.artifact` gave, in its order."""
     warnings: tuple[str, ...] = ()
+    """What to know before the numbers are used."""
     _envelope: Envelope | None = PrivateAttr(None)
 
     @property

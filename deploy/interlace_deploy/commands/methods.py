@@ -3,7 +3,6 @@
 import argparse
 import json
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,11 @@ from interlace.protocol.event import Log, Progress, StateChanged
 from interlace.protocol.job import JobState
 from interlace_deploy.commands.jobs import client_of
 from interlace_deploy.problems import CommandProblem, UsageProblem
+from interlace_deploy.schema import SchemaField, fields
 from interlace_deploy.screen import show_table
 
+_LONGEST = 24  # characters of a default in a table
+_LONGEST_KIND = 48
 _WIDTH = 100  # characters of a line that is written over
 
 
@@ -32,7 +34,7 @@ def list_(arguments: argparse.Namespace) -> int:
 
 
 def show(arguments: argparse.Namespace) -> int:
-    """One method: its source in the literature, and a line for each parameter."""
+    """One method: its source in the literature, and a line for each field of what it takes and of what it gives."""
     with client_of(arguments) as client:
         method = client.method(arguments.method)
     if arguments.json:
@@ -41,13 +43,24 @@ def show(arguments: argparse.Namespace) -> int:
     print(f"{method.ref}: {method.title}")
     for one in method.cites:
         print(f"  {one.authors} ({one.year}). {one.title}. {one.where}")
-    needed = set(method.params.get("required", ()))
-    rows = [
-        (name, "required" if name in needed else json.dumps(field.get("default")), _first_line(field))
-        for name, field in method.params.get("properties", {}).items()
-    ]
-    show_table(("parameter", "default", ""), rows)
+    print()
+    show_table(("parameter", "type", "default", ""), [_row(one) for one in fields(method.params, within=True)])
+    print()
+    show_table(("result", "type", ""), [(one.name, one.kind, one.says) for one in fields(method.result)])
+    if says := method.result.get("description"):
+        print(" ".join(says.split()))
+    if made := ", ".join(method.makes):
+        print(f"It makes artifacts of the kind {made}.")
     return 0
+
+
+def _row(field: SchemaField) -> tuple[str, ...]:
+    default = "required" if field.is_required else _short(json.dumps(field.default), _LONGEST)
+    return field.name, _short(field.kind, _LONGEST_KIND), default, field.says
+
+
+def _short(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[:longest]}..."
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -120,11 +133,6 @@ def _print(result: Result) -> None:
 
 def _interval(ci95: tuple[float, float] | None) -> str:
     return "" if ci95 is None else f"{ci95[0]:.4g} to {ci95[1]:.4g}"
-
-
-def _first_line(field: Mapping[str, Any]) -> str:
-    lines: list[str] = str(field.get("description", "")).splitlines()
-    return lines[0] if lines else ""
 
 
 def _input(text: str) -> tuple[str, Any]:

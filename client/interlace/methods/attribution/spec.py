@@ -77,7 +77,9 @@ class AttributeResult(Result):
     controls, candidates], `loss` [candidates]."""
 
     caveat: str = CAVEAT
+    """What the scores do not mean."""
     pictures: tuple[Picture, ...] = ()
+    """Each query beside those that score highest, as PNG."""
 
 
 def estimate(params: AttributeParams, facts: ModelFacts) -> Estimate:

@@ -147,6 +147,7 @@ class ClusterResult(Result):
     """Artifacts are the circuits of the largest clusters."""
 
     clusters: tuple[Cluster, ...]
+    """Each with examples of it, and its circuit where one was asked for."""
     features: tuple[Description, ...] = ()
     """What the texts show of all features that are in some circuit."""
     tokens: int

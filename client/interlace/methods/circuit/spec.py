@@ -100,7 +100,9 @@ class EdgesResult(Result):
     circuit: ArtifactName
     """An artifact of kind `circuit`, with edges."""
     tokens: list[str]
+    """Of the first example, where positions are kept."""
     metric_name: str
+    """What effects are on."""
 
     def graph(self) -> Graph:
         """To draw or to take elsewhere: `.svg()`, `.html()`, `.json()`."""
@@ -144,6 +146,7 @@ class EvaluateResult(Result):
     `m_empty`, `active_nodes`."""
 
     metric_name: str
+    """What effects are on."""
 
 
 def nodes_cost(params: NodesParams, facts: ModelFacts) -> Estimate:

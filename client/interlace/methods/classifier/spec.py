@@ -105,9 +105,11 @@ class ShiftResult(Result):
     candidates: tuple[Candidate, ...]
     """The largest effects first; none in a call with `ablate`."""
     classes: tuple[str, ...]
+    """The labels, in the order of the head's rows."""
     head: ArtifactName
     """Kind `probe`: for `head` of a second call, and for `circuit.nodes` with the metric `probe_logit`."""
     ablated: tuple[Marked, ...] = ()
+    """The features that a call with `ablate` removed."""
     tokens: int
     """Tokens that went through the model."""
 

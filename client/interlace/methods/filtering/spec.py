@@ -110,8 +110,11 @@ class FilterResult(Result):
     artifact of kind `images`: what is left, none if nothing is."""
 
     kept: int
+    """Images that are left."""
     removed: int
+    """Images that were taken out."""
     pictures: tuple[Picture, ...] = ()
+    """Some of each, as PNG."""
 
 
 def estimate(params: FilterParams, facts: ModelFacts) -> Estimate:

@@ -41,6 +41,7 @@ class SketchResult(Result):
     """One artifact of the kind `sketch`."""
 
     matrices: int
+    """Matrices of weights that the sketch is of."""
 
 
 class MergeParams(Params):

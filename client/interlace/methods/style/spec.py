@@ -108,6 +108,7 @@ class StyleResult(Result):
     matched: int
     """Modules that it is on."""
     pictures: tuple[Picture, ...] = ()
+    """Samples as PNG."""
 
 
 class StyliseParams(Params):
@@ -149,8 +150,11 @@ class StyliseResult(Result):
     were run, those with the adapter on."""
 
     steps_on: int
+    """Steps in which the adapter was on."""
     steps_run: int
+    """Steps that were run."""
     pictures: tuple[Picture, ...] = ()
+    """As given and redrawn, as PNG."""
 
 
 def estimate(params: StyleParams, facts: ModelFacts) -> Estimate:
