@@ -24,6 +24,7 @@ def test_a_keys_life_before_the_first_start(home: Path) -> None:
     assert (key["tenant"], key["role"], key["models"]) == ("lab-a", "user", ["org/model"])
     assert secret not in str(key)
     assert key["expires"] > key["created"]
+    assert "made, UTC" in interlace(folder, "keys", "list").stdout
     rotated = interlace(folder, "keys", "rotate", key["id"], "--overlap", "2h")
     assert rotated.stdout.strip() not in ("", secret)
     _, fresh = json.loads(interlace(folder, "keys", "list", "--json").stdout)
@@ -58,6 +59,7 @@ def test_a_key_that_ended_is_not_rotated(home: Path) -> None:
     folder = home / "ended-keys"
     folder.mkdir()
     assert interlace(folder, "keys", "create", "--tenant", "lab", "--expires", "2020-01-01").returncode == 0
+    assert "2020-01-01 00:00:00" in interlace(folder, "keys", "list").stdout
     assert interlace(folder, "keys", "create", "--tenant", "lab").returncode == 0
     ended, live = (key["id"] for key in json.loads(interlace(folder, "keys", "list", "--json").stdout))
     assert interlace(folder, "keys", "rotate", live).returncode == 0

@@ -263,7 +263,9 @@ async def test_a_shared_redis_one_of_two_models_and_ctrl_c(
             await state.models.publish(ModelCard(key=key, commit="0" * 40, dtype="float32", config={}, failure=failure))
     process = foreground(redis={"url": redis_url}, models=[{"source": str(tiny_models)}, {"source": "./nowhere"}])
     ready(process)
-    assert "Not hosted:\n  local/nowhere (text-generation): There is no folder" in (tmp_path / "stderr").read_text()
+    told = (tmp_path / "stderr").read_text()
+    assert "Not hosted:\n  local/nowhere (text-generation): There is no folder" in told
+    assert told.count("There is no folder") == 1
     status = json.loads(interlace("status", "--json").stdout)
     assert [(model["repo_id"], model["state"]) for model in status["models"]] == [
         ("local/nowhere", "failed"),
@@ -418,6 +420,7 @@ def test_no_model_can_be_loaded(interlace: Interlace, tmp_path: Path, state_dir:
     assert (done.returncode, done.stdout) == (1, "")
     said = f"  local/nowhere (text-generation): There is no folder {tmp_path}/nowhere."
     assert f"interlace: No model could be loaded:\n{said}" in done.stderr
+    assert done.stderr.count("There is no folder") == 1
     assert "Traceback" not in done.stderr
 
 

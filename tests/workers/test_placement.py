@@ -95,7 +95,10 @@ async def test_a_damaged_folder_fails_by_itself_and_names_the_file(
     assert broken.card.failure is not None
     assert broken.card.failure.startswith(f"{path} is damaged (")
     assert (fine.card.key.repo_id, fine.state, fine.card.failure) == ("local/own-model", ModelState.DEPLOYING, None)
-    assert said == [f"{broken.card.key}: {broken.card.failure}", *(f"placed {m.card.key.slug}" for m in (broken, fine))]
+    assert said == [
+        f"not placed {broken.card.key}: {broken.card.failure}",
+        *(f"placed {m.card.key.slug}" for m in (broken, fine)),
+    ]
 
 
 def test_a_damaged_model_of_the_hubs_cache_is_not_listed(tiny_models: Path, tmp_path: Path) -> None:

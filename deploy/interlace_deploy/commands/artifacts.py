@@ -2,10 +2,9 @@
 
 import argparse
 import json
-from datetime import datetime
 
 from interlace_deploy.commands.jobs import client_of
-from interlace_deploy.screen import show_table
+from interlace_deploy.screen import show_table, utc
 
 
 def list_(arguments: argparse.Namespace) -> int:
@@ -22,11 +21,11 @@ def list_(arguments: argparse.Namespace) -> int:
             one.name,
             one.base.repo_id if one.base else "",
             f"{one.size / 1e6:,.1f} MB",
-            datetime.fromtimestamp(one.created).strftime("%Y-%m-%d %H:%M:%S"),
+            utc(one.created),
         )
         for one in artifacts
     ]
-    show_table(("name in a request", "kind", "called", "for", "size", "uploaded"), rows)
+    show_table(("name in a request", "kind", "called", "for", "size", "uploaded, UTC"), rows)
     return 0
 
 

@@ -3,11 +3,11 @@
 import argparse
 import os
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 
 from interlace_deploy.meeting import with_state
 from interlace_deploy.parts.rundir import RunDir
 from interlace_deploy.problems import CommandProblem
+from interlace_deploy.screen import utc
 from interlace_deploy.settings import read
 from interlace_state import backup
 from interlace_state.backup import BackupError, Manifest
@@ -47,6 +47,5 @@ def _done(arguments: argparse.Namespace, ask: Callable[[State, Config], Awaitabl
 
 
 def _described(manifest: Manifest) -> str:
-    made = datetime.fromtimestamp(manifest.made, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     size = sum(manifest.files.values()) / (1 << 20)
-    return f"{manifest.keys} keys and {len(manifest.files)} files ({size:.1f} MiB) of {made}"
+    return f"{manifest.keys} keys and {len(manifest.files)} files ({size:.1f} MiB) of {utc(manifest.made)} UTC"

@@ -13,7 +13,7 @@ from interlace.protocol.hosting import ModelEvent, ModelView, Moment, Phase
 from interlace.protocol.model import is_repo_id
 from interlace_deploy.commands.jobs import client_of
 from interlace_deploy.problems import CommandProblem, UsageProblem
-from interlace_deploy.screen import Screen, show_table
+from interlace_deploy.screen import Screen, show_table, utc
 from interlace_state.settings.models import ModelConfig
 from interlace_workers import sources
 from interlace_workers.sources import catalogue, local
@@ -101,7 +101,7 @@ def _follow(client: Client, asked: ModelView) -> int:
         if model is None:
             raise CommandProblem(f"{asked.model} is hosted no longer.")
         line = f"{model.phase}  {_doing(model)}".strip()
-        if line != said:
+        if line != said and model.phase is not Phase.FAILED:  # of which the command's problem is told below
             said = line
             screen.say(line)
         if model.phase in _SETTLED or (model.phase is Phase.EVICTED and not model.least):
@@ -122,10 +122,10 @@ def _tell(events: Iterator[tuple[str, ModelEvent]], *, as_json: bool) -> int:
         if as_json:
             print(event.model_dump_json(), flush=True)
         elif moment is None:
-            print(f"{'':19}  {event.model}  is hosted no longer", flush=True)
+            print(f"{'':23}  {event.model}  is hosted no longer", flush=True)
         else:
-            at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment.at))
-            print(f"{at}  {event.model}  {moment.phase}  {_doing(moment)}".rstrip(), flush=True)
+            at = utc(moment.at)
+            print(f"{at} UTC  {event.model}  {moment.phase}  {_doing(moment)}".rstrip(), flush=True)
     return 0
 
 

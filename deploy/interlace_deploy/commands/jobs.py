@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from interlace.protocol.jobs import JobView
 from interlace_deploy.address import reachable
 from interlace_deploy.parts.rundir import RunDir
 from interlace_deploy.problems import CommandProblem, NotRunning, UsageProblem
-from interlace_deploy.screen import show_table
+from interlace_deploy.screen import show_table, utc
 from interlace_deploy.settings import read
 
 _LOCAL = "local"  # the tenant of those who need no key
@@ -36,10 +35,10 @@ def list_(arguments: argparse.Namespace) -> int:
         print(json.dumps([job.model_dump(mode="json") for job in jobs], indent=2))
         return 0
     rows = [
-        (job.id, job.tenant, job.model, job.state, _moment(job.submitted), _took(job), job.method or "", _note(job))
+        (job.id, job.tenant, job.model, job.state, utc(job.submitted), _took(job), job.method or "", _note(job))
         for job in jobs
     ]
-    show_table(("id", "tenant", "model", "state", "submitted", "took", "method", ""), rows)
+    show_table(("id", "tenant", "model", "state", "submitted, UTC", "took", "method", ""), rows)
     return 0
 
 
@@ -167,10 +166,6 @@ def _key(file: Path | None) -> str | None:
 
 def _own_tenant(client: Client) -> str:
     return str(client.whoami()["email"] or _LOCAL)
-
-
-def _moment(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _took(job: JobView) -> str:

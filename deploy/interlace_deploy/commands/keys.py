@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from interlace.protocol.ids import NAME, TAKES
 from interlace_deploy.meeting import with_state
 from interlace_deploy.problems import CommandProblem, UsageProblem
-from interlace_deploy.screen import show_table
+from interlace_deploy.screen import show_table, utc
 from interlace_deploy.settings import mint_command
 from interlace_state.config import Config
 from interlace_state.store import State
@@ -46,7 +46,7 @@ def list_(arguments: argparse.Namespace) -> int:
         (key.id, key.tenant, key.role, ", ".join(key.models or ("all",)), _day(key.created), _day(key.expires))
         for key in keys
     ]
-    show_table(("id", "tenant", "role", "models", "made", "ends"), rows)
+    show_table(("id", "tenant", "role", "models", "made, UTC", "ends, UTC"), rows)
     return 0
 
 
@@ -106,12 +106,13 @@ def _seconds(text: str) -> float:
 
 
 def _moment(text: str) -> float:
-    """Unix time of a date, or of so much time from now."""
+    """Unix time of a date, in UTC where it names no zone, or of so much time from now."""
     try:
-        return datetime.fromisoformat(text).astimezone(UTC).timestamp()
+        date = datetime.fromisoformat(text)
+        return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
     except ValueError:
         return time.time() + _seconds(text)
 
 
 def _day(moment: float | None) -> str:
-    return "never" if moment is None else datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d %H:%M")
+    return "never" if moment is None else utc(moment)

@@ -3,7 +3,6 @@
 import argparse
 import json
 import sys
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from interlace.protocol.lake import Edge, Entry, LakeCounts, LineageGraph
 from interlace_deploy.commands.jobs import client_of
 from interlace_deploy.meeting import with_state
 from interlace_deploy.problems import UsageProblem
-from interlace_deploy.screen import show_table
+from interlace_deploy.screen import show_table, utc
 from interlace_state.config import Config
 from interlace_state.store import State
 
@@ -199,11 +198,11 @@ def _show_entries(entries: tuple[Entry, ...] | list[Entry]) -> None:
             one.base or "",
             one.method or "",
             one.state if one.visibility is None else one.visibility,
-            datetime.fromtimestamp(one.created).strftime("%Y-%m-%d %H:%M"),
+            utc(one.created),
         )
         for one in entries
     ]
-    show_table(("id", "kind", "name", "for", "made by", "seen by", "since"), rows)
+    show_table(("id", "kind", "name", "for", "made by", "seen by", "since, UTC"), rows)
 
 
 def _quoted(word: str) -> str:

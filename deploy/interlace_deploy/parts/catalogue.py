@@ -19,10 +19,10 @@ class Catalogue:
         self._placed: set[str] = set()
 
     def heed(self, line: str) -> bool:
-        """Take a line of the workers; whether it named a model that they placed."""
+        """Take a line of the workers; whether it was about a model's place. Why one has none is told at the end."""
         if match := _PLACED.fullmatch(line):
             self._placed.add(match[1])
-        return match is not None
+        return match is not None or line.startswith("not placed ")
 
     async def settled(self) -> list[HostedModel]:
         """Ours, once each is ready or has failed."""

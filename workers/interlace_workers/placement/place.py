@@ -85,8 +85,8 @@ async def place(config: Config, state: State, say: Callable[[str], None]) -> lis
 
     One that cannot be resolved is published as failed. What commands and requests have brought before stays.
 
-    Says ``placed SLUG`` of each, once the catalogue holds what shall be hosted and no others. Raises ConfigError if two
-    are one model to clients.
+    Says ``not placed KEY: why`` of such a one, and ``placed SLUG`` of each once the catalogue holds what shall be
+    hosted and no others. Raises ConfigError if two are one model to clients.
     """
     _refuse_twins(config, list(map(_expected, config.models)))
     await state.control.publish_weights()
@@ -134,7 +134,7 @@ async def _place(
     except sources.SourceError as error:
         key = _expected(model)
         await refuse(state, key, model, str(error))
-        say(f"{key}: {error}")
+        say(f"not placed {key}: {error}")
         return key, None
     await state.models.want(placement.key, model.first_replicas)
     return placement.key, placement
