@@ -12,7 +12,7 @@ from PIL import Image
 import interlace
 from interlace import ImageLimits, Refused
 from interlace.methods.notebook import Notebook
-from interlace.methods.shared.images import Images, from_model, gathered, grid, png, to_model
+from interlace.methods.shared.images import Images, gathered, grid, png, to_model
 from interlace.methods.shared.pictures import Picture
 from interlace.protocol.errors import InvalidArtifact
 
@@ -161,4 +161,4 @@ def test_pixels_of_a_model() -> None:
     pixels = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).repeat(1, 1, 1, 3)
     values = to_model(pixels)
     assert (values.shape, values.min(), values.max()) == ((1, 3, 16, 16), -1, 1)
-    assert torch.equal(from_model(values), pixels)
+    assert torch.equal(values[:, 0].flatten(), torch.arange(256) / 127.5 - 1)

@@ -162,7 +162,7 @@ def _shown(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, int | float):
-        return repr(value)[:_SHOWN]
+        return str(_number(value))[:_SHOWN]
     return "an object" if isinstance(value, Mapping | BaseModel) else "a list"
 
 

@@ -16,6 +16,7 @@ from interlace_server.delivery import BYTES, deliver_part
 from interlace_server.doors.auth import Caller, TheCaller
 from interlace_server.errors import Responses, refusals
 from interlace_server.gateway import Gateway, TheGateway
+from interlace_server.job_actions import reach
 from interlace_server.viewer import viewer_of
 from interlace_state.artifacts import check_names
 
@@ -110,13 +111,13 @@ async def list_artifacts(
 @router.get("/{artifact_id}", responses=refusals(401, 404, 422, 429, 503))
 async def show_artifact(artifact_id: _Id, caller: TheCaller, gateway: TheGateway) -> Artifact:
     """An artifact's manifest."""
-    return await gateway.state.artifacts.find(artifact_id, _reach(caller), key=caller.key_id)
+    return await gateway.state.artifacts.find(artifact_id, reach(caller), key=caller.key_id)
 
 
 @router.delete("/{artifact_id}", status_code=204, responses=_GONE | refusals(401, 404, 422, 429, 503))
 async def delete_artifact(artifact_id: _Id, caller: TheCaller, gateway: TheGateway) -> Response:
     """Remove an artifact. A job that has begun goes on with it; one that waits will not find it."""
-    artifact = await gateway.state.artifacts.find(artifact_id, _reach(caller), key=caller.key_id, own=True)
+    artifact = await gateway.state.artifacts.find(artifact_id, reach(caller), key=caller.key_id, own=True)
     await gateway.state.artifacts.delete(artifact)
     _note(gateway, caller, "artifact deleted", artifact)
     return Response(status_code=204)
@@ -141,10 +142,6 @@ async def artifact_file(
     artifact = await gateway.state.artifacts.find(artifact_id, caller.tenant, key=caller.key_id)
     size, stream = await gateway.state.artifacts.open(artifact, name)
     return deliver_part(request, size, stream, tag=f"{artifact.hash[:16]}-{name}", what="file")
-
-
-def _reach(caller: Caller) -> str | None:
-    return None if caller.role == "admin" else caller.tenant
 
 
 def _note(gateway: Gateway, caller: Caller, action: str, artifact: Artifact) -> None:

@@ -201,12 +201,6 @@ def to_model(pixels: Tensor) -> Tensor:
     return pixels.permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1
 
 
-def from_model(values: Tensor) -> Tensor:
-    """[n, 3, h, w] from -1 to 1, clipped to it, as uint8 [n, h, w, 3] on the CPU."""
-    scaled = (values.detach().float().cpu().clamp(-1, 1) + 1) * 127.5
-    return scaled.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-
-
 def _read(source: Any, what: str, limits: ImageLimits) -> Image.Image:
     """RGB, upright as its EXIF says, with what is transparent on white. Raises InvalidArtifact."""
     if isinstance(source, Image.Image):
