@@ -1,11 +1,11 @@
 """What an operator gives a tenant at run time. The API's routes and the pages call these."""
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from interlace_server.changes import note
 from interlace_server.doors.auth import Caller
 from interlace_server.gateway import Gateway
-from interlace_state.settings.limits import LimitChanges
+from interlace_state.settings.limits import LimitChanges, Weight
 
 
 class TenantControl(BaseModel):
@@ -23,7 +23,7 @@ class TenantChanges(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    weight: float | None = Field(default=None, ge=0.001, le=1000)
+    weight: Weight | None = None
     #: In place of all limits that were set at run time; `{}` takes them back.
     limits: LimitChanges | None = None
 

@@ -10,9 +10,7 @@ from interlace.protocol.model import ModelKey
 from interlace_state.config import Config
 from interlace_state.keys import Keys
 from interlace_state.scripts import script
-from interlace_state.settings.limits import Admission, LimitChanges
-
-_MOST_WEIGHT = 1_000.0
+from interlace_state.settings.limits import LEAST_WEIGHT, MOST_WEIGHT, Admission, LimitChanges
 
 
 @dataclass(frozen=True)
@@ -41,9 +39,6 @@ class Control:
         await self._redis.lpush(self._keys.wake(model.slug), "1")
         await self._redis.expire(self._keys.wake(model.slug), 60)
 
-    async def is_paused(self, model: ModelKey) -> bool:
-        return bool(await self._redis.sismember(self._keys.paused, model.slug))
-
     async def drain(self, replica_id: str) -> None:
         """Give a replica no more jobs; those that it runs end in peace."""
         await self._redis.sadd(self._keys.drained, replica_id)
@@ -57,8 +52,8 @@ class Control:
 
     async def set_weight(self, tenant: str, weight: float) -> None:
         """Give a tenant ``weight`` times the seconds of one with weight 1. Raises InvalidRequest."""
-        if not 0 < weight <= _MOST_WEIGHT:
-            raise InvalidRequest(f"`weight` is {weight:g}; expected more than 0 and at most {_MOST_WEIGHT:g}.")
+        if not LEAST_WEIGHT <= weight <= MOST_WEIGHT:
+            raise InvalidRequest(f"`weight` is {weight:g}; expected {LEAST_WEIGHT:g} to {MOST_WEIGHT:g}.")
         slugs = await self._redis.hkeys(self._keys.models)
         await self._weigh(keys=[], args=[self._keys.prefix, tenant, repr(float(weight)), *slugs])
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import gateway_process
@@ -82,10 +83,11 @@ async def test_jobs_are_listed(gateway: Gateway, worker: Worker, typed: Typed) -
     await asyncio.sleep(0.002)  # the index counts milliseconds
     waits = await post(gateway)
     await worker.end(await worker.start(), "Traceback\n  line\nValueError: \x1b[31mboom")
+    typed.environ["TZ"] = "ELSEWHERE-9"
     code, out, err = await typed.run("jobs")
     assert (code, err) == (0, "")
     head, first, second = out.splitlines()
-    assert head.split()[:4] == ["id", "tenant", "model", "state"]
+    assert head.split()[:6] == ["id", "tenant", "model", "state", "submitted,", "UTC"]
     assert first.split()[:4] == [waits, "local", KEY.repo_id, "queued"]
     assert "0 ahead" in first
     assert second.split()[:4] == [done, "local", KEY.repo_id, "error"]
@@ -93,7 +95,9 @@ async def test_jobs_are_listed(gateway: Gateway, worker: Worker, typed: Typed) -
     code, out, _ = await typed.run("jobs", "--json", "--state", "error", "--model", KEY.slug)
     assert [(job["id"], job["state"]) for job in json.loads(out)] == [(done, "error")]
     code, out, _ = await typed.run("jobs", "--json", "--limit", "1")
-    assert [job["id"] for job in json.loads(out)] == [waits]
+    (job,) = json.loads(out)
+    assert job["id"] == waits
+    assert f"{datetime.fromtimestamp(job['submitted'], UTC):%Y-%m-%d %H:%M:%S}" in first
 
 
 async def test_all_is_for_admins(gateway: Gateway, worker: Worker, typed: Typed, redis_url: str) -> None:
@@ -146,9 +150,9 @@ async def test_a_job_is_cancelled(gateway: Gateway, worker: Worker, typed: Typed
 async def test_an_operators_switches(gateway: Gateway, worker: Worker, typed: Typed) -> None:
     control = worker.state.control
     assert (await typed.run("admin", "pause", KEY.slug))[1] == f"{KEY.repo_id} is paused: its jobs wait.\n"
-    assert await control.is_paused(KEY)
+    assert (await worker.state.models.look(KEY)).paused
     assert (await typed.run("admin", "resume", KEY.repo_id))[0] == 0
-    assert not await control.is_paused(KEY)
+    assert not (await worker.state.models.look(KEY)).paused
     assert (await typed.run("admin", "drain", "r1"))[0] == 0
     assert await control.drained() == {"r1"}
     assert (await typed.run("admin", "undrain", "r1"))[0] == 0
@@ -164,7 +168,7 @@ async def test_an_operators_switches(gateway: Gateway, worker: Worker, typed: Ty
     code, _, err = await typed.run("admin", "limits", "lab-a", "running_job=4")
     assert code == 1
     assert "`limits.running_job`" in err
-    assert "Limits are wall_seconds, " in err
+    assert "`limits` takes wall_seconds, " in err
 
 
 @pytest.mark.parametrize(
@@ -179,7 +183,9 @@ async def test_an_operators_switches(gateway: Gateway, worker: Worker, typed: Ty
         (("logs", "abc"), 1, "`job_id` is 'abc', expected 32 hex digits, as `interlace jobs` shows them"),
         (("cancel", "abc"), 1, "`job_id` is 'abc', expected 32"),
         (("artifacts", "delete", "abc"), 1, "`artifact_id` is 'abc', expected 16 hex digits"),
-        (("admin", "weight", "lab", "0"), 2, "'0': expected a number over 0, up to 1000"),
+        (("admin", "weight", "lab", "0"), 1, "`weight` is 0, expected at least 0.001."),
+        (("admin", "weight", "lab", "1001"), 1, "`weight` is 1001, expected at most 1000."),
+        (("admin", "weight", "lab", "nan"), 2, "'nan': expected a number"),
         (("jobs", "--key-file", "nothing"), 2, "nothing: No such file"),
         (("admin", "limits", "lab", "running_jobs=many"), 2, "NAME=NUMBER"),
         (("admin", "pause", "lab/nothing"), 1, "does not host lab/nothing"),

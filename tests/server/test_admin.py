@@ -69,7 +69,7 @@ async def test_a_model_that_is_not_one(gateway: Gateway, state: State) -> None:
     assert unclear.status_code == 422
     assert KEY.slug in unclear.json()["detail"]
     assert other.slug in unclear.json()["detail"]
-    assert not await state.control.is_paused(KEY)
+    assert not (await state.models.look(KEY)).paused
 
 
 async def test_a_replica_is_drained_and_back(gateway: Gateway, state: State) -> None:

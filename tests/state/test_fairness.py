@@ -203,7 +203,6 @@ async def test_what_does_not_wait_has_no_place(state: State) -> None:
 async def test_a_paused_model_starts_nothing_and_a_resumed_one_wakes_its_workers(state: State) -> None:
     await queue_up(state, "mine", 1)
     await state.control.pause(MODEL)
-    assert await state.control.is_paused(MODEL)
     assert await state.queue.lease(MODEL, "one") is None
     waiting = asyncio.create_task(state.queue.lease(MODEL, "one"))
     await state.control.resume(MODEL)
@@ -231,9 +230,9 @@ async def test_limits_that_an_operator_sets_hold_at_once(state: State, config: C
     assert await state.control.limits_of("other", "user") == config.limits
 
 
-@pytest.mark.parametrize("weight", [0, -1, float("nan"), float("inf"), 1e9])
+@pytest.mark.parametrize("weight", [0, -1, 0.0009, float("nan"), float("inf"), 1001])
 async def test_an_impossible_weight_is_refused(state: State, weight: float) -> None:
-    with pytest.raises(InvalidRequest, match="more than 0"):
+    with pytest.raises(InvalidRequest, match=r"expected 0\.001 to 1000"):
         await state.control.set_weight("mine", weight)
 
 

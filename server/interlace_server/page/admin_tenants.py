@@ -16,7 +16,7 @@ from interlace_server.gateway import Gateway, TheGateway
 from interlace_server.page.frame import PageRoute, done, page, saying
 from interlace_server.routes.admin import an_admin
 from interlace_server.usage import usage_of
-from interlace_state.settings.limits import LimitChanges
+from interlace_state.settings.limits import LEAST_WEIGHT, MOST_WEIGHT, LimitChanges
 from interlace_state.tenants import ApiKey, KeyEnded
 
 router = APIRouter(
@@ -50,6 +50,8 @@ async def tenant(request: Request, tenant: _Tenant, caller: TheCaller, gateway: 
         "terms": await tenancy.terms(gateway, tenant),
         "configured": gateway.config.limits_of(tenant, role).model_dump(),
         "fields": list(LimitChanges.model_fields),
+        "least_weight": LEAST_WEIGHT,
+        "most_weight": MOST_WEIGHT,
         "keys": keys,
         "usage": await usage_of(gateway, tenant),
     }

@@ -1,9 +1,15 @@
 """Of the configuration: what one job and one tenant may use."""
 
+from typing import Annotated
+
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 
 from interlace.protocol.job import Limits
 from interlace_state.settings.section import MOST_BYTES, Section
+
+LEAST_WEIGHT, MOST_WEIGHT = 0.001, 1000.0
+#: A tenant's share of the workers, beside those of others that wait.
+Weight = Annotated[float, Field(ge=LEAST_WEIGHT, le=MOST_WEIGHT)]
 
 
 def _possible(value: float) -> float:
@@ -78,7 +84,7 @@ class LimitChanges(Section):
 class TenantConfig(LimitChanges):
     """One tenant's limits and share."""
 
-    weight: float = Field(default=1.0, gt=0, le=1000)
+    weight: Weight = 1.0
     """How many times the seconds it gets of a tenant with weight 1, where both have jobs that wait."""
     batching: bool | None = None
     """Whether its traces may share a forward; default: `batching.enabled`."""
