@@ -22,7 +22,13 @@ BASE = Base(repo_id=KEY.repo_id, key=KEY.canonical, commit=COMMIT)
 
 
 async def _add(
-    state: interlace_state.store.State, name: str, *parents: Artifact, tenant: str = "lab-a", loss: float
+    state: interlace_state.store.State,
+    name: str,
+    *parents: Artifact,
+    tenant: str = "lab-a",
+    loss: float,
+    losses: int = 1,
+    **params: Any,
 ) -> Artifact:
     weights = {
         "base_model.model.a.lora_A.weight": torch.full((2, 8), loss),
@@ -42,10 +48,10 @@ async def _add(
         model=KEY.canonical,
         commit=COMMIT,
         params_sha256="0" * 64,
-        params={"steps": 3},
+        params={"steps": 3} | params,
         seed=4,
         parents=tuple(one.ref for one in parents),
-        metrics=(Measured(name="loss", value=loss),),
+        metrics=(Measured(name="loss", value=loss), *(Measured(name=f"loss {n}", value=n) for n in range(1, losses))),
     )
     return await state.artifacts.add(tenant, "peft", staged, Admission(), name=name, base=BASE, lineage=lineage)
 
@@ -101,9 +107,9 @@ def test_a_card_its_lineage_and_its_citation(keyed: Keyed, lake: dict[str, Artif
         card, graph = client.lake.card(both.id), client.lake.lineage(both.id)
         citation = client.lake.cite(both.id)
     assert page.get_by_role("heading", level=1).inner_text() == "no <b>magic</b>"
-    said = page.get_by_role("region", name="What is known", exact=True).locator("tbody tr")
-    assert said.count() == len(card.statements)
-    assert [row.split("\t")[0] for row in said.all_inner_texts()] == [one.field for one in card.statements]
+    said = page.locator(".facts tbody tr")
+    told = sorted(card.statements, key=lambda one: one.source == "measured")  # these stand below the others
+    assert [row.split("\t")[0] for row in said.all_inner_texts()] == [one.field for one in told]
     measured = said.get_by_role("link", name=f"job {card.entry.job[:8]}").last
     assert measured.get_attribute("href") == f"/page/jobs/{card.entry.job}"
     loss = next(one for one in said.all_inner_texts() if one.startswith("metric:loss") or "0.125" in one)
@@ -129,6 +135,28 @@ def test_a_card_its_lineage_and_its_citation(keyed: Keyed, lake: dict[str, Artif
     assert page.get_by_role("heading", level=1).inner_text() == "no dragons"
 
 
+def test_a_card_with_much_to_say_on_a_phone(keyed: Keyed, look: Look) -> None:
+    """Long values and many numbers of one job are folded; who wants them opens them, without JavaScript."""
+
+    async def made(state: Any) -> Artifact:
+        return await _add(state, "long", tenant="lab-b", loss=0.5, losses=60, texts=["a text of many"] * 300)
+
+    long: Artifact = keyed.do(made)
+    looking = look(keyed.gateway.url, size=PHONE, java_script_enabled=False)
+    page = looking.sign_in(keyed.theirs, f"/page/lake/{long.id}")
+    looking.fits()
+    high = page.locator("html").bounding_box()["height"]  # type: ignore[index]
+    assert high < 8 * PHONE["height"], f"{high} pixels high"
+    assert not page.get_by_text("loss 59").is_visible()
+    page.get_by_text("60 numbers that job").click()
+    assert page.get_by_role("cell", name="0.5", exact=True).first.is_visible()
+    assert page.get_by_text("loss 59").is_visible()
+    all_of_it = page.get_by_role("region", name="All of it")
+    assert not all_of_it.is_visible()
+    page.get_by_text('{"steps": 3, "texts": ["a text of many"').first.click()
+    assert all_of_it.inner_text().count("a text of many") == 300
+
+
 def test_two_side_by_side(keyed: Keyed, lake: dict[str, Artifact], look: Look, shown: Shown) -> None:
     looking = look(keyed.gateway.url)
     page = looking.sign_in(keyed.ours, "/page/lake?q=kind:peft")
@@ -138,8 +166,13 @@ def test_two_side_by_side(keyed: Keyed, lake: dict[str, Artifact], look: Look, s
     page.wait_for_url("**/compare**")
     with interlace.connect(keyed.gateway.url, keyed.ours) as client:
         found = client.lake.compare(lake["first"].id, lake["second"].id)
-    rows = page.get_by_role("region", name="What differs").locator("tbody tr")
-    assert [row.split("\t")[0] for row in rows.all_inner_texts()] == [one.field for one in found.differences]
+    alone = [one.field for one in found.differences if one.a is None or one.b is None]
+    for name, fields in (
+        ("What differs", [one.field for one in found.differences if one.field not in alone]),
+        ("What only one has", alone),
+    ):
+        rows = page.get_by_role("region", name=name, include_hidden=True).locator("tbody th")
+        assert rows.all_text_contents() == fields
     assert page.get_by_role("link", name=found.ancestors[0].label).count() >= 1
     looking.check()
     shown("lake-compare", looking)
