@@ -401,7 +401,8 @@ def test_a_model_that_failed_to_load(models: Lab, on_processes: running.Running)
     text = refused(trace)
     assert tiny.BROKEN in text
     assert "could not be loaded" in text
-    assert "mismatched" in text
+    assert "not of the shapes that its config.json says (mismatched sizes)" in text
+    assert "above report" not in text
     assert "Traceback" not in text
 
 

@@ -29,6 +29,11 @@ from interlace_workers.sandbox.process import Family
 from interlace_workers.weights import into_huge_pages
 
 _LONGEST_REASON = 2000  # characters
+_MISMATCHED = "You set `ignore_mismatched_sizes` to `False`"
+_OF_OTHER_SHAPES = (
+    "The weights are not of the shapes that its config.json says (mismatched sizes). The workers' log lists them; is "
+    "this the configuration that belongs to them?"
+)
 _RAISED = re.compile(r"^[\w.]*(?:Error|Exception): ", re.MULTILINE)
 
 
@@ -144,6 +149,8 @@ def _reason(error: Exception) -> str:
     text = f"{type(error).__name__}: {error}"
     first = _RAISED.search(text, pos=max(0, text.find("\nTraceback")))
     reason = text if first is None else text[first.start() :].split("\n\n", 1)[0]
+    if _MISMATCHED in reason:  # transformers goes on with "For details look at the above report!"
+        return _OF_OTHER_SHAPES
     return reason.strip()[:_LONGEST_REASON]
 
 
