@@ -1,13 +1,13 @@
 """A model's tensors in memory of 2 MiB pages: the same numbers, tied as before, and lying to cache lines as asked."""
 
 import mmap
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from interlace_workers.weights import into_huge_pages, populate
+from interlace_workers.reserve import allocate
+from interlace_workers.weights import into_huge_pages
 
 LINE = 64  # bytes
 SHIFT = 8  # bytes: as a safetensors file lies where it is mapped
@@ -41,14 +41,11 @@ def test_where_tensors_lie(realign: bool, shift: int) -> None:
     assert module.weight.untyped_storage().nbytes() == 999 * 4
 
 
-def test_memory_is_there_before_it_is_written_to() -> None:
-    size, private = 80 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # bytes: of several pieces, the last one shorter
-    with mmap.mmap(-1, size + mmap.PAGESIZE, flags=private) as arena:
-        before = _resident_bytes()
-        populate(arena)
-        assert _resident_bytes() - before >= size
-        assert not any(arena[:: mmap.PAGESIZE])
-
-
-def _resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+@pytest.mark.parametrize("reserved", [64 << 10, mmap.PAGESIZE // 4])
+def test_reserved_memory_is_cut_to_what_they_take_and_left_where_they_take_more(reserved: int) -> None:
+    module, arena = Mapped(), allocate(reserved)
+    moved = into_huge_pages(module, arena)
+    assert torch.equal(module.weight, torch.arange(999, dtype=torch.float32))
+    fits = reserved >= moved
+    assert len(arena) == (moved if fits else reserved)
+    assert (arena[: module.weight.nbytes] == module.weight.detach().numpy().tobytes()) == fits

@@ -6,20 +6,20 @@ faults in the child with a mapped file. A child that writes to a weight gets a 4
 
 import ctypes
 import mmap
-import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
+from interlace_workers.reserve import allocate, populate
+
 _libc = ctypes.CDLL(None)
 _ALIGNMENT = 64  # bytes: what torch's own allocator gives
-_PIECE = 32 << 20  # bytes that one thread takes at a time
-_MADV_POPULATE_WRITE = 23  # madvise(2), from Linux 5.14
 
 
-def into_huge_pages(module: torch.nn.Module, *, realign: bool = True) -> int:
+def into_huge_pages(module: torch.nn.Module, arena: mmap.mmap | None = None, *, realign: bool = True) -> int:
     """Replace the storage of every parameter and buffer, ties kept; returns the bytes moved.
+
+    ``arena``: memory that was reserved for them, which is cut to what they take, or left where they take more.
 
     Each tensor keeps a storage of its own, so that saving one does not save them all. Without ``realign`` each lies to
     the processor's cache lines as before: a product of one row with a weight has its last bits by that, and a model
@@ -32,8 +32,9 @@ def into_huge_pages(module: torch.nn.Module, *, realign: bool = True) -> int:
     total = sum(_aligned(storage.nbytes()) + room for storage in storages.values())
     if not total:
         return 0
-    arena = mmap.mmap(-1, total, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    arena.madvise(mmap.MADV_HUGEPAGE)
+    if arena is None or len(arena) < total:
+        arena = allocate(total)
+    arena.resize(total)
     populate(arena)
     moved = {}
     offset = 0
@@ -51,21 +52,6 @@ def into_huge_pages(module: torch.nn.Module, *, realign: bool = True) -> int:
     storages.clear()
     _libc.malloc_trim(0)  # else what the weights took before stays with this process, and with every child's fork
     return total
-
-
-def populate(arena: mmap.mmap) -> None:
-    """Have the kernel give all of its pages, on all cores: on a virtual machine each 2 MiB may take it 5 ms.
-
-    Where it cannot, they come one by one as they are written to.
-    """
-    start = ctypes.addressof(ctypes.c_char.from_buffer(arena))
-
-    def piece(offset: int) -> None:
-        size = min(_PIECE, len(arena) - offset)
-        _libc.madvise(ctypes.c_void_p(start + offset), ctypes.c_size_t(size), _MADV_POPULATE_WRITE)
-
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:  # none is left when this ends
-        list(threads.map(piece, range(0, len(arena), _PIECE)))
 
 
 def held(module: torch.nn.Module) -> Iterator[torch.Tensor]:

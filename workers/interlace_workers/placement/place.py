@@ -167,10 +167,12 @@ def _resolve_blocking(config: Config, model: ModelConfig, search: Search) -> tup
     with sources.reading(source.path):
         files = {name: path.read_bytes() for name, path in source.hub_files().items()}
     key = key_of(model, source.repo_id, is_pipeline=source.is_pipeline)
-    return _load(config, model, source), sources.card(source, key, model), files
+    card = sources.card(source, key, model)
+    return _load(config, model, source, card), card, files
 
 
-def _load(config: Config, model: ModelConfig, source: sources.Source) -> Load:
+def _load(config: Config, model: ModelConfig, source: sources.Source, card: ModelCard) -> Load:
+    in_arena = model.device == "cpu" and model.executor != "resident"
     return Load(
         path=str(source.path),
         task=key_of(model, source.repo_id, is_pipeline=source.is_pipeline).task,
@@ -181,6 +183,7 @@ def _load(config: Config, model: ModelConfig, source: sources.Source) -> Load:
         device=model.device,
         resident=model.executor == "resident",
         is_pipeline=source.is_pipeline,
+        size_bytes=(card.size_bytes or 0) if in_arena else 0,
     )
 
 
@@ -206,7 +209,7 @@ async def build_replica(
     """
     try:
         source = await asyncio.to_thread(sources.resolve, model, config.cache_dir, lambda _: None)
-        load = _load(config, model, source)
+        load = _load(config, model, source, await asyncio.to_thread(sources.card, source, key, model))
     except sources.SourceError as error:
         await give_up(state, key, str(error))
         raise LoadFailed(str(error)) from None
