@@ -172,7 +172,6 @@ def _resolve_blocking(config: Config, model: ModelConfig, search: Search) -> tup
 
 
 def _load(config: Config, model: ModelConfig, source: sources.Source, card: ModelCard) -> Load:
-    in_arena = model.device == "cpu" and model.executor != "resident"
     return Load(
         path=str(source.path),
         task=key_of(model, source.repo_id, is_pipeline=source.is_pipeline).task,
@@ -183,7 +182,7 @@ def _load(config: Config, model: ModelConfig, source: sources.Source, card: Mode
         device=model.device,
         resident=model.executor == "resident",
         is_pipeline=source.is_pipeline,
-        size_bytes=(card.size_bytes or 0) if in_arena else 0,
+        size_bytes=0 if model.executor == "resident" else card.size_bytes or 0,
     )
 
 
