@@ -8,9 +8,11 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import hub_server
 import pytest
+from safetensors.torch import load_file
 
 from interlace.protocol.event import Ended
 from interlace.protocol.job import Job, JobState, Limits
@@ -41,7 +43,7 @@ async def state(config: Config) -> AsyncIterator[State]:
         yield state
 
 
-def hosting(config: Config, *folders: Path, **settings: str) -> Config:
+def hosting(config: Config, *folders: Path, **settings: Any) -> Config:
     return config.model_copy(update={"models": tuple(ModelConfig(source=str(path), **settings) for path in folders)})
 
 
@@ -184,6 +186,20 @@ async def test_one_folder_for_two_tasks_is_two_models(config: Config, state: Sta
     models = [ModelConfig(source=str(tiny_models), task=task) for task in ("text-generation", "feature-extraction")]
     placements = await place(config.model_copy(update={"models": tuple(models)}), state, lambda line: None)
     assert len({placement.key for placement in placements}) == 2
+
+
+RESIDENT: dict[str, Any] = {"executor": "resident", "trusted": ("lab",)}
+
+
+@pytest.mark.parametrize(
+    ("settings", "widths"), [({"dtype": "float32"}, 1), ({"dtype": "bfloat16"}, 1 / 2), (RESIDENT, 0)]
+)
+async def test_a_load_says_what_its_weights_take_of_the_machines_memory(
+    config: Config, state: State, tiny_models: Path, settings: dict[str, Any], widths: float
+) -> None:
+    (placement,) = await place(hosting(config, tiny_models, **settings), state, lambda line: None)
+    stored = sum(tensor.nbytes for tensor in load_file(tiny_models / "model.safetensors").values())  # in float32
+    assert placement.load.size_bytes == stored * widths
 
 
 def job(key: ModelKey) -> Job:

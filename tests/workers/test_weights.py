@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from interlace_workers.reserve import allocate
 from interlace_workers.weights import into_huge_pages
 
 LINE = 64  # bytes
@@ -38,3 +39,13 @@ def test_where_tensors_lie(realign: bool, shift: int) -> None:
     assert torch.equal(module.weight, torch.arange(999, dtype=torch.float32))
     assert torch.equal(module.get_buffer("steps"), torch.arange(7))
     assert module.weight.untyped_storage().nbytes() == 999 * 4
+
+
+@pytest.mark.parametrize("reserved", [64 << 10, mmap.PAGESIZE // 4])
+def test_reserved_memory_is_cut_to_what_they_take_and_left_where_they_take_more(reserved: int) -> None:
+    module, arena = Mapped(), allocate(reserved)
+    moved = into_huge_pages(module, arena)
+    assert torch.equal(module.weight, torch.arange(999, dtype=torch.float32))
+    fits = reserved >= moved
+    assert len(arena) == (moved if fits else reserved)
+    assert (arena[: module.weight.nbytes] == module.weight.detach().numpy().tobytes()) == fits

@@ -26,6 +26,8 @@ class Load:
     without: tuple[str, ...] = ()
     #: Whether diffusers loads it, and not transformers.
     is_pipeline: bool = False
+    #: What its weights will take, as its files tell; 0 where that is not known, or they stay where they are loaded.
+    size_bytes: int = 0
 
 
 @dataclass(frozen=True)

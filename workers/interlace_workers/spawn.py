@@ -37,7 +37,10 @@ _FIXED = {
 #: PEFT imports wherever it finds it (60 MiB, 4 s of the processor), until a model wants it; and no Redis beside user
 #: code, which PyTorch's compiler imports where it finds it.
 BEFORE = "import gc, sys; gc.disable(); sys.modules.update(bitsandbytes=None, redis=None); "
-_RUN = BEFORE + "import runpy; runpy.run_module('interlace_workers.zygote', None, '__main__', True)"
+_RUN = (
+    BEFORE + "from interlace_workers.reserve import begun; reserve = begun(sys.argv[1]); "
+    "from interlace_workers.zygote import main; main(reserve)"
+)
 
 
 class Spawned:

@@ -10,12 +10,16 @@ from collections.abc import Iterator
 
 import torch
 
+from interlace_workers.reserve import allocate, populate
+
 _libc = ctypes.CDLL(None)
 _ALIGNMENT = 64  # bytes: what torch's own allocator gives
 
 
-def into_huge_pages(module: torch.nn.Module, *, realign: bool = True) -> int:
+def into_huge_pages(module: torch.nn.Module, arena: mmap.mmap | None = None, *, realign: bool = True) -> int:
     """Replace the storage of every parameter and buffer, ties kept; returns the bytes moved.
+
+    ``arena``: memory that was reserved for them, which is cut to what they take, or left where they take more.
 
     Each tensor keeps a storage of its own, so that saving one does not save them all. Without ``realign`` each lies to
     the processor's cache lines as before: a product of one row with a weight has its last bits by that, and a model
@@ -28,8 +32,10 @@ def into_huge_pages(module: torch.nn.Module, *, realign: bool = True) -> int:
     total = sum(_aligned(storage.nbytes()) + room for storage in storages.values())
     if not total:
         return 0
-    arena = mmap.mmap(-1, total, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    arena.madvise(mmap.MADV_HUGEPAGE)
+    if arena is None or len(arena) < total:
+        arena = allocate(total)
+    arena.resize(total)
+    populate(arena)
     moved = {}
     offset = 0
     for address, storage in storages.items():

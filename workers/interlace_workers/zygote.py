@@ -23,7 +23,8 @@ from interlace_workers import channel, heap
 from interlace_workers.child import job, resident, warm
 from interlace_workers.child.loading import quantized, speed
 from interlace_workers.child.loading.model import HostedModel, load
-from interlace_workers.order import Load, Loaded
+from interlace_workers.order import Loaded
+from interlace_workers.reserve import Reserve
 from interlace_workers.sandbox import Sandbox, Unsafe, process
 from interlace_workers.sandbox.process import Family
 from interlace_workers.weights import into_huge_pages
@@ -154,15 +155,14 @@ def _reason(error: Exception) -> str:
     return reason.strip()[:_LONGEST_REASON]
 
 
-def main() -> None:
+def main(reserve: Reserve) -> None:
+    """``reserve``: what was begun before the imports; it hears which model this is about."""
     gc.freeze()  # imports leave little behind, and have made 400,000 objects that a collection would walk
-    parent = socket.socket(fileno=int(sys.argv[1]))
+    parent = reserve.parent
     process.adopt_orphans()
     about = os.open("/proc/self", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)  # behind the sandbox there is none
     started, waiting = _started(), _now()
-    try:
-        order = Load(**channel.receive(parent)[0]["load"])
-    except EOFError:  # no model needs us
+    if (order := reserve.load()) is None:  # no model needs us
         return
     started += _now() - waiting
     try:
@@ -172,7 +172,7 @@ def main() -> None:
             warm.rehearsal(model)
             _know_methods()
             _stay(parent, model, _now() - started)
-        into_huge_pages(model.model._module, realign=not order.is_pipeline)
+        into_huge_pages(model.model._module, reserve.end(), realign=not order.is_pipeline)
         model = replace(model, rehearsal=warm.rehearsal(model))
         token_seconds = speed.token_seconds(model)
         _refuse_threads()
@@ -224,7 +224,3 @@ def _refuse_threads() -> None:
     threads = len(os.listdir("/proc/self/task"))
     if threads != 1:
         raise RuntimeError(f"the zygote has {threads} threads after loading; a fork needs one")
-
-
-if __name__ == "__main__":
-    main()

@@ -6,7 +6,7 @@ import re
 from interlace_state.models import HostedModel, ModelState
 from interlace_state.store import State
 
-_LOOK = 0.2  # seconds between two looks
+_LOOK = 0.05  # seconds between two looks
 _PLACED = re.compile(r"placed (\S+)")
 
 

@@ -167,10 +167,11 @@ def _resolve_blocking(config: Config, model: ModelConfig, search: Search) -> tup
     with sources.reading(source.path):
         files = {name: path.read_bytes() for name, path in source.hub_files().items()}
     key = key_of(model, source.repo_id, is_pipeline=source.is_pipeline)
-    return _load(config, model, source), sources.card(source, key, model), files
+    card = sources.card(source, key, model)
+    return _load(config, model, source, card), card, files
 
 
-def _load(config: Config, model: ModelConfig, source: sources.Source) -> Load:
+def _load(config: Config, model: ModelConfig, source: sources.Source, card: ModelCard) -> Load:
     return Load(
         path=str(source.path),
         task=key_of(model, source.repo_id, is_pipeline=source.is_pipeline).task,
@@ -181,6 +182,7 @@ def _load(config: Config, model: ModelConfig, source: sources.Source) -> Load:
         device=model.device,
         resident=model.executor == "resident",
         is_pipeline=source.is_pipeline,
+        size_bytes=0 if model.executor == "resident" else card.size_bytes or 0,
     )
 
 
@@ -206,7 +208,7 @@ async def build_replica(
     """
     try:
         source = await asyncio.to_thread(sources.resolve, model, config.cache_dir, lambda _: None)
-        load = _load(config, model, source)
+        load = _load(config, model, source, await asyncio.to_thread(sources.card, source, key, model))
     except sources.SourceError as error:
         await give_up(state, key, str(error))
         raise LoadFailed(str(error)) from None
