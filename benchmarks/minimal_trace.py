@@ -1,6 +1,6 @@
 """What a minimal remote trace costs beside the same trace run locally, in the same minutes on the same weights.
 
-    python benchmarks/minimal_trace.py [--runtime ray|process] [--rounds 60] [--peer URL] [--json FILE]
+    python benchmarks/minimal_trace.py [--runtime ray|process] [--rounds 60] [--key] [--peer URL] [--json FILE]
 
 Eight tokens, one hidden state saved, on SmolLM2-135M-Instruct in fp32. Starts its own Interlace, loads the model here
 too, and takes all times in turn (local, remote, ...):
@@ -39,19 +39,21 @@ LAYER = 15
 class Bare:
     """One request, over and over, with next to nothing on the client's side: what is left is the server."""
 
-    def __init__(self, url: str, backend: Any, payload: bytes) -> None:
+    def __init__(self, url: str, backend: Any, payload: bytes, key: str) -> None:
         self._address = urlsplit(url).netloc
+        self._headers = {"nnsight-version": "0.8.1", "python-version": "3.11.0"}
+        if key:
+            self._headers["ndif-api-key"] = key
         self._http = http.client.HTTPConnection(self._address)
         self._envelope = {"model_key": backend.model_key, "compress": backend.compress, "env": backend.env}
         self._payload = payload
 
     def request(self) -> tuple[float, str]:
         """Seconds from the last byte of the POST to the last frame, and the job's id."""
-        socket = websocket.create_connection(f"ws://{self._address}/subscribe")
+        socket = websocket.create_connection(f"ws://{self._address}/subscribe", header=self._headers)
         session = json.loads(socket.recv())["session_id"]
         kind, body = self._form(session)
-        headers = {"Content-Type": kind, "nnsight-version": "0.8.1", "python-version": "3.11.0"}
-        self._http.request("POST", "/request", body, headers)
+        self._http.request("POST", "/request", body, self._headers | {"Content-Type": kind})
         sent = time.perf_counter()
         while not isinstance(frame := socket.recv(), bytes):
             status = json.loads(frame)
@@ -74,13 +76,17 @@ class Bare:
         return f"multipart/form-data; boundary={mark.decode()}", body
 
 
-def measure(server: service.Service, home: Path, rounds: int, threads: int, peer: str | None) -> dict[str, Any]:
+def measure(
+    server: service.Service, home: Path, rounds: int, threads: int, peer: str | None, key: str
+) -> dict[str, Any]:
     """Take all times in turn."""
     service.stock_client(server.url, home, threads)
     import torch
-    from nnsight import TransformersModel
+    from nnsight import CONFIG, TransformersModel
     from nnsight.intervention.backends.remote import RemoteBackend
 
+    if key:
+        CONFIG.API.APIKEY = key
     there, here = TransformersModel(REPO, task="text-generation"), service.local_model(MODEL)
     tokens = torch.arange(100, 108)[None]
 
@@ -99,7 +105,7 @@ def measure(server: service.Service, home: Path, rounds: int, threads: int, peer
 
     backend = Serialized(there.to_model_key(), env=there._remoteable_get_env())
     trace(there, backend=backend)
-    bare = Bare(server.url, backend, backend.payload)
+    bare = Bare(server.url, backend, backend.payload, key)
 
     def elsewhere() -> float:
         return trace(there, backend=RemoteBackend(backend.model_key, host=peer, env=backend.env))[0] if peer else 0.0
@@ -151,6 +157,7 @@ def main() -> None:
     parser.add_argument("--runtime", choices=("ray", "process"), default="process")
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--threads", type=int, default=1, help="processor threads, here and there")
+    parser.add_argument("--key", action="store_true", help="send an API key with all, as to a shared server")
     parser.add_argument("--peer", metavar="URL", help="another server to send the same to, in turn")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
@@ -158,13 +165,15 @@ def main() -> None:
         folder = Path(name)
         models = [{"source": MODEL, "threads": arguments.threads}]
         with service.running(folder, {"runtime": arguments.runtime, "models": models}) as server:
-            figures = measure(server, folder / "hf", arguments.rounds, arguments.threads, arguments.peer)
+            key = server.key("bench") if arguments.key else ""
+            figures = measure(server, folder / "hf", arguments.rounds, arguments.threads, arguments.peer, key)
             processes = memory(server.process.pid)
     ready = server.ready_seconds
     figures |= service.circumstances() | {
         "runtime": arguments.runtime,
         "threads": arguments.threads,
         "rounds": arguments.rounds,
+        "key": arguments.key,
         "ready_seconds": round(ready, 1),
         "resident_mib": processes,
     }

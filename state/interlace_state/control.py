@@ -3,14 +3,13 @@
 from dataclasses import dataclass
 
 from redis.asyncio import Redis
-from redis.asyncio.client import Pipeline
 
 from interlace.protocol.errors import InvalidRequest
 from interlace.protocol.model import ModelKey
 from interlace_state.config import Config
 from interlace_state.keys import Keys
 from interlace_state.scripts import script
-from interlace_state.settings.limits import LEAST_WEIGHT, MOST_WEIGHT, Admission, LimitChanges
+from interlace_state.settings.limits import LEAST_WEIGHT, MOST_WEIGHT, LimitChanges
 
 
 @dataclass(frozen=True)
@@ -76,29 +75,11 @@ class Control:
 
     async def terms(self, tenant: str) -> Terms:
         async with self._redis.pipeline(transaction=False) as pipe:
-            self._ask_terms(pipe, tenant)
-            return _terms(*await pipe.execute())
-
-    async def limits_of(self, tenant: str, role: str) -> Admission:
-        """A tenant's limits: the configuration's, and those that were set at run time over them."""
-        return self._over(await self.terms(tenant), tenant, role)
-
-    async def limits_without_keys(self, tenant: str, role: str) -> Admission | None:
-        """As `limits_of`; None where a key was ever minted and not revoked, so that everybody needs one."""
-        async with self._redis.pipeline(transaction=False) as pipe:
-            pipe.hlen(self._keys.api_keys)
-            self._ask_terms(pipe, tenant)
-            keys, *terms = await pipe.execute()
-        return None if keys else self._over(_terms(*terms), tenant, role)
-
-    def _ask_terms(self, pipe: Pipeline, tenant: str) -> None:
-        pipe.hget(self._keys.weights, tenant)
-        pipe.hget(self._keys.configured_weights, tenant)
-        pipe.hget(self._keys.limits, tenant)
-
-    def _over(self, terms: Terms, tenant: str, role: str) -> Admission:
-        changes = terms.limits.model_dump(exclude_none=True)
-        return self._config.limits_of(tenant, role).model_copy(update=changes)
+            pipe.hget(self._keys.weights, tenant)
+            pipe.hget(self._keys.configured_weights, tenant)
+            pipe.hget(self._keys.limits, tenant)
+            weight, configured, limits = await pipe.execute()
+        return Terms(float(weight or configured or 1), LimitChanges.model_validate_json(limits or b"{}"))
 
     async def publish_weights(self) -> None:
         """Make the configuration's weights those of tenants for whom no operator has set another."""
@@ -108,7 +89,3 @@ class Control:
             if weights:
                 pipe.hset(self._keys.configured_weights, mapping=weights)
             await pipe.execute()
-
-
-def _terms(weight: bytes | None, configured: bytes | None, limits: bytes | None) -> Terms:
-    return Terms(float(weight or configured or 1), LimitChanges.model_validate_json(limits or b"{}"))

@@ -36,7 +36,7 @@
 | api_keys             | hash   | forever                | tenants         | SHA-256 of a secret -> ApiKey             |
 | visit:{hash}         | string | page.session_seconds   | visits          | an API key that only the visitor's cookie |
 |                      |        |                        |                 | opens; the name is that cookie's SHA-256  |
-| rate:{tenant}:{min}  | string | two minutes            | tenants         | requests in that minute                   |
+| rate:{tenant}:{min}  | string | two minutes            | entrance        | requests in that minute                   |
 | models               | hash   | forever                | models          | slug -> ModelCard as JSON                 |
 | speeds               | hash   | forever                | models          | slug -> seconds a token takes, lately     |
 | environment          | string | forever                | models          | workers' Python and packages              |
@@ -142,9 +142,6 @@ class Keys:
 
     def running(self, tenant: str) -> str:
         return f"{self.prefix}running:{tenant}"
-
-    def rate(self, tenant: str, minute: int) -> str:
-        return f"{self.prefix}rate:{tenant}:{minute}"
 
     def visit(self, digest: str) -> str:
         return f"{self.prefix}visit:{digest}"

@@ -19,6 +19,7 @@ from interlace_state.config import Config
 from interlace_state.config_file import ConfigError
 from interlace_state.control import Control
 from interlace_state.desired import Desires
+from interlace_state.entrance import Entrance
 from interlace_state.events import Events
 from interlace_state.files import Files
 from interlace_state.jobs import Jobs
@@ -56,6 +57,7 @@ class State:
     desired: Desires
     life: Life
     tenants: Tenants
+    entrance: Entrance
     visits: Visits
     control: Control
     metrics: ReplicaMetrics
@@ -98,6 +100,7 @@ async def open_state(config: Config) -> AsyncIterator[State]:
             desired=Desires(redis, keys),
             life=Life(redis, keys),
             tenants=tenants,
+            entrance=Entrance(redis, keys, config),
             visits=Visits(redis, keys, tenants),
             control=Control(redis, keys, config),
             metrics=ReplicaMetrics(redis, keys),

@@ -1,4 +1,4 @@
-"""API keys: who may ask, and how often. Only hashes are stored; a key is shown once, to whoever makes it."""
+"""API keys: who may ask. Only hashes are stored; a key is shown once, to whoever makes it."""
 
 import contextlib
 import hashlib
@@ -15,7 +15,6 @@ from interlace.protocol.ids import NAME
 from interlace_state.keys import Keys
 
 Role = Literal["user", "admin"]
-_WINDOW = 60  # seconds
 
 
 class ApiKey(BaseModel):
@@ -44,7 +43,7 @@ class KeyEnded(ValueError):
 
 
 class Tenants:
-    """The keys of all tenants, and their request rates."""
+    """The keys of all tenants."""
 
     def __init__(self, redis: Redis, keys: Keys) -> None:
         self._redis = redis
@@ -55,12 +54,12 @@ class Tenants:
     ) -> tuple[ApiKey, str]:
         """A new key and its secret, 256 random bits that nobody can ask for again. Raises pydantic.ValidationError."""
         key, secret = _make(tenant, role, models, expires)
-        await self._redis.hset(self._keys.api_keys, _digest(secret), key.model_dump_json())
+        await self._redis.hset(self._keys.api_keys, digest_of(secret), key.model_dump_json())
         return key, secret
 
     async def find(self, secret: str) -> ApiKey | None:
         """The live key of a secret. It is looked up by its hash, so that no comparison tells how close a guess came."""
-        data = await self._redis.hget(self._keys.api_keys, _digest(secret))
+        data = await self._redis.hget(self._keys.api_keys, digest_of(secret))
         key = ApiKey.model_validate_json(data) if data else None
         return key if key and key.is_live() else None
 
@@ -103,28 +102,19 @@ class Tenants:
                 until = min(time.time() + overlap, key.expires or float("inf"))
                 old = key.model_copy(update={"expires": until, "replaced_by": fresh.id})
                 pipe.multi()
-                pipe.hset(name, _digest(secret), fresh.model_dump_json())
+                pipe.hset(name, digest_of(secret), fresh.model_dump_json())
                 pipe.hset(name, digest, old.model_dump_json())
                 with contextlib.suppress(WatchError):
                     await pipe.execute()
                     return fresh, secret
-
-    async def wait(self, tenant: str, per_minute: int) -> int:
-        """Count a request; 0, or the seconds until the next minute if the tenant is over its rate."""
-        now = time.time()
-        window = self._keys.rate(tenant, int(now // _WINDOW))
-        async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.incr(window)
-            pipe.expire(window, 2 * _WINDOW)
-            count, _ = await pipe.execute()
-        return 0 if count <= per_minute else max(1, int(_WINDOW - now % _WINDOW))
 
     async def _entries(self) -> list[tuple[bytes, ApiKey]]:
         found = await self._redis.hgetall(self._keys.api_keys)
         return [(digest, ApiKey.model_validate_json(data)) for digest, data in found.items()]
 
 
-def _digest(secret: str) -> str:
+def digest_of(secret: str) -> str:
+    """By which a secret is looked up."""
     return hashlib.sha256(secret.encode()).hexdigest()
 
 

@@ -224,10 +224,13 @@ async def test_limits_that_an_operator_sets_hold_at_once(state: State, config: C
     await lease(state)
     await state.control.set_limits("mine", LimitChanges(running_jobs=1, wall_seconds=5))
     assert await state.queue.lease(MODEL, "two") is None
-    limits = await state.control.limits_of("mine", "user")
-    assert (limits.running_jobs, limits.wall_seconds) == (1, 5)
-    assert limits.log_bytes == config.limits.log_bytes
-    assert await state.control.limits_of("other", "user") == config.limits
+    guest = await state.entrance.enter("", keyless="mine")
+    assert guest is not None
+    assert (guest.limits.running_jobs, guest.limits.wall_seconds) == (1, 5)
+    assert guest.limits.log_bytes == config.limits.log_bytes
+    other = await state.entrance.enter("", keyless="other")
+    assert other is not None
+    assert other.limits == config.limits
 
 
 @pytest.mark.parametrize("weight", [0, -1, 0.0009, float("nan"), float("inf"), 1001])

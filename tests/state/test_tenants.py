@@ -84,15 +84,6 @@ async def test_a_tenants_name_is_safe_in_keys_and_paths(state: State, tenant: st
         await state.tenants.mint(tenant)
 
 
-async def test_requests_over_the_rate_wait_for_the_next_minute(state: State) -> None:
-    waits = [await state.tenants.wait("lab-a", 3) for _ in range(8)]
-    assert waits[:3] == [0, 0, 0]
-    over = [wait for wait in waits if wait]  # a minute may have turned between them, once
-    assert len(over) >= 2
-    assert all(0 < wait <= 60 for wait in over)
-    assert await state.tenants.wait("lab-b", 3) == 0
-
-
 async def test_waiting_jobs_count_for_each_tenant(state: State) -> None:
     await submit(state, make_job(), waiting_jobs=1)
     with pytest.raises(TooMany, match=r"limits\.waiting_jobs"):

@@ -1,6 +1,5 @@
 """Who asks: an API key becomes a caller. On loopback nobody needs one, until the first is made."""
 
-import time
 from dataclasses import dataclass
 from typing import Annotated, Any, cast
 
@@ -16,14 +15,12 @@ from interlace_server.doors import visitors
 from interlace_server.errors import REDIS_DOWN, answer, note, refusal
 from interlace_state import log
 from interlace_state.config import Config
+from interlace_state.entrance import Guest
 from interlace_state.models import HostedModel
 from interlace_state.settings.limits import Admission
 from interlace_state.store import State
-from interlace_state.tenants import ApiKey
 
 LOCAL = "local"
-_MINUTE = 60  # seconds
-_LONGEST = 256  # characters of a key
 #: What stock nnsight and transformers ask without a key, and what tells nothing of anybody's work. A result's link is
 #: a secret in itself; `/hf` has the configurations and tokenizers of what is hosted.
 _OPEN = frozenset({"/ping", "/connected", "/healthz", "/readyz", "/status", "/env", "/openapi.json"})
@@ -56,8 +53,6 @@ class Authentication:
         self._app = app
         self._config = config
         self._state = state
-        self._minute = 0
-        self._requests = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -68,11 +63,11 @@ class Authentication:
             if visitors.is_page(scope["path"]):
                 await self._visit(scope, known)
             elif _is_open(scope["path"]):
-                if _shows_models(scope["path"]) and (key := await self._key(_secret(Headers(scope=scope)))):
-                    known["viewer"] = await self._caller_with(key)
+                if _shows_models(scope["path"]) and (secret := _secret(Headers(scope=scope))):
+                    guest = await self._state.entrance.enter(secret, counts=False)
+                    known["viewer"] = _caller_with(guest) if guest else None
             else:
-                known["caller"] = await self._caller(_secret(Headers(scope=scope)))
-                await self._check_rate(known["caller"])
+                await self._enter(_secret(Headers(scope=scope)), known)
         except (InterlaceError, RedisError) as error:
             if isinstance(error, InterlaceError) and not _is_visit(error, scope):
                 note(self._state.audit, scope, error.code)
@@ -85,16 +80,18 @@ class Authentication:
                 return
         await self._app(scope, receive, send)
 
-    async def _caller(self, secret: str) -> Caller:
-        """Raises Unauthorized, RedisError."""
-        if not self._config.exposed and (limits := await self._state.control.limits_without_keys(LOCAL, "admin")):
-            return Caller(LOCAL, "admin", limits)
-        if key := await self._key(secret):
-            return await self._caller_with(key)
-        raise Unauthorized
+    async def _enter(self, secret: str, known: dict[str, Any]) -> None:
+        """Find out who asks. Raises Unauthorized, RedisError; TooMany of whoever is known by then."""
+        guest = await self._state.entrance.enter(secret, keyless=None if self._config.exposed else LOCAL)
+        if guest is None:
+            raise Unauthorized
+        known["caller"] = _caller_with(guest)
+        if guest.wait:
+            most = guest.limits.requests_per_minute
+            raise TooMany("Requests in a minute", most, "requests", "limits.requests_per_minute", guest.wait)
 
     async def _visit(self, scope: Scope, known: dict[str, Any]) -> None:
-        """A page's visitor is whoever has signed in, by a cookie. Raises as `_caller` and `_check_rate`.
+        """A page's visitor is whoever has signed in, by a cookie. Raises as `_enter`.
 
         ``form_id`` is what the tokens of its forms are made of; a fresh one has yet to be given to the browser.
         """
@@ -104,36 +101,10 @@ class Authentication:
         known["form_id"], known["is_fresh"] = form_id or visitors.fresh_id(), not form_id
         if visitors.is_open(scope["path"]):
             return
-        if not self._config.exposed and (limits := await self._state.control.limits_without_keys(LOCAL, "admin")):
-            known["caller"] = Caller(LOCAL, "admin", limits)
-        elif visit_id and (key := await self._state.visits.find(visit_id)):
-            known["caller"] = await self._caller_with(key)
+        secret = await self._state.visits.secret(visit_id) if visit_id else None
+        await self._enter(secret or "", known)
+        if known["caller"].key_id is not None:
             known["form_id"], known["is_fresh"] = visit_id, False
-        else:
-            raise Unauthorized
-        await self._check_rate(known["caller"])
-
-    async def _check_rate(self, caller: Caller) -> None:
-        """Raises TooMany, RedisError."""
-        limit = caller.limits.requests_per_minute
-        tenants = self._state.tenants
-        if seconds := self._wait(limit) if caller.key_id is None else await tenants.wait(caller.tenant, limit):
-            raise TooMany("Requests in a minute", limit, "requests", "limits.requests_per_minute", seconds)
-
-    async def _caller_with(self, key: ApiKey) -> Caller:
-        limits = await self._state.control.limits_of(key.tenant, key.role)
-        return Caller(key.tenant, key.role, limits, key.id, key.models)
-
-    def _wait(self, per_minute: int) -> int:
-        """As `Tenants.wait`, for those without a key, of whom this gateway serves one machine's."""
-        now = time.time()
-        if (minute := int(now // _MINUTE)) != self._minute:
-            self._minute, self._requests = minute, 0
-        self._requests += 1
-        return 0 if self._requests <= per_minute else max(1, int(_MINUTE - now % _MINUTE))
-
-    async def _key(self, secret: str) -> ApiKey | None:
-        return await self._state.tenants.find(secret) if 0 < len(secret) <= _LONGEST else None
 
     async def _refuse(self, error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
         if isinstance(error, InterlaceError):
@@ -141,6 +112,12 @@ class Authentication:
         else:
             log.warning("redis_failed", path=scope["path"], error=str(error))
             await answer(503, REDIS_DOWN)(scope, receive, send)
+
+
+def _caller_with(guest: Guest) -> Caller:
+    if guest.key is None:
+        return Caller(guest.tenant, guest.role, guest.limits)
+    return Caller(guest.tenant, guest.role, guest.limits, guest.key.id, guest.key.models)
 
 
 def _secret(headers: Headers) -> str:

@@ -38,8 +38,8 @@ def perform(
     artifacts: int,
     more: Sequence[int],
     running: Callable[[], None],
-) -> list[float]:
-    """Run one order; the times at which its parts ended. ``more``: a descriptor for checkpoints, then those of the
+) -> tuple[list[float], object]:
+    """Run one order; the times at which its parts ended, and what it has made. ``more``: a descriptor for checkpoints, then those of the
     order's artifacts. ``running`` is called when it starts. Raises whatever the method raises."""
     times = [time.perf_counter()]
     assert order.method is not None
@@ -63,7 +63,7 @@ def perform(
         raise InvalidRequest(f"{spec.ref} gave a {type(found).__name__}; expected a {spec.result.__name__}.")
     _write(_outcome(model, found, report), result)
     times.append(time.perf_counter())
-    return times
+    return times, found
 
 
 def _seed(seed: int) -> None:
