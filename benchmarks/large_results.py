@@ -1,13 +1,14 @@
 """How fast a large result reaches the user's tensors, beside plain HTTP and torch.load of the same bytes.
 
-    python benchmarks/large_results.py [--megabytes 1 16 256] [--gib] [--rounds 3] [--inline BYTES] [--json FILE]
+    python benchmarks/large_results.py [--megabytes 1 16 256] [--gib] [--rounds 3] [--raw] [--inline BYTES]
+                                       [--json FILE]
 
 A stock client, and ours (`own`), save tensors of a size with `remote=True`: fp32 noise, which does not compress, as
 activations do not, and fp32 that once was bfloat16, which does. Beside it, in turn and in the same process: the same
 bytes as torch.save wrote them, from Python's http.server on loopback, fetched with httpx in the way of the stock client
 (`plain`) and with urllib (`bare`), then torch.load; and the same block traced locally, whose time is taken off the
 remote ones, for making the tensors is no part of their way. Medians. The gateway's resident memory is sampled all the
-while.
+while. `--raw` has both clients ask for results as they are, by nnsight's own `CONFIG.API.COMPRESS = False`.
 """
 
 import argparse
@@ -108,10 +109,11 @@ class Rounds:
         return {name: statistics.median(seconds[-rounds:]) for name, seconds in taken.items()}
 
 
-def measure(url: str, folder: Path, sizes: list[int], rounds: int) -> list[dict[str, Any]]:
+def measure(url: str, folder: Path, sizes: list[int], rounds: int, raw: bool) -> list[dict[str, Any]]:
     service.stock_client(url, folder / "hf")
-    from nnsight import TransformersModel
+    from nnsight import CONFIG, TransformersModel
 
+    CONFIG.API.COMPRESS = not raw
     model = TransformersModel(service.GPT2, task="text-generation")
     here = TransformersModel(str(folder / "gpt2"), task="text-generation", dispatch=True)
     figures = []
@@ -196,6 +198,7 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, nargs="+", default=[1, 16, 256])
     parser.add_argument("--gib", action="store_true", help="also 1 GiB, once")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--raw", action="store_true", help="results that are not compressed")
     parser.add_argument("--inline", type=int, help="`store.inline_bytes`, e.g. 0 to send everything by link")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
@@ -207,11 +210,12 @@ def main() -> None:
         configuration = {"runtime": "process", "models": models, "store": store}
         print(_HEAD)
         with service.running(folder, configuration) as server, Resident(server.process.pid) as resident:
-            figures = {"results": measure(server.url, folder, sizes, arguments.rounds)}
+            figures = {"results": measure(server.url, folder, sizes, arguments.rounds, arguments.raw)}
     before, peak = resident.before / _MB, resident.peak / _MB
     print(f"gateway: {before:.0f} MiB before, {peak:.0f} MiB at most")
     figures |= service.circumstances() | {
         "inline_bytes": arguments.inline,
+        "raw": arguments.raw,
         "gateway_mib": {"before": round(before), "peak": round(peak)},
     }
     if arguments.json:

@@ -1,4 +1,4 @@
-"""What torch.save wrote, out of the zstd frame that it comes in; without a copy where the frame did not compress it."""
+"""What torch.save wrote, out of the zstd frame that it may come in; without a copy where that did not compress it."""
 
 import bisect
 import io
@@ -16,7 +16,7 @@ _RAW = 0
 def opened(data: bytes | bytearray) -> BinaryIO:
     """A file of the content. Raises zstandard.ZstdError for a damaged frame."""
     if data[: len(_ZSTD)] != _ZSTD:
-        return io.BytesIO(data)
+        return cast(BinaryIO, _Blocks(memoryview(data), [(0, len(data))]))
     blocks = _raw_blocks(data)
     if blocks is not None:
         return cast(BinaryIO, _Blocks(memoryview(data), blocks))

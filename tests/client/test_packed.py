@@ -48,9 +48,10 @@ def test_a_result_is_what_was_saved(
     assert found["rest"] == SAVED["rest"]
 
 
-def test_what_was_not_compressed_is_read_in_place(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [packing.Raw, packing.Plain])
+def test_what_was_not_compressed_is_read_in_place(tmp_path: Path, kind: Callable[[int], packing.Packing]) -> None:
     content = written()
-    frame = packed(tmp_path / "r", packing.Raw, content, (10, 200_000))
+    frame = packed(tmp_path / "r", kind, content, (10, 200_000))
     file = opened(frame)
     at = frame.index(content[-100:])
     frame[at : at + 100] = bytes(100)

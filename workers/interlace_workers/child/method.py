@@ -39,8 +39,11 @@ def perform(
     more: Sequence[int],
     running: Callable[[], None],
 ) -> tuple[list[float], object]:
-    """Run one order; the times at which its parts ended, and what it has made. ``more``: a descriptor for checkpoints, then those of the
-    order's artifacts. ``running`` is called when it starts. Raises whatever the method raises."""
+    """Run one order; the times at which its parts ended, and what it has made.
+
+    ``more``: a descriptor for checkpoints, then those of the order's artifacts. ``running`` is called when it starts.
+    Raises whatever the method raises.
+    """
     times = [time.perf_counter()]
     assert order.method is not None
     checkpoints, *sealed = more
