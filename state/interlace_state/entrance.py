@@ -1,4 +1,7 @@
-"""Who asks: what a secret opens and how often it was used, by one question to Redis for each request."""
+"""Who asks: what a secret opens and how often it was used, by one question to Redis for each request.
+
+Without a secret that is a reading one: who needs no key is let in also where Redis takes no writes.
+"""
 
 import time
 from dataclasses import dataclass
@@ -33,8 +36,11 @@ class Entrance:
     """Lets in whoever has a live key; while none was ever minted, whoever the caller says needs none."""
 
     def __init__(self, redis: Redis, keys: Keys, config: Config) -> None:
+        self._redis = redis
         self._keys = keys
         self._config = config
+        self._minute = 0
+        self._requests = 0
         self._enter = redis.register_script(script("enter"))
 
     async def enter(self, secret: str, *, keyless: str | None = None, counts: bool = True) -> Guest | None:
@@ -44,14 +50,33 @@ class Entrance:
         that needs no key, an administrator, until the first is minted. ``counts``: whether this is a request of its
         minute. Raises RedisError.
         """
+        if not 0 < len(secret) <= _LONGEST:
+            return await self._without(keyless, counts=counts) if keyless else None
         now = time.time()
-        digest = digest_of(secret) if 0 < len(secret) <= _LONGEST else ""
-        args = (self._keys.prefix, digest, keyless or "", now, int(now // _MINUTE), int(counts))
+        args = (self._keys.prefix, digest_of(secret), keyless or "", now, int(now // _MINUTE), int(counts))
         found = await self._enter(keys=[], args=args)
         if found is None:
             return None
         data, changes, requests = found
-        key = ApiKey.model_validate_json(data) if data else None
+        return self._guest(ApiKey.model_validate_json(data) if data else None, keyless, changes, requests, now)
+
+    async def _without(self, keyless: str, *, counts: bool) -> Guest | None:
+        """Who sends no secret is counted by this process, which then serves one machine's."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.hlen(self._keys.api_keys)
+            pipe.hget(self._keys.limits, keyless)
+            keys, changes = await pipe.execute()
+        if keys:
+            return None
+        now = time.time()
+        if (minute := int(now // _MINUTE)) != self._minute:
+            self._minute, self._requests = minute, 0
+        self._requests += counts
+        return self._guest(None, keyless, changes, self._requests, now)
+
+    def _guest(
+        self, key: ApiKey | None, keyless: str | None, changes: bytes | None, requests: int, now: float
+    ) -> Guest:
         tenant, role = (key.tenant, key.role) if key else (keyless or "", "admin")
         limits = self._config.limits_of(tenant, role)
         if changes:
