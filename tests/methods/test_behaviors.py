@@ -12,7 +12,6 @@ import planted
 import pytest
 import torch
 from nnsight.modeling.transformers import TransformersModel
-from pydantic import ValidationError
 
 from interlace.methods import find
 from interlace.methods.behaviors import grouping, samples, vectors
@@ -246,9 +245,9 @@ def test_the_report_is_one_page_that_needs_nothing(model: Any, tmp_path: Path) -
 def test_what_is_refused(model: Any, tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="tokens of the texts are foreseen"):
         cluster(model, tmp_path, ce_max=1e-6)
-    with pytest.raises(ValidationError, match="needs saes"):
+    with pytest.raises(InvalidRequest, match="needs saes"):
         cluster(model, tmp_path, saes=None)
-    with pytest.raises(ValidationError, match="less than samples"):
+    with pytest.raises(InvalidRequest, match="less than samples"):
         cluster(model, tmp_path, clusters=48)
-    with pytest.raises(ValidationError, match="takes up to 8,192"):
+    with pytest.raises(InvalidRequest, match="takes up to 8,192"):
         cluster(model, tmp_path, clustering="spectral", samples=9000)

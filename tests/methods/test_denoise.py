@@ -10,7 +10,6 @@ import tiny_diffusion
 import torch
 from nnsight.modeling.diffusion import DiffusionModel
 from PIL import Image
-from pydantic import ValidationError
 
 from interlace.methods import find
 from interlace.methods.denoise.spec import Shot, StripResult
@@ -95,7 +94,7 @@ def test_a_style_at_several_weights(pipeline: Any, tmp_path: Path) -> None:
     assert away[2] > away[1] > away[0] == 0
     assert result.pictures[2].title == "after 3 of 3 steps, style at 1"
     assert not hasattr(pipeline.pipeline.unet, "peft_config")
-    with pytest.raises(ValidationError, match="`weights` are those of an `adapter`"):
+    with pytest.raises(InvalidRequest, match="`weights` are those of an `adapter`"):
         strip(pipeline, tmp_path, weights=[0.5])
 
 
