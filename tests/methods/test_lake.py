@@ -280,7 +280,7 @@ def test_adapters_and_edits_become_one_checkpoint(notebook: Notebook, tmp_path: 
     mean = run(find("lake.merge"), model, {"of": edits, "shares": [0.5, 0.5]}, notebook).artifacts[0]
     found = run(find("lake.recover"), model, {"models": [*each, mean]}, notebook)
     assert f"merge_suspected: {mean} is 0.50 of {each[0]} and 0.50 of {each[1]}." in found.warnings
-    with pytest.raises(ValueError, match="`shares` has 1 for 2 of `of`"):
+    with pytest.raises(InvalidRequest, match="`shares` has 1 for 2 of `of`"):
         run(find("lake.merge"), model, {"of": edits, "shares": [1.0]}, notebook)
     tied = notebook.artifact("edit", *pack([Edit(torch.ones(1, 64), torch.ones(400, 1), module="lm_head")], model))
     with pytest.raises(InvalidRequest, match="another parameter by another name"):
@@ -301,7 +301,7 @@ def test_heritage_is_recovered_from_artifacts(notebook: Notebook) -> None:
     assert {(one.parent, one.child) for one in found.heritage} == {("model", edit), ("model", near)}
     assert (strange,) in found.families
     assert heritage(found).axes
-    with pytest.raises(ValueError, match="`times` has 1 for 2 of `models`"):
+    with pytest.raises(InvalidRequest, match="`times` has 1 for 2 of `models`"):
         run(find("lake.recover"), model, {"models": [edit, near], "times": [1.0]}, notebook)
 
 
