@@ -178,7 +178,7 @@ class Lake:
             id=job_id,
             tenant=tenant,
             creator=creator,
-            ended=round(time.time(), 3),
+            ended=round(time.time(), 6),
             status=status,
             lineage=lineage,
             made=tuple(one.id for one in made),
