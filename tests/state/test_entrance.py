@@ -3,6 +3,7 @@
 import time
 
 from interlace_state.config import Config
+from interlace_state.settings.limits import LimitChanges
 from interlace_state.store import State, open_state
 
 
@@ -11,6 +12,9 @@ async def test_nobody_needs_a_key_until_the_first_is_made(state: State) -> None:
     assert guest is not None
     assert (guest.tenant, guest.role, guest.key) == ("local", "admin", None)
     assert await state.entrance.enter("") is None
+    left_over = await state.entrance.enter("of another server", keyless="local")
+    assert left_over is not None
+    assert (left_over.tenant, left_over.key) == ("local", None)
     key, secret = await state.tenants.mint("lab-a", models=["some/model"])
     assert await state.entrance.enter("", keyless="local") is None
     guest = await state.entrance.enter(secret, keyless="local")
@@ -28,6 +32,17 @@ async def test_a_secret_that_is_no_live_keys_opens_nothing(state: State) -> None
     for wrong in ("", secret + "x", secret[:-1], ended, "x" * 10_000):
         assert await state.entrance.enter(wrong, keyless="local") is None
     assert await state.entrance.enter(lasting) is not None
+
+
+async def test_what_an_operator_has_set_holds_for_a_tenants_keys(config: Config, state: State) -> None:
+    _, secret = await state.tenants.mint("lab-a")
+    _, other = await state.tenants.mint("lab-b")
+    await state.control.set_limits("lab-a", LimitChanges(wall_seconds=5))
+    guest, unchanged = await state.entrance.enter(secret), await state.entrance.enter(other)
+    assert guest is not None
+    assert guest.limits == config.limits.model_copy(update={"wall_seconds": 5})
+    assert unchanged is not None
+    assert unchanged.limits == config.limits
 
 
 async def test_who_asks_too_often_waits_for_the_next_minute(config: Config, state: State) -> None:
