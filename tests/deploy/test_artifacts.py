@@ -43,6 +43,7 @@ async def test_up_list_down_and_away(tmp_path: Path, redis_url: str) -> None:
         code, out, _ = await typed(gateway.url, elsewhere, "list")
         row = out.splitlines()[1].split()
         assert row[:4] == [ref.partition("@")[0], "peft", "source", KEY.repo_id]
+        assert row[4:6] == [f"{sum(map(len, ADAPTER.values())) / 1000:.1f}", "kB"]
         code, out, _ = await typed(gateway.url, elsewhere, "list", "--json")
         (one,) = json.loads(out)
         assert ref == f"artifact:{one['id']}@{one['hash']}"

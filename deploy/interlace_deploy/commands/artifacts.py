@@ -20,7 +20,7 @@ def list_(arguments: argparse.Namespace) -> int:
             one.kind,
             one.name,
             one.base.repo_id if one.base else "",
-            f"{one.size / 1e6:,.1f} MB",
+            f"{one.size / 1e6:,.1f} MB" if one.size >= 1e6 else f"{one.size / 1e3:,.1f} kB",
             utc(one.created),
         )
         for one in artifacts
