@@ -12,7 +12,7 @@ from interlace_state.config import Config
 from interlace_state.keys import Keys
 from interlace_state.scripts import script
 from interlace_state.settings.limits import Admission, LimitChanges
-from interlace_state.tenants import ApiKey, Role, digest_of
+from interlace_state.tenants import ApiKey, digest_of
 
 _MINUTE = 60  # seconds
 _LONGEST = 256  # characters of a secret
@@ -22,12 +22,10 @@ _LONGEST = 256  # characters of a secret
 class Guest:
     """Whoever a request is from."""
 
-    tenant: str
-    role: Role
-    #: The configuration's, and those that an operator has set since over them.
-    limits: Admission
     #: None while nobody needs one.
     key: ApiKey | None
+    #: The configuration's, and those that an operator has set since over them.
+    limits: Admission
     #: Seconds until it may ask again, if it has asked too often in this minute; else 0.
     wait: int
 
@@ -41,7 +39,7 @@ class Entrance:
         self._config = config
         self._minute = 0
         self._requests = 0
-        self._enter = redis.register_script(script("enter"))
+        self._script = redis.register_script(script("enter"))
 
     async def enter(self, secret: str, *, keyless: str | None = None, counts: bool = True) -> Guest | None:
         """Whoever sends a secret, which may be empty; None if it opens nothing.
@@ -51,16 +49,16 @@ class Entrance:
         minute. Raises RedisError.
         """
         if not 0 < len(secret) <= _LONGEST:
-            return await self._without(keyless, counts=counts) if keyless else None
+            return await self._enter_without(keyless, counts=counts) if keyless else None
         now = time.time()
         args = (self._keys.prefix, digest_of(secret), keyless or "", now, int(now // _MINUTE), int(counts))
-        found = await self._enter(keys=[], args=args)
+        found = await self._script(keys=[], args=args)
         if found is None:
             return None
         data, changes, requests = found
         return self._guest(ApiKey.model_validate_json(data) if data else None, keyless, changes, requests, now)
 
-    async def _without(self, keyless: str, *, counts: bool) -> Guest | None:
+    async def _enter_without(self, keyless: str, *, counts: bool) -> Guest | None:
         """Who sends no secret is counted by this process, which then serves one machine's."""
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.hlen(self._keys.api_keys)
@@ -83,4 +81,4 @@ class Entrance:
             changed = LimitChanges.model_validate_json(changes)
             limits = limits.model_copy(update=changed.model_dump(exclude_none=True))
         over = requests > limits.requests_per_minute
-        return Guest(tenant, role, limits, key, max(1, int(_MINUTE - now % _MINUTE)) if over else 0)
+        return Guest(key, limits, max(1, int(_MINUTE - now % _MINUTE)) if over else 0)

@@ -1,7 +1,9 @@
 """The lake knows all that is hosted or made, tells each viewer what is theirs, and is made anew from the store."""
 
+import itertools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from lakes import BASE, CARD, KEY, MINE, MODEL, THEIRS, add, lineage
 from interlace.protocol.errors import InvalidRequest, LimitExceeded, UnknownArtifact
 from interlace.protocol.lake import EntryChange, Measured
 from interlace_state.config import Config
+from interlace_state.lake import lake as lake_module
 from interlace_state.lake.graph import Viewer
 from interlace_state.lake.records import Heritage, model_id
 from interlace_state.settings.lake import LakeConfig
@@ -338,7 +341,9 @@ async def test_an_old_manifest_is_its_tenants(state: State, config: Config) -> N
     assert (await state.artifacts.find(artifact.id, "lab-a", key="other")).visibility == "tenant"
 
 
-async def test_bounds_say_their_value(state: State, config: Config) -> None:
+async def test_bounds_say_their_value(state: State, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    moments = itertools.count(1_700_000_000.5, 0.0001)  # several in a millisecond
+    monkeypatch.setattr(lake_module, "time", SimpleNamespace(time=lambda: next(moments)))
     small = config.model_copy(update={"lake": LakeConfig(kept_runs=2, kept_tags=1, declared_characters=20)})
     artifact = await add(state, "one")
     async with open_state(small) as other:

