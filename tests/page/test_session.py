@@ -120,6 +120,14 @@ def test_a_form_without_token_or_origin_is_refused(keyed: Keyed) -> None:
     assert one.get("/").status_code == 303
 
 
+def test_a_form_of_before_signing_in_is_none_of_the_visits(keyed: Keyed) -> None:
+    one = client(keyed, **FORM)
+    before = token_of(one.get(visitors.SIGN_IN).text)
+    assert one.post(visitors.SIGN_IN, data={"key": keyed.ours, "form_token": before}).status_code == 303
+    assert one.post("/page/sign-out", data={"form_token": before}).status_code == 403
+    assert one.get("/").status_code == 200
+
+
 def test_a_form_that_is_too_long_is_not_read(keyed: Keyed) -> None:
     one = client(keyed, **FORM)
     token = token_of(one.get(visitors.SIGN_IN).text)

@@ -13,6 +13,11 @@ import httpx
 from gateway_process import HEADERS, PICKLE, Gateway, Worker, envelope, mint, publish, saved
 
 from interlace.protocol.model import ModelKey
+from interlace_server.app import create_app
+from interlace_server.drain import Drain
+from interlace_state.config import Config
+from interlace_state.settings.gateway import GatewayConfig
+from interlace_state.settings.services import RedisConfig
 from interlace_state.store import open_state
 
 PRIVATE = ("/response/" + "0" * 32, "/whoami", "/nothing")
@@ -238,6 +243,27 @@ def test_a_gateway_that_others_reach_does_not_start_without_a_key(tmp_path: Path
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 2
     assert "interlace keys create --tenant NAME" in done.stderr
+
+
+async def test_where_others_reach_us_nobody_needs_no_key(tmp_path: Path, redis_url: str) -> None:
+    """Not even when the last one is revoked."""
+    public = GatewayConfig(public_url="https://interlace.lab")
+    config = Config(state_dir=tmp_path, redis=RedisConfig(url=redis_url, prefix="last-key:"), gateway=public)
+    async with open_state(config) as state:
+        transport = httpx.ASGITransport(create_app(config, state, Drain()))
+        async with httpx.AsyncClient(transport=transport, base_url="https://interlace.lab") as client:
+            key, secret = await state.tenants.mint("lab-a")
+            assert (await client.get("/whoami", headers={"ndif-api-key": secret})).json()["email"] == "lab-a"
+            assert await state.tenants.revoke(key.id)
+            for headers in ({}, {"ndif-api-key": secret}):
+                assert (await client.get("/whoami", headers=headers)).status_code == 401
+
+
+async def test_what_is_open_to_all_takes_nothing_of_a_keys_rate(start_gateway: Any, redis_url: str) -> None:
+    with start_gateway(limits={"requests_per_minute": 3}) as gateway:
+        key = mint(redis_url, gateway.config.redis.prefix, "lab-a")
+        assert {get(gateway, "/status", key).status_code for _ in range(12)} == {200}
+        assert get(gateway, "/whoami", key).status_code == 200
 
 
 async def test_what_was_accepted_is_in_the_audit_log(start_gateway: Any, redis_url: str) -> None:
