@@ -385,6 +385,28 @@ async def test_a_child_rehearses_only_while_a_core_is_idle(
     await executor.stop()
 
 
+async def test_a_job_does_not_wait_for_the_rehearsal_of_its_child(
+    folder: Path, client: TransformersModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proc, "has_idle_core", lambda: False)
+    executor = ForkExecutor(load_of(folder))
+    await executor.start()
+    assert executor._spare is not None
+    child = await executor._spare.sealed()
+    os.kill(child.pid, signal.SIGSTOP)
+    monkeypatch.setattr(proc, "has_idle_core", lambda: True)
+    async with asyncio.timeout(SECONDS):
+        while child.is_warm is False:  # it cannot have rehearsed
+            await asyncio.sleep(0.01)
+        running = asyncio.create_task(run(executor, reading(client), tmp_path))
+        while executor._spare is not None:
+            await asyncio.sleep(0)
+        os.kill(child.pid, signal.SIGCONT)
+        assert (await running).saved["hidden"].shape[1] == 3
+    assert child.is_warm is None
+    await executor.stop()
+
+
 async def test_no_descriptor_is_left_behind(executor: ForkExecutor, client: TransformersModel, tmp_path: Path) -> None:
     payload = reading(client)
     await run(executor, payload, tmp_path)

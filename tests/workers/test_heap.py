@@ -1,5 +1,6 @@
 """What a zygote's children inherit of its heap."""
 
+import os
 import subprocess
 import sys
 
@@ -62,6 +63,41 @@ heap.gather(about)
 print(huge() - already, in_use() - before)
 print(all(dense[page] == 7 for page in range(0, size, 4096)))
 """
+
+
+_AHEAD = """
+import ctypes, resource
+from interlace_workers import heap
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+
+def faults_of(size):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    block = libc.malloc(size)
+    ctypes.memset(ctypes.c_void_p(block), 1, size)
+    libc.free(block)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+heap.fill()
+heap.keep_freed()
+size = 24 << 20
+heap.take_ahead(size)
+probe = ctypes.c_void_p(-(-libc.malloc(8192) // 4096) * 4096)
+print(libc.madvise(probe, ctypes.c_size_t(4096), heap._MADV_POPULATE_WRITE))
+print(faults_of(size - (1 << 20)), faults_of(30 << 20), faults_of(30 << 20))
+"""
+
+
+def test_memory_that_was_taken_ahead_costs_no_page_faults_and_what_is_freed_is_kept() -> None:
+    forgetful = os.environ | {"MALLOC_TRIM_THRESHOLD_": "131072", "MALLOC_MMAP_THRESHOLD_": "131072"}
+    command = [sys.executable, "-c", _AHEAD]
+    told = subprocess.run(command, env=forgetful, capture_output=True, text=True, check=True).stdout
+    refused, faults = told.splitlines()
+    ahead, more, again = map(int, faults.split())
+    assert ahead < 100 or int(refused)  # by a kernel without the call
+    assert more > 1000
+    assert again < 100
 
 
 def test_what_lies_densely_goes_into_huge_pages_and_what_does_not_stays() -> None:

@@ -32,7 +32,19 @@ def test_every_model_has_a_rehearsal_that_runs_to_its_end(
     model = hosted[repo_id]
     payload = warm.rehearsal(model)
     assert payload
-    warm.rehearse(model, payload, dry=True)
+    warm.rehearse(model, payload, lambda: False)
+    warm.rehearse(model, payload)
+    assert "not warm" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("repo_id", EVERY)
+def test_a_rehearsal_ends_at_the_next_layer_once_it_is_over(
+    hosted: dict[str, HostedModel], repo_id: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = hosted[repo_id]
+    payload, asked = warm.rehearsal(model), iter([False, True])
+    warm.rehearse(model, payload, lambda: next(asked))
+    assert next(asked, None) is None
     warm.rehearse(model, payload)
     assert "not warm" not in capsys.readouterr().err
 

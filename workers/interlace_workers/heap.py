@@ -7,6 +7,8 @@ the holes filled it makes new things side by side, in few new pages.
 What is left are 300 MB in pages of 4 KiB, which each fork lists anew and each end of a child takes down one by one. In
 pages of 2 MiB a fork takes 4.5 ms of processor time for 18, and its child's start and end 6.5 for 21; what a child
 writes to is copied in pieces of 4 KiB all the same.
+
+A child, in turn, has malloc keep what it frees, and has memory at hand before its job asks for it.
 """
 
 import ctypes
@@ -27,7 +29,9 @@ _BYTES = sys.getsizeof(b"")  # of a bytes object, beside its content
 
 _PAGE, _HUGE = os.sysconf("SC_PAGE_SIZE"), 2 << 20  # bytes
 _DENSE = 3 / 4  # of a huge page's worth that must be in use for it to become one
-_MADV_COLLAPSE = 25  # madvise(2), from Linux 6.1
+_MADV_POPULATE_WRITE, _MADV_COLLAPSE = 23, 25  # madvise(2), from Linux 5.14 and 6.1
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
+_KEPT = 32 << 20  # bytes: the size up to which malloc learns to keep blocks by itself
 #: A line of /proc/PID/maps: private memory of a program's own that it writes to, malloc's and Python's.
 _OWN_MEMORY = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) rw-p \S+ 00:00 0 *(?:\[heap\]|\[anon.*)?$", re.MULTILINE)
 
@@ -89,15 +93,23 @@ class _Mallinfo2(ctypes.Structure):
     )
 
 
-def _fill_malloc() -> None:
-    """Take blocks, the largest first, until malloc has none left but at the end of the heap; nothing touches them."""
+def _glibc() -> ctypes.CDLL | None:
+    """None where it is older than 2.33, or another."""
     libc = ctypes.CDLL(None)
-    if not hasattr(libc, "mallinfo2"):  # glibc before 2.33, or another
-        return
+    if not hasattr(libc, "mallinfo2"):
+        return None
     libc.mallinfo2.restype = _Mallinfo2
     libc.malloc.restype = libc.sbrk.restype = ctypes.c_void_p
     libc.malloc.argtypes = [ctypes.c_size_t]
     libc.free.argtypes = [ctypes.c_void_p]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return libc
+
+
+def _fill_malloc() -> None:
+    """Take blocks, the largest first, until malloc has none left but at the end of the heap; nothing touches them."""
+    if (libc := _glibc()) is None:
+        return
     libc.malloc_trim(0)
     end = libc.sbrk(0) - libc.mallinfo2().keepcost
     size = _LARGEST
@@ -108,6 +120,34 @@ def _fill_malloc() -> None:
             size //= 2
     libc.malloc_trim(0)
     libc.malloc(max(0, libc.mallinfo2().keepcost - _TOP))
+
+
+def keep_freed() -> None:
+    """Have malloc keep what is freed, from the start as much as it would learn to.
+
+    A forward allocates and frees the same few megabytes in each layer. Without this each is new to the process, and
+    costs a page fault for 4 KiB.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_M_MMAP_THRESHOLD, _KEPT)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2 * _KEPT)
+
+
+def take_ahead(more: int) -> None:
+    """Have the kernel give the heap ``more`` bytes over what malloc has free at its end, which it has in any case."""
+    if (libc := _glibc()) is None:
+        return
+    left = min(libc.mallinfo2().keepcost + more, 2 * _KEPT - _TOP)  # of more, malloc would keep nothing
+    blocks = []
+    while left > 0:
+        size = min(left, _KEPT // 2)
+        blocks.append(block := libc.malloc(size))
+        first, behind = -(-block // _PAGE) * _PAGE, (block + size) // _PAGE * _PAGE
+        libc.madvise(first, behind - first, _MADV_POPULATE_WRITE)  # refused by an older kernel: then it comes later
+        left -= size
+    for block in reversed(blocks):
+        libc.free(block)
 
 
 def gather(about: int) -> None:

@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import random
+import select
 import signal
 import socket
 import sys
@@ -37,7 +38,7 @@ def main(end: socket.socket, model: HostedModel, sandbox: Sandbox, slot: int) ->
     # Ahead of its job: threads of its own, memory, and what prints.
     print_to_outputs()
     torch.set_num_threads(model.threads)
-    warm.keep_freed_memory()
+    warm.make_room()
     _keep_what_is_there()
     # A write over the limit shall be an OSError that names itself, not the end of the process.
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -129,7 +130,9 @@ def listen_to(logs: int) -> None:
 
 
 def _order(end: socket.socket, model: HostedModel) -> tuple[dict[str, Any], list[int]]:
-    """Wait for what to run; rehearse meanwhile, if the parent finds that nothing else wants the processor."""
+    """Wait for what to run; rehearse until it comes, if the parent finds that nothing else wants the processor."""
+    coming = select.poll()
+    coming.register(end, select.POLLIN)
     while True:
         try:
             message, fds = channel.receive(end)
@@ -137,8 +140,9 @@ def _order(end: socket.socket, model: HostedModel) -> tuple[dict[str, Any], list
             os._exit(0)
         if "rehearse" not in message:
             return message, fds
-        warm.rehearse(model, model.rehearsal, dry=True)
+        warm.rehearse(model, model.rehearsal, lambda: bool(coming.poll(0)))
         _keep_what_is_there()
+        warm.make_room()
         say(end, "warm")
 
 

@@ -5,11 +5,10 @@ runs it again while it waits for its job, without the multiplications by weights
 behind that the job could use.
 """
 
-import ctypes
 import linecache
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -19,6 +18,7 @@ from nnsight.schema.request import RequestModel
 from nnsight.tracing.globals import BLOCKS, SOURCES
 from torch.nn import functional
 
+from interlace_workers import heap
 from interlace_workers.child import trace
 from interlace_workers.child.loading import inputs, pipeline
 from interlace_workers.child.loading.model import HostedModel
@@ -26,24 +26,16 @@ from interlace_workers.child.writing import output as results
 from interlace_workers.child.writing import packing
 from interlace_workers.order import Order
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
-_KEPT = 32 << 20  # bytes: the size up to which malloc learns to keep blocks by itself
-_TOUCHED = 8 << 20  # bytes
+_RESULT_BYTES = 32 << 20
+_AHEAD = 8 << 20  # bytes: what products by weights are packed into, 6 MiB of MKL's, and the logits of a few tokens
 _PIPE = 32 << 10  # bytes that a pipe takes without a reader
 _FEW = 4_000  # numbers of a result as a minimal trace has them
 
 
-def keep_freed_memory() -> None:
-    """Have malloc keep what is freed, from the start as much as it would learn to, and give it some to keep.
-
-    A forward allocates and frees the same few megabytes in each layer. Without this each is new to the process, and
-    costs a page fault for 4 KiB: half of the faults of a minimal trace.
-    """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):  # glibc
-        libc.mallopt(_M_MMAP_THRESHOLD, _KEPT)
-        libc.mallopt(_M_TRIM_THRESHOLD, 2 * _KEPT)
-        torch.zeros(_TOUCHED, dtype=torch.uint8)
+def make_room() -> None:
+    """Have memory at hand for a small forward: half of the faults of a minimal trace are for it."""
+    heap.keep_freed()
+    heap.take_ahead(_AHEAD)
 
 
 def rehearsal(model: HostedModel) -> bytes:
@@ -65,12 +57,15 @@ def rehearsal(model: HostedModel) -> bytes:
     return b""
 
 
-def rehearse(model: HostedModel, payload: bytes, *, dry: bool = False) -> None:
-    """Run a rehearsal as a job is run, from the payload to the serialized result; ``dry``: without the weights."""
+def rehearse(model: HostedModel, payload: bytes, is_over: Callable[[], bool] | None = None) -> None:
+    """Run a rehearsal as a job is run, from the payload to the serialized result.
+
+    With ``is_over`` it is run without the weights, and until that says so.
+    """
     if not payload:
         return
-    with _forgotten(model) as failures, _dry() if dry else nullcontext():
-        if dry:
+    with _forgotten(model) as failures, nullcontext() if is_over is None else _dry(is_over):
+        if is_over is not None:
             payload = _through_descriptors(payload)
         _rehearse(model, payload)
     for failure in failures:
@@ -83,7 +78,7 @@ def _rehearse(model: HostedModel, payload: bytes) -> None:
 
 def _through_descriptors(payload: bytes) -> bytes:
     """The payload as it comes out of the way on which a job's own comes in; a result goes out, to nowhere."""
-    order = Order(compress=True, unpacked_bytes=len(payload), result_bytes=_KEPT)
+    order = Order(compress=True, unpacked_bytes=len(payload), result_bytes=_RESULT_BYTES)
     results.write({"output": torch.zeros(_FEW)}, os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), order)
     packed = packing.small(payload)
     if len(packed) > _PIPE:
@@ -105,18 +100,32 @@ class _Serialize(RemoteBackend):  # type: ignore[misc]
         self.payload = RequestModel.serialize(tracer)
 
 
+class _Over(Exception):
+    """A rehearsal has taken long enough."""
+
+
 @contextmanager
-def _dry() -> Iterator[None]:
-    """Layers take one number of each row of their weights: shapes, and what autograd keeps, are as ever."""
+def _dry(is_over: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """Layers take one number of each row of their weights: shapes, and what autograd keeps, are as ever.
+
+    The first of them after ``is_over`` raises _Over.
+    """
     linear, addmm, conv2d = functional.linear, torch.addmm, functional.conv2d
 
+    def go_on() -> None:
+        if is_over():
+            raise _Over
+
     def short_linear(values: Any, weight: Any, bias: Any = None) -> Any:
+        go_on()
         return linear(values[..., :1], weight.reshape(-1)[: weight.shape[0], None], bias)
 
     def short_addmm(bias: Any, values: Any, weight: Any, **how: Any) -> Any:  # a Conv1D of GPT-2
+        go_on()
         return addmm(bias, values[..., :1], weight.reshape(-1)[None, : weight.shape[1]], **how)
 
     def short_conv2d(values: Any, weight: Any, bias: Any = None, *how: Any, **more: Any) -> Any:
+        go_on()
         if weight.shape[1] == values.shape[-3]:  # not in groups
             values, weight = values[..., :1, :, :], weight[:, :1]
         return conv2d(values, weight, bias, *how, **more)
@@ -135,6 +144,8 @@ def _forgotten(model: HostedModel) -> Iterator[list[str]]:
     try:
         with pipeline.kept(model.model) if model.is_pipeline else nullcontext():
             yield failures
+    except _Over:
+        pass
     except Exception as error:  # noqa: BLE001 - any model may refuse such an input in its own way
         failures.append(f"{type(error).__name__}: {error}")
     finally:

@@ -131,6 +131,8 @@ class ForkExecutor:
         spare, self._spare = self._spare, None
         child = await spare.take()
         if child.group is None:
-            child.watch = MemoryWatch(child.pid, child.memory, self._held.get(child.is_warm))
-            self._held[child.is_warm] = child.watch.held
+            # One that still rehearses is let have what it would hold at the end.
+            child.watch = MemoryWatch(child.pid, child.memory, self._held.get(child.is_warm is not False))
+            if child.is_warm is not None:
+                self._held[child.is_warm] = child.watch.held
         return child

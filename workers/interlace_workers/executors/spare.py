@@ -16,7 +16,8 @@ _LOOK, _LONGEST_LOOK = 0.01, 0.16  # seconds between two looks whether a core is
 class Spare:
     """Forks, then has the child rehearse once a core is idle.
 
-    A rehearsal takes 40 ms of processor time and spares the job 20: worth it where nobody else wants the core.
+    A rehearsal takes 40 ms of processor time and spares the job 20: worth it where nobody else wants the core, and
+    worth no wait: a child that gets its order while it rehearses, stops at the next layer.
     """
 
     def __init__(self, forking: "Coroutine[Any, Any, Child]") -> None:
@@ -29,12 +30,12 @@ class Spare:
         return await asyncio.shield(self._forking)
 
     async def take(self) -> Child:
-        """The child, the caller's from now on; once it has rehearsed, if it has begun to. Raises ExecutorLost."""
+        """The child, the caller's from now on; it may be rehearsing still. Raises ExecutorLost."""
         await cancelled(self._waiting)
         child = await self._forking
         try:
             if self._rehearsing is not None:
-                await self._rehearsing
+                await cancelled(self._rehearsing)
             if child.exited.done():
                 raise ExecutorLost("the child that was forked ahead has ended")
         except BaseException:

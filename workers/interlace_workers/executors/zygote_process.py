@@ -49,8 +49,8 @@ class Child:
     #: Where it and all that it starts are counted, if groups were delegated to us; else it is watched.
     group: JobGroup | None = None
     watch: MemoryWatch | None = None
-    #: Whether it has rehearsed.
-    is_warm: bool = False
+    #: Whether it has rehearsed; None while it does.
+    is_warm: bool | None = False
     #: Processor seconds that others than its job have used.
     cpu_before: float = 0.0
 
@@ -97,6 +97,7 @@ class Child:
 
     async def rehearse(self) -> None:
         """Have the process do ahead what each first trace pays for. Raises ExecutorLost."""
+        self.is_warm = None
         with contextlib.suppress(OSError):  # its end shows below
             channel.send(self.order, {"rehearse": True})
         await self._says("warm")
