@@ -135,18 +135,17 @@ def keep_freed() -> None:
 
 
 def take_ahead(more: int) -> None:
-    """Have the kernel give the heap ``more`` bytes over what malloc has free at its end, which it has in any case."""
+    """Have the kernel give the heap ``more`` bytes behind what malloc has free at its end."""
     if (libc := _glibc()) is None:
         return
-    left = min(libc.mallinfo2().keepcost + more, 2 * _KEPT - _TOP)  # of more, malloc would keep nothing
-    blocks = []
-    while left > 0:
-        size = min(left, _KEPT // 2)
-        blocks.append(block := libc.malloc(size))
-        first, behind = -(-block // _PAGE) * _PAGE, (block + size) // _PAGE * _PAGE
-        libc.madvise(first, behind - first, _MADV_POPULATE_WRITE)  # refused by an older kernel: then it comes later
-        left -= size
-    for block in reversed(blocks):
+    free = libc.mallinfo2().keepcost
+    sizes = [_KEPT // 2] * (free // (_KEPT // 2)) + [free % (_KEPT // 2), more]
+    if sum(sizes) > 2 * _KEPT - _TOP:  # malloc would keep nothing of it
+        return
+    *blocks, last = [libc.malloc(size) for size in sizes]
+    first, behind = -(-last // _PAGE) * _PAGE, (last + more) // _PAGE * _PAGE
+    libc.madvise(first, behind - first, _MADV_POPULATE_WRITE)  # refused by an older kernel: then it comes later
+    for block in (last, *blocks):
         libc.free(block)
 
 

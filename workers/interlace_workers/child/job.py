@@ -142,7 +142,8 @@ def _order(end: socket.socket, model: HostedModel) -> tuple[dict[str, Any], list
             return message, fds
         warm.rehearse(model, model.rehearsal, lambda: bool(coming.poll(0)))
         _keep_what_is_there()
-        warm.make_room()
+        if not coming.poll(0):
+            warm.make_room()
         say(end, "warm")
 
 
