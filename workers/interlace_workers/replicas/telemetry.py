@@ -25,6 +25,8 @@ from interlace_workers.executors.base import Done, ExecutorLost, Failed, Step
 from interlace_workers.order import Loaded
 from interlace_workers.replicas import metrics
 
+_MOMENT = 0.005  # seconds
+
 
 class Telemetry:
     """One replica's, in a process of its own."""
@@ -75,12 +77,17 @@ class Watch:
         job, now = self._job, time.time()
         self._bound = log.bound(job=job.id, request_id=job.request_id)
         self._bound.__enter__()
-        waited = max(0.0, now - job.submitted_at)
-        metrics.WAIT_SECONDS.observe(waited)
+        self._waited = max(0.0, now - job.submitted_at)
+        metrics.WAIT_SECONDS.observe(self._waited)
         self._tracing.add("queue wait", job.traceparent, job.submitted_at, now)
         self._span = self._tracing.begin("job", job.traceparent, now, kind="CONSUMER")
-        log.info("leased", waited_seconds=round(waited, 4), attempt=self._attempt)
+        # A line takes a tenth of a millisecond: the job is on its way to its process first.
+        self._saying = asyncio.get_running_loop().call_later(_MOMENT, self._say_leased)
         return self
+
+    def _say_leased(self) -> None:
+        self._saying.cancel()
+        log.info("leased", waited_seconds=round(self._waited, 4), attempt=self._attempt)
 
     def ran(self, outcome: Done | Failed) -> None:
         """Its sandbox has ended, so or so."""
@@ -119,6 +126,8 @@ class Watch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if not self._saying.cancelled():
+            self._say_leased()
         if self._parted:
             self._outcome = "apart"
         elif not self._ended:
