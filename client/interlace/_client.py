@@ -15,7 +15,7 @@ from interlace._http import Http, path, read
 from interlace._jobs import RunningJob, Value
 from interlace._lake import Lake
 from interlace._methods import RunningMethod, named, request
-from interlace._stream import Socket
+from interlace._stream import Sockets
 from interlace.methods.base import Estimate, Params, Result
 from interlace.methods.views import MethodList, MethodSummary, MethodView
 from interlace.protocol import event as words
@@ -55,7 +55,7 @@ class Client:
         self.artifacts = Artifacts(self._http)
         #: All that the server knows of models and of what was made.
         self.lake = Lake(self._http, self.artifacts, self)
-        self._socket = Socket(self.url, self._http.headers)
+        self._sockets = Sockets(self.url, self._http.headers)
         self._jobs: WeakValueDictionary[str, RunningJob] = WeakValueDictionary()
         self._method_jobs: WeakValueDictionary[str, RunningMethod] = WeakValueDictionary()
 
@@ -70,7 +70,7 @@ class Client:
 
     def close(self) -> None:
         """Let go of all connections. Jobs go on."""
-        self._socket.close()
+        self._sockets.close()
         self._http.close()
 
     def on(
@@ -116,7 +116,7 @@ class Client:
 
     def open(self) -> None:
         """Begin to connect, where nothing is connected yet; the first job does so otherwise."""
-        self._socket.open()
+        self._sockets.open()
 
     def submit(
         self, envelope: str, blob: bytes, headers: Mapping[str, str], failure: type[JobFailed] = JobFailed
@@ -130,7 +130,7 @@ class Client:
         if job is None or job.lost:
             job = self._jobs[job_id] = RunningJob(self, job_id, failure)
         if job.ended is None:
-            self._socket.follow(job_id, job)
+            self._sockets.follow(job_id, job)
         return job
 
     def run(
@@ -203,12 +203,12 @@ class Client:
         if job is None or job.lost:
             job = self._method_jobs[job_id] = RunningMethod(self, job_id)
         if job.ended is None:
-            self._socket.follow(job_id, job)
+            self._sockets.follow(job_id, job)
         return job
 
     def leave(self, job_id: str) -> None:
         """Follow a job no more. It goes on."""
-        self._socket.leave(job_id)
+        self._sockets.leave(job_id)
 
     def fetch(self, job_id: str, what: str) -> bytes | bytearray:
         """The bytes of a job's `result`, or of one of its `values/NUMBER`."""

@@ -1,10 +1,11 @@
-"""The kept WebSocket of a client: events of many jobs, read by one thread; one that breaks goes on where it was."""
+"""The kept WebSockets of a client: events of many jobs, read by a thread each; one that breaks goes on where it was."""
 
 import json
 import struct
 import threading
 import time
 from contextlib import suppress
+from functools import partial
 from typing import Any, Protocol
 
 import websocket
@@ -18,6 +19,7 @@ from interlace.protocol.event import Ended, Event
 _CONNECT = 10.0  # seconds
 _PATIENCE = 120.0  # seconds that the server may be gone before its jobs are given up
 _LONGEST_PAUSE = 5.0  # seconds between two tries
+_MOST_JOBS = 200  # that one socket follows; servers take 256, and learn a moment later that one has ended
 _STEADY = 5.0  # seconds after which a connection has held
 #: Of a handshake: what a proxy or a server says that will be back.
 _BUSY = frozenset({429, 500, 502, 503, 504})
@@ -37,6 +39,38 @@ class Follower(Protocol):
     def fail(self, error: InterlaceError) -> None: ...
 
 
+class Sockets:
+    """One socket, and more while more jobs are followed than one takes."""
+
+    def __init__(self, url: str, headers: dict[str, str]) -> None:
+        self._lock = threading.Lock()
+        self._another = partial(Socket, url, headers)
+        self._sockets = [self._another()]
+
+    def open(self) -> None:
+        """Begin to connect, if it is not: it takes a moment that the caller may use."""
+        self._sockets[0].open()
+
+    def follow(self, job_id: str, follower: Follower) -> None:
+        """Tell somebody what happened to a job behind `after`, then what happens, to its last event or to a failure.
+
+        Of one job, one follower.
+        """
+        with self._lock:
+            socket = next((one for one in self._sockets if one.jobs < _MOST_JOBS), None)
+            if socket is None:
+                self._sockets.append(socket := self._another())
+            socket.follow(job_id, follower)
+
+    def leave(self, job_id: str) -> None:
+        for socket in list(self._sockets):
+            socket.leave(job_id)
+
+    def close(self) -> None:
+        for socket in list(self._sockets):
+            socket.close()
+
+
 class Socket:
     """Opened when the first job is followed, kept, and opened again where it broke while jobs are followed."""
 
@@ -50,16 +84,16 @@ class Socket:
         self._thread: threading.Thread | None = None
         self._closed = False
 
+    @property
+    def jobs(self) -> int:
+        """How many it follows."""
+        return len(self._followers)
+
     def open(self) -> None:
-        """Begin to connect, if it is not: it takes a moment that the caller may use."""
         with self._lock:
             self._start()
 
     def follow(self, job_id: str, follower: Follower) -> None:
-        """Tell somebody what happened to a job behind `after`, then what happens, to its last event or to a failure.
-
-        Of one job, one follower.
-        """
         with self._lock:
             self._followers[job_id] = follower
             self._start()

@@ -20,6 +20,8 @@ from interlace.protocol.event import Log, Saved
 from interlace.protocol.job import JobState
 from interlace_state.store import open_state
 
+MORE_THAN_A_SOCKET_TAKES = 257
+
 
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterator[Gateway]:
@@ -204,3 +206,12 @@ async def test_a_server_that_asks_for_a_key(tmp_path: Path, redis_url: str) -> N
                 await asyncio.to_thread(submit, client)
             with pytest.raises(interlace.Refused, match="API key"):
                 await client.follow("0" * 32).aresult()
+
+
+async def test_more_jobs_are_followed_than_a_socket_takes(gateway: Gateway, worker: Worker) -> None:
+    with interlace.connect(gateway.url) as client:
+        jobs = await asyncio.to_thread(lambda: [submit(client) for _ in range(MORE_THAN_A_SOCKET_TAKES)])
+        for _ in jobs:
+            await worker.complete(await worker.start(), saved(x=1))
+        async with asyncio.timeout(DEADLINE):
+            assert [await job.aresult() for job in jobs] == [{"x": 1}] * len(jobs)

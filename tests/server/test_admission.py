@@ -227,7 +227,8 @@ def test_a_payload_that_says_that_it_unpacks_to_too_much(gateway: Gateway, state
     sentence = detail(gateway.post(bomb), 413)
     assert sentence == (
         "The unpacked payload is over the limit of 33,554,432 bytes. "
-        "The operator can raise it: `limits.unpacked_bytes` in the configuration."
+        "The operator can raise it: `limits.unpacked_bytes` in the configuration, or for one tenant and at "
+        "once: `interlace admin limits TENANT unpacked_bytes=N`."
     )
 
 
@@ -250,7 +251,8 @@ def test_a_frame_that_states_eight_bytes_of_size() -> None:
 
 TOO_LARGE = (
     "The request's body is over the limit of 25,165,824 bytes. "
-    "The operator can raise it: `limits.payload_bytes` in the configuration."
+    "The operator can raise it: `limits.payload_bytes` in the configuration, or for one tenant and at once: "
+    "`interlace admin limits TENANT payload_bytes=N`."
 )
 
 

@@ -71,6 +71,23 @@ async def test_a_job_from_its_first_event_to_its_result(gateway: Gateway, worker
     assert told[-1][1] == saved(x=1)
 
 
+async def test_one_job_more_than_a_socket_takes_is_refused_and_the_others_go_on(
+    gateway: Gateway, worker: Worker
+) -> None:
+    listener = Listener(gateway)
+    for _ in range(256):
+        await listener.say(follow=await post(gateway))
+    await listener.say(follow=(one_more := await post(gateway)))
+    told = [await listener.next() for _ in range(257)]
+    refused = [head for head, _ in told if "failed" in head]
+    words = "This socket follows 256 jobs, as many as one can: leave some, or open another."
+    assert refused == [{"job": one_more, "failed": words, "status": 429}]
+    job_id = (await worker.start()).job.id
+    while (head := (await listener.next())[0])["event"]["state"] != "running":
+        pass
+    assert head["job"] == job_id
+
+
 async def test_it_goes_on_behind_any_event(gateway: Gateway, worker: Worker) -> None:
     job_id = await post(gateway)
     lease = await worker.start()

@@ -252,9 +252,11 @@ class LimitExceeded(InterlaceError):
 
     def __init__(self, what: str, limit: int | float, unit: str, setting: str, advice: str = "") -> None:
         """``advice``: a sentence on what helps without the operator."""
+        section, _, name = setting.partition(".")
+        at_once = f", or for one tenant and at once: `interlace admin limits TENANT {name}=N`"
         super().__init__(
             f"{what} is over the limit of {limit:,} {unit}. The operator can raise it: `{setting}` in the "
-            f"configuration.{advice and ' '}{advice}"
+            f"configuration{at_once if section == 'limits' else ''}.{advice and ' '}{advice}"
         )
         self.limit = limit
         self.setting = setting

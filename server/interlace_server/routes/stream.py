@@ -123,8 +123,8 @@ class Stream:
 
     async def _begin(self, job_id: str, after: str) -> None:
         if len(self._following) >= _MOST_JOBS:
-            full = TooMany("The number of jobs that this socket follows", _MOST_JOBS, "jobs", "none: open another", 1)
-            await self._send({"job": job_id, **_refusal(full)})
+            full = f"This socket follows {_MOST_JOBS} jobs, as many as one can: leave some, or open another."
+            await self._send({"job": job_id, "failed": full, "status": TooMany.http_status})
             return
         self._following[job_id] = asyncio.create_task(self._follow(job_id, after), name=f"stream {job_id}")
 
