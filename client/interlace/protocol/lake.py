@@ -4,6 +4,7 @@
 newest version. A hosted model's owner is `hosted`.
 """
 
+import json
 import re
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -244,3 +245,20 @@ def slug(name: str) -> str:
     """A name as it stands in a ``lake://`` reference."""
     plain = re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-._")
     return plain[:128] or "unnamed"
+
+
+def plain(value: Any) -> str:
+    """What is said of an entry, in words: a text as it is, what was measured as a sentence, anything else as JSON."""
+    if isinstance(value, dict) and {"value", "unit"} <= value.keys() and isinstance(value["value"], int | float):
+        return _measured(value)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _measured(of: dict[str, Any]) -> str:
+    unit = "" if of["unit"] == "1" else f" {of['unit']}"
+    ci95 = of.get("ci95")
+    more = (
+        "" if of.get("n") is None else f"n = {of['n']}",
+        "" if ci95 is None else f"95 % in {ci95[0]:.4g} to {ci95[1]:.4g}",
+    )
+    return f"{of['value']:.4g}{unit}" + (f" ({', '.join(filter(None, more))})" if any(more) else "")

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from interlace.protocol.lake import Edge, Entry, LakeCounts, LineageGraph
+from interlace.protocol.lake import Edge, Entry, LakeCounts, LineageGraph, plain
 from interlace_deploy.commands.jobs import client_of
 from interlace_deploy.meeting import with_state
 from interlace_deploy.problems import UsageProblem
@@ -211,7 +211,7 @@ def _quoted(word: str) -> str:
 
 
 def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
+    text = plain(value)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 

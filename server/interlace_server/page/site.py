@@ -8,6 +8,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from interlace import __version__
+from interlace.protocol.lake import plain
 from interlace_server.page import (
     admin,
     admin_audit,
@@ -59,8 +60,9 @@ def install(app: FastAPI) -> None:
     )
     templates.globals |= {"static": static_files.address, "version": __version__}
     templates.filters |= {
-        name: getattr(words, name) for name in ("moment", "machine_moment", "duration", "size", "number", "plain")
+        name: getattr(words, name) for name in ("moment", "machine_moment", "duration", "size", "number")
     }
+    templates.filters["plain"] = plain
     templates.filters["curves"] = curves
     entries = [module.NAV for module in PAGES if hasattr(module, "NAV")]
     app.state.site = Site(templates, tuple(sorted(entries, key=lambda one: one.order)))

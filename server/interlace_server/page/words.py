@@ -1,8 +1,6 @@
 """How the pages write numbers and moments."""
 
-import json
 import time
-from typing import Any
 
 _UNITS = ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
 NOTHING = "–"
@@ -50,20 +48,3 @@ def number(value: float | int | str | bool | None) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-
-
-def plain(value: Any) -> str:
-    """A recorded value: a text as it is, what was measured as a sentence, anything else as JSON."""
-    if isinstance(value, dict) and {"value", "unit"} <= value.keys() and isinstance(value["value"], int | float):
-        return _measured(value)
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _measured(of: dict[str, Any]) -> str:
-    unit = "" if of["unit"] == "1" else f" {of['unit']}"
-    ci95 = of.get("ci95")
-    more = (
-        "" if of.get("n") is None else f"n = {of['n']}",
-        "" if ci95 is None else f"95 % in {ci95[0]:.4g} to {ci95[1]:.4g}",
-    )
-    return f"{of['value']:.4g}{unit}" + (f" ({', '.join(filter(None, more))})" if any(more) else "")
