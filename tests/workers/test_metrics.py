@@ -181,11 +181,22 @@ def watching() -> Watch:
     return Watch(Tracing(TelemetryConfig(), "tests"), job_of(), 1)
 
 
+@pytest.mark.parametrize("lasts", [True, False])
+async def test_a_lease_is_logged_once_and_before_its_end(caplog: pytest.LogCaptureFixture, lasts: bool) -> None:
+    caplog.set_level("INFO", "interlace")
+    with watching() as watch:
+        async with asyncio.timeout(60):
+            while lasts and not caplog.messages:
+                await asyncio.sleep(0)
+        watch.ended(JobState.ERROR)
+    assert caplog.messages == ["leased", "ended"]
+
+
 @pytest.mark.parametrize(
     ("error", "outcome"),
     [(asyncio.CancelledError(), "given_back"), (ExecutorLost("gone"), "lost"), (None, "taken_away")],
 )
-def test_a_job_that_leaves_without_an_end(error: BaseException | None, outcome: str) -> None:
+async def test_a_job_that_leaves_without_an_end(error: BaseException | None, outcome: str) -> None:
     before = count("interlace_jobs_total", outcome=outcome)
     with suppress(asyncio.CancelledError, ExecutorLost), watching():
         if error:
@@ -193,7 +204,7 @@ def test_a_job_that_leaves_without_an_end(error: BaseException | None, outcome: 
     assert count("interlace_jobs_total", outcome=outcome) == before + 1
 
 
-def test_a_job_that_ends(tmp_path: Path) -> None:
+async def test_a_job_that_ends(tmp_path: Path) -> None:
     names = ("interlace_job_wait_seconds_sum", "interlace_job_execute_seconds_sum", "interlace_job_cpu_seconds_total")
     names += ("interlace_results_stored_total", "interlace_result_stored_bytes_total")
     before = {name: count(name) for name in names}
@@ -221,7 +232,7 @@ def test_a_job_that_ends(tmp_path: Path) -> None:
     assert count("interlace_jobs_total", outcome="refused") == refused + 1
 
 
-def test_values_that_leave_before_the_end() -> None:
+async def test_values_that_leave_before_the_end() -> None:
     names = ("interlace_values_streamed_total", "interlace_value_streamed_bytes_total")
     before = [count(name) for name in names]
     with watching() as watch:
@@ -230,7 +241,7 @@ def test_values_that_leave_before_the_end() -> None:
     assert [count(name) - then for name, then in zip(names, before, strict=True)] == [2, 12]
 
 
-def test_jobs_that_share_and_a_job_that_cannot(tmp_path: Path) -> None:
+async def test_jobs_that_share_and_a_job_that_cannot(tmp_path: Path) -> None:
     shared, apart = "interlace_job_merged", "interlace_jobs_total"
     before = count(f"{shared}_sum"), count(f"{shared}_count"), count(apart, outcome="apart")
     for merged in (8, None):
