@@ -57,17 +57,27 @@ class Sockets:
         Of one job, one follower.
         """
         with self._lock:
-            socket = next((one for one in self._sockets if one.jobs < _MOST_JOBS), None)
-            if socket is None:
-                self._sockets.append(socket := self._another())
-            socket.follow(job_id, follower)
+            self._socket_for(job_id).follow(job_id, follower)
+
+    def _socket_for(self, job_id: str) -> "Socket":
+        """The one that follows it already, or has room for it. Called with the lock."""
+        for socket in self._sockets:
+            if socket.follows(job_id):
+                return socket
+        for socket in self._sockets:
+            if socket.jobs < _MOST_JOBS:
+                return socket
+        self._sockets.append(self._another())
+        return self._sockets[-1]
 
     def leave(self, job_id: str) -> None:
         for socket in list(self._sockets):
             socket.leave(job_id)
 
     def close(self) -> None:
-        for socket in list(self._sockets):
+        with self._lock:
+            sockets = list(self._sockets)
+        for socket in sockets:
             socket.close()
 
 
@@ -88,6 +98,9 @@ class Socket:
     def jobs(self) -> int:
         """How many it follows."""
         return len(self._followers)
+
+    def follows(self, job_id: str) -> bool:
+        return job_id in self._followers
 
     def open(self) -> None:
         with self._lock:

@@ -211,7 +211,12 @@ async def test_a_server_that_asks_for_a_key(tmp_path: Path, redis_url: str) -> N
 async def test_more_jobs_are_followed_than_a_socket_takes(gateway: Gateway, worker: Worker) -> None:
     with interlace.connect(gateway.url) as client:
         jobs = await asyncio.to_thread(lambda: [submit(client) for _ in range(MORE_THAN_A_SOCKET_TAKES)])
+        for job in (jobs[0], jobs[-1]):  # once more, which tells nothing twice
+            assert await asyncio.to_thread(client.follow, job.id) is job
         for _ in jobs:
             await worker.complete(await worker.start(), saved(x=1))
         async with asyncio.timeout(DEADLINE):
             assert [await job.aresult() for job in jobs] == [{"x": 1}] * len(jobs)
+        for job in jobs:
+            told = list(job.events())
+            assert len(told) == len(set(told))

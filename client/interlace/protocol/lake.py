@@ -243,8 +243,8 @@ class LakeRef:
 
 def slug(name: str) -> str:
     """A name as it stands in a ``lake://`` reference."""
-    plain = re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-._")
-    return plain[:128] or "unnamed"
+    allowed = re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-._")
+    return allowed[:128] or "unnamed"
 
 
 def plain(value: Any) -> str:
