@@ -26,7 +26,7 @@ from interlace_workers.child.writing import output as results
 from interlace_workers.child.writing import packing
 from interlace_workers.order import Order
 
-_RESULT_BYTES = 32 << 20
+_RESULT_BYTES = 1 << 20  # more than that of a rehearsal
 _AHEAD = 8 << 20  # bytes: what products by weights are packed into, 6 MiB of MKL's, and the logits of a few tokens
 _PIPE = 32 << 10  # bytes that a pipe takes without a reader
 _FEW = 4_000  # numbers of a result as a minimal trace has them
@@ -57,17 +57,15 @@ def rehearsal(model: HostedModel) -> bytes:
     return b""
 
 
-def rehearse(model: HostedModel, payload: bytes, is_over: Callable[[], bool] | None = None) -> None:
-    """Run a rehearsal as a job is run, from the payload to the serialized result.
+def rehearse(model: HostedModel, payload: bytes, is_over: Callable[[], bool]) -> None:
+    """Run a rehearsal as a job is run, from the payload to the serialized result, without the weights.
 
-    With ``is_over`` it is run without the weights, and until that says so.
+    It ends at the next layer once ``is_over`` says so.
     """
     if not payload:
         return
-    with _forgotten(model) as failures, nullcontext() if is_over is None else _dry(is_over):
-        if is_over is not None:
-            payload = _through_descriptors(payload)
-        _rehearse(model, payload)
+    with _forgotten(model) as failures, _dry(is_over):
+        _rehearse(model, _through_descriptors(payload))
     for failure in failures:
         print("not warm:", failure, file=sys.stderr)
 
