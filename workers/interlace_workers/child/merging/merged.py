@@ -12,13 +12,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import MethodType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from nnsight.intervention.interleaver import EarlyStopException, Mediator, dangling_unwind
 from nnsight.intervention.tracer import InterleavingTracer
 from nnsight.modeling.transformers import TransformersModel
 from nnsight.schema.request import RequestModel
+from torch.autograd.graph import saved_tensors_hooks
 
 from interlace.protocol.frames import FrameKind
 from interlace_workers import steps
@@ -205,13 +206,21 @@ def _forward(model: HostedModel, parts: Sequence[Part], taken: frozenset[int]) -
         _start(interleaver, parts)
         if not any(part.mediator.alive for part in parts):
             return
-        with interleaver:
+        with interleaver, saved_tensors_hooks(_not_kept, _not_there):
             result = model.model._call(**inputs, **parts[0].forward)
             interleaver.handle("result", result)
     finally:
         for part in parts:
             _unwind(part.mediator)
         interleaver.cancel()
+
+
+def _not_kept(_: torch.Tensor) -> None:
+    """What an operation keeps for the way back: most of what a forward writes to, and no block can go that way."""
+
+
+def _not_there(_: None) -> NoReturn:
+    raise NotMergeable("a backward pass")
 
 
 def _start(interleaver: Any, parts: Sequence[Part]) -> None:
