@@ -2,10 +2,13 @@
 
 import contextlib
 import os
+import time
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _LONGEST = 8192  # bytes
-_TICK = os.sysconf("SC_CLK_TCK")
+#: With a process's number above it, its clock's: what clock_getcpuclockid(3) gives. It counts nanoseconds, where
+#: /proc/PID/stat has steps of 10 ms.
+_CPU_CLOCK = 2
 
 
 def resident_bytes(pid: int) -> int:
@@ -27,9 +30,11 @@ def reset_peak(pid: int) -> None:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Processor seconds that the process used; 0 if it is gone."""
-    fields = _read(pid, "stat").rpartition(b")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICK if len(fields) > 12 else 0.0
+    """Processor seconds that the process used, all its threads'; 0 if it is gone."""
+    try:
+        return time.clock_gettime(~pid << 3 | _CPU_CLOCK)
+    except OSError:
+        return 0.0
 
 
 def _read(pid: int, name: str) -> bytes:
