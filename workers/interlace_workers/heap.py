@@ -8,7 +8,8 @@ What is left are 300 MB in pages of 4 KiB, which each fork lists anew and each e
 pages of 2 MiB a fork takes 4.5 ms of processor time for 18, and its child's start and end 6.5 for 21; what a child
 writes to is copied in pieces of 4 KiB all the same.
 
-A child, in turn, has malloc keep what it frees, and has memory at hand before its job asks for it.
+The heap's end, from which a child takes what its job asks for, lies ready in huge pages, too: 8 MiB of it, given ahead
+of a job, take 0.2 ms in place of 2.9.
 """
 
 import ctypes
@@ -29,9 +30,11 @@ _BYTES = sys.getsizeof(b"")  # of a bytes object, beside its content
 
 _PAGE, _HUGE = os.sysconf("SC_PAGE_SIZE"), 2 << 20  # bytes
 _DENSE = 3 / 4  # of a huge page's worth that must be in use for it to become one
-_MADV_POPULATE_WRITE, _MADV_COLLAPSE = 23, 25  # madvise(2), from Linux 5.14 and 6.1
+#: madvise(2); the second and the third from Linux 5.14 and 6.1.
+_MADV_HUGEPAGE, _MADV_POPULATE_WRITE, _MADV_COLLAPSE = 14, 23, 25
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
 _KEPT = 32 << 20  # bytes: the size up to which malloc learns to keep blocks by itself
+_BLOCK = 31 << 20  # bytes: the largest that it then makes part of the heap
 #: A line of /proc/PID/maps: private memory of a program's own that it writes to, malloc's and Python's.
 _OWN_MEMORY = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) rw-p \S+ 00:00 0 *(?:\[heap\]|\[anon.*)?$", re.MULTILINE)
 
@@ -122,31 +125,35 @@ def _fill_malloc() -> None:
     libc.malloc(max(0, libc.mallinfo2().keepcost - _TOP))
 
 
-def keep_freed() -> None:
-    """Have malloc keep what is freed, from the start as much as it would learn to.
+def extend() -> None:
+    """Have malloc keep what is freed, from the start as much as it would learn to, and the heap's end in huge pages.
 
-    A forward allocates and frees the same few megabytes in each layer. Without this each is new to the process, and
-    costs a page fault for 4 KiB.
+    A forward allocates and frees the same few megabytes in each layer. Without the first each is new to the process,
+    without the second it costs a page fault for 4 KiB. Children inherit both; nothing is touched yet.
     """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(_M_MMAP_THRESHOLD, _KEPT)
-        libc.mallopt(_M_TRIM_THRESHOLD, 2 * _KEPT)
-
-
-def take_ahead(more: int) -> None:
-    """Have the kernel give the heap ``more`` bytes behind what malloc has free at its end."""
     if (libc := _glibc()) is None:
         return
-    free = libc.mallinfo2().keepcost
-    sizes = [_KEPT // 2] * (free // (_KEPT // 2)) + [free % (_KEPT // 2), more]
-    if sum(sizes) > 2 * _KEPT - _TOP:  # malloc would keep nothing of it
-        return
-    *blocks, last = [libc.malloc(size) for size in sizes]
-    first, behind = -(-last // _PAGE) * _PAGE, (last + more) // _PAGE * _PAGE
-    libc.madvise(first, behind - first, _MADV_POPULATE_WRITE)  # refused by an older kernel: then it comes later
-    for block in (last, *blocks):
+    libc.mallopt(_M_MMAP_THRESHOLD, _KEPT)
+    libc.mallopt(_M_TRIM_THRESHOLD, 2 * _KEPT)
+    for block in [libc.malloc(_BLOCK) for _ in range(2)]:
         libc.free(block)
+    first, behind = _end_of(libc)
+    libc.madvise(first, behind - first, _MADV_HUGEPAGE)  # refused by a kernel without: then the pages are small
+
+
+def take_ahead(size: int) -> None:
+    """Have the kernel give ``size`` bytes, at most `_BLOCK`, of what malloc has free at the heap's end."""
+    if (libc := _glibc()) is None:
+        return
+    libc.free(libc.malloc(size))  # the end may be shorter
+    first, behind = _end_of(libc)
+    libc.madvise(first, min(size, behind - first), _MADV_POPULATE_WRITE)  # refused by an older kernel: it comes later
+
+
+def _end_of(libc: ctypes.CDLL) -> tuple[int, int]:
+    """Where the whole pages begin that malloc has free at the heap's end, and the address behind them."""
+    behind = libc.sbrk(0)
+    return -(-(behind - libc.mallinfo2().keepcost) // _PAGE) * _PAGE, behind
 
 
 def gather(about: int) -> None:

@@ -183,6 +183,7 @@ def main(reserve: Reserve) -> None:
         sys.exit(1)
     gc.collect()
     heap.fill()
+    heap.extend()
     gc.freeze()
     gc.enable()
     took = _now() - started

@@ -34,7 +34,6 @@ _FEW = 4_000  # numbers of a result as a minimal trace has them
 
 def make_room() -> None:
     """Have memory at hand for a small forward: half of the faults of a minimal trace are for it."""
-    heap.keep_freed()
     heap.take_ahead(_AHEAD)
 
 
