@@ -65,17 +65,43 @@ while True:
         fails=_MEMORY + "|" + _TIME,
     ),
     Attack(
-        "memory of the kernel's",
+        "memory of mappings",
         """
 import mmap
 hoard = []
 while True:
-    one = mmap.mmap(-1, 16 << 20, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS)
+    one = mmap.mmap(-1, 16 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     for at in range(0, len(one), 4096):
         one[at] = 1
     hoard.append(one)
 """,
         fails=_MEMORY + "|Cannot allocate",
+    ),
+    # Each in the place of the model's own memory, which leaves the address space as it was. The kernel keeps shared
+    # pages that no table has, and gives a huge page for one fault.
+    Attack(
+        "memory that nobody counts",
+        """
+import mmap
+libc.mmap.restype = ctypes.c_void_p
+def map(flags):
+    at = libc.mmap(None, ctypes.c_size_t(4 << 20), 3, flags, -1, ctypes.c_long(0))
+    return checked(-1 if at == 2**64 - 1 else at)
+weight = max(model._module.parameters(), key=lambda one: one.nbytes)
+start = weight.data_ptr() // 4096 * 4096
+def advise(advice):
+    return checked(libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(4096), advice))
+attempt("shared", map, 0x21)
+attempt("shared, of Python's", mmap.mmap, -1, 4 << 20)
+attempt("huge", map, 0x40022)
+attempt("huge and shared", map, 0x40021)
+attempt("huge pages of the model's", advise, 25)
+attempt("huge pages for each fault", advise, 14)
+attempt("pages merged with those of others", advise, 12)
+attempt("its own", lambda: map(0x22) > 0)
+attempt("its own, ahead", advise, 23)
+""",
+        reports={"its own": "got True", "its own, ahead": "got 0"},
     ),
     Attack(
         "pipes and descriptors",

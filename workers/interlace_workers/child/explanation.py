@@ -25,8 +25,8 @@ _OVER_MEMORY = (
     "a `model.session(remote=True)` if you need no gradients, or ask the operator to raise `limits.memory_bytes`."
 )
 _CUT_OFF = (
-    "A job can read the installed libraries and nothing else: it has no files, no network and no other processes. "
-    "Bring what it needs in variables of your own code, and `.save()` what it makes."
+    "A job can read the installed libraries and nothing else: it has no files, no network, no other processes and no "
+    "memory to share with them. Bring what it needs in variables of your own code, and `.save()` what it makes."
 )
 _NO_GPU = (
     'The model is on a processor here: leave `.cuda()` and `device="cuda"` out, or take the device of a value of the '

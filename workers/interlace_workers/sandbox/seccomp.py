@@ -30,6 +30,11 @@ _IOCTLS = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
 _PRCTLS = (3, 15, 16, 21, 39, 0x53564D41)
 #: fcntl: duplicate, flags. Not: locks, through which jobs could talk, whom to signal, the size of a pipe, seals.
 _FCNTLS = (0, 1, 2, 3, 4, 1030)
+#: madvise: how it will be read, that it is not needed, that it will be written to, what a fork and a core dump have of
+#: it. Not: huge pages, of which one counts as one fault of 4 KiB, nor pages merged with equal ones of others.
+_ADVICE = (0, 1, 2, 3, 4, 8, 15, 16, 17, 18, 19, 22, 23)
+#: mmap: shared memory without a file stays when it is not in any page table; huge pages are the operator's.
+_SHARED_ANONYMOUS, _HUGETLB = 0x01 | 0x20, 0x40000
 
 _Instruction = tuple[int, int, int, int]
 
@@ -65,6 +70,8 @@ def _instructions(architecture: int, pid: int) -> list[_Instruction]:
         "ioctl": _one_of(1, _IOCTLS),
         "prctl": _one_of(0, _PRCTLS),
         "fcntl": _one_of(1, _FCNTLS),
+        "madvise": _one_of(2, _ADVICE),
+        "mmap": _countable(),
         "prlimit64": _one_of(0, (0, pid)),
         "kill": _one_of(0, (pid,)),
         "tgkill": _one_of(0, (pid,)),
@@ -96,6 +103,18 @@ def _thread_only() -> list[_Instruction]:
         (_JUMP_EQUAL, 0, 1, _THREAD),
         (_RETURN, 0, 0, _ALLOW),
         (_RETURN, 0, 0, _DENY),
+    ]
+
+
+def _countable() -> list[_Instruction]:
+    """Memory that /proc shows as the process's own for as long as it holds it."""
+    return [
+        _argument(3),
+        (_JUMP_SET, 2, 0, _HUGETLB),
+        (_AND, 0, 0, _SHARED_ANONYMOUS),
+        (_JUMP_EQUAL, 0, 1, _SHARED_ANONYMOUS),
+        (_RETURN, 0, 0, _DENY),
+        (_RETURN, 0, 0, _ALLOW),
     ]
 
 
