@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import signal
 import stat
 import time
@@ -328,6 +329,40 @@ async def test_a_lost_zygote_is_told_from_a_failed_job(folder: Path, client: Tra
     await executor._zygote._process.wait()
     with pytest.raises(ExecutorLost):
         await run(executor, reading(client), tmp_path)
+    await executor.stop()
+
+
+async def test_a_fork_that_the_machine_refuses_fails_its_job_and_no_other(
+    folder: Path, client: TransformersModel, tmp_path: Path
+) -> None:
+    executor = ForkExecutor(load_of(folder))
+    await executor.start()
+    assert executor._zygote is not None
+    pid = executor._zygote.pid
+    backend = Capture()
+    with client.trace("the cat sat", backend=backend):
+        import time as clock
+
+        clock.sleep(600)
+    result = tmp_path / "result"
+    result.write_bytes(b"")
+    longest = executor.run(job_of(backend.payload), backend.payload, result)
+    assert isinstance(await anext(longest), Started)
+    assert executor._spare is not None
+    spare = await executor._spare.sealed()
+    spare.kill()
+    await spare.exited
+    most = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    free = next(number for number in range(most[1]) if not os.path.lexists(f"/proc/{pid}/fd/{number}"))
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (free, most[1]))
+    refused = await run(executor, reading(client), tmp_path)
+    assert "Too many open files" in refused.error
+    assert "`ulimit -n`" in refused.error
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, most)
+    assert "hidden" in (await run(executor, reading(client), tmp_path)).saved
+    assert executor._zygote.pid == pid
+    assert not next(iter(executor._running.values()))._child.exited.done()  # the longest goes on
+    await longest.aclose()
     await executor.stop()
 
 

@@ -112,18 +112,36 @@ class Zygote:
         parent.close()
 
     def _fork(self, parent: socket.socket) -> None:
-        ours, theirs = channel.pair()
-        taken = {slot for _, slot, _ in self._children.values()}
-        slot = next(number for number in itertools.count() if number not in taken)
-        pid = self._sandbox.fork()
-        if pid == 0:
-            job.main(theirs, self._model, self._sandbox, slot)
-        theirs.close()
-        pidfd = os.pidfd_open(pid)
-        self._children[pidfd] = pid, slot, parent
-        self._poll.register(pidfd, select.POLLIN)
-        self._tell(parent, {"forked": pid}, [ours.fileno(), pidfd])
-        ours.close()
+        """Fork a child, or say why there is none: what runs here already goes on, and so does the model."""
+        try:
+            ours, theirs = channel.pair()
+        except OSError as error:
+            self._tell(parent, {"refused": str(error)})
+            return
+        with ours:
+            taken = {slot for _, slot, _ in self._children.values()}
+            slot = next(number for number in itertools.count() if number not in taken)
+            with theirs:
+                try:
+                    pid = self._sandbox.fork()
+                except OSError as error:
+                    self._tell(parent, {"refused": str(error)})
+                    return
+                if pid == 0:
+                    job.main(theirs, self._model, self._sandbox, slot)
+            try:
+                pidfd = os.pidfd_open(pid)
+            except OSError as error:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+                self._tell(parent, {"refused": str(error)})
+                return
+            self._children[pidfd] = pid, slot, parent
+            self._poll.register(pidfd, select.POLLIN)
+            try:
+                channel.send(parent, {"forked": pid}, [ours.fileno(), pidfd])
+            except OSError as error:  # the child ends with its channel
+                self._tell(parent, {"refused": str(error)})
 
     def _reap(self, pidfd: int) -> None:
         self._poll.unregister(pidfd)

@@ -7,19 +7,24 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from interlace.protocol.job import Job
+from interlace.protocol.job import Cost, Job
 from interlace_state import log
 from interlace_workers.executors.base import Done, ExecutorLost, Failed, Happening, LoadFailed, Sealed, Started, Step
 from interlace_workers.executors.cgroup import JobGroups
 from interlace_workers.executors.execution import Execution, order_of
 from interlace_workers.executors.memory import MemoryWatch
 from interlace_workers.executors.spare import Spare
-from interlace_workers.executors.zygote_process import Child, Unsealed, ZygoteProcess
+from interlace_workers.executors.zygote_process import Child, NoChild, Unsealed, ZygoteProcess
 from interlace_workers.order import Load, Loaded
 from interlace_workers.replicas import metrics
 
 #: A process that ends while it loads may have been killed for another's fault; after so many it is the model's.
 _LOADS = 3
+_NO_CHILD = (
+    "The server has no process for your job at the moment ({}). Nothing is wrong with your code; run it again later. "
+    "Its operator can raise what bounds processes, descriptors and memory on the worker's machine (`pids.max`, "
+    "`ulimit -u`, `ulimit -n`), or host with fewer `slots`."
+)
 
 
 class ForkExecutor:
@@ -44,7 +49,7 @@ class ForkExecutor:
                 loaded = await self._zygote.loaded()
                 await self._zygote.settle(await self._zygote.fork())
                 self.fork_ahead()
-            except Unsealed as error:
+            except (NoChild, Unsealed) as error:
                 raise LoadFailed(str(error)) from None
             except ExecutorLost as error:
                 log.warning("load_interrupted", error=str(error))
@@ -62,7 +67,11 @@ class ForkExecutor:
         self, job: Job, payload: bytes, result: Path, adapters: Sequence[Sealed] = ()
     ) -> AsyncGenerator[Happening, None]:
         asked = time.time()
-        child = await self.take_spare()
+        try:
+            child = await self.take_spare()
+        except NoChild as error:
+            yield Failed(_NO_CHILD.format(error), Cost(), reason="refused")
+            return
         fork = Step("fork", asked, time.time())
         reason = "closed"
         try:
@@ -125,14 +134,20 @@ class ForkExecutor:
         return child
 
     async def take_spare(self) -> Child:
-        """A child that waits for its order, the caller's from now on. Raises ExecutorLost."""
-        self.fork_ahead()
-        assert self._spare is not None
-        spare, self._spare = self._spare, None
-        child = await spare.take()
+        """A child that waits for its order, the caller's from now on. Raises ExecutorLost, NoChild."""
+        try:
+            child = await self._take()
+        except NoChild:  # it may have been refused long ago, or have ended since
+            child = await self._take()
         if child.group is None:
             # One that still rehearses is let have what it would hold at the end.
             child.watch = MemoryWatch(child.pid, child.memory, self._held.get(child.is_warm is not False))
             if child.is_warm is not None:
                 self._held[child.is_warm] = child.watch.held
         return child
+
+    async def _take(self) -> Child:
+        self.fork_ahead()
+        assert self._spare is not None
+        spare, self._spare = self._spare, None
+        return await spare.take()

@@ -19,7 +19,7 @@ from interlace_workers.executors.cgroup import JobGroup
 from interlace_workers.executors.execution import Execution, memory_of, order_of, send_order
 from interlace_workers.executors.fork import ForkExecutor
 from interlace_workers.executors.memory import MemoryWatch
-from interlace_workers.executors.zygote_process import Child, Exit
+from interlace_workers.executors.zygote_process import Child, Exit, NoChild
 from interlace_workers.replicas import metrics
 
 #: A child that has merged for so long is ended, and its jobs run apart: one of them may never end.
@@ -140,7 +140,10 @@ class Party:
         if any(_identities(guest.adapters) != _identities(adapters) for guest in self._guests):
             raise Apart
         asked = time.time()
-        child = await self._executor.take_spare()
+        try:
+            child = await self._executor.take_spare()
+        except NoChild:  # each learns alone whether there is one for it
+            raise Apart from None
         self._fork = Step("fork", asked, time.time())
         if len(self._guests) < 2:  # the others have been cancelled meanwhile
             child.kill()

@@ -8,7 +8,7 @@ from typing import Any
 from interlace_state.tasks import cancelled
 from interlace_workers.executors import proc
 from interlace_workers.executors.base import ExecutorLost
-from interlace_workers.executors.zygote_process import Child
+from interlace_workers.executors.zygote_process import Child, NoChild
 
 _LOOK, _LONGEST_LOOK = 0.01, 0.16  # seconds between two looks whether a core is idle: at first, and on a busy machine
 
@@ -37,7 +37,7 @@ class Spare:
             if self._rehearsing is not None:
                 await cancelled(self._rehearsing)
             if child.exited.done():
-                raise ExecutorLost("the child that was forked ahead has ended")
+                raise NoChild("the child that was forked ahead has ended")
         except BaseException:
             child.kill()
             child.close()

@@ -17,9 +17,15 @@ from interlace_workers.order import Load, Loaded
 from interlace_workers.spawn import Spawned, spawn
 
 _STOP_SECONDS = 5.0
+#: Where a fork is refused, it is asked for again after so many seconds: others' threads may have ended.
+_PAUSES = (0.1, 0.4, 1.6)
 #: A child that is silent for so long, when it should say that it is ready, is taken to be lost.
 _WORD_SECONDS = 60.0
 _PEACE = 0.02  # seconds
+
+
+class NoChild(ExecutorLost):
+    """The process that holds the model goes on; a child of it is not to be had, or has ended before its job came."""
 
 
 class Unsealed(ExecutorLost):
@@ -126,9 +132,9 @@ class Child:
                 else:
                     raise Unsealed(f"a child could not be sealed: {message.get('refused')}")
         except EOFError:
-            raise ExecutorLost("a child ended before its job came") from None
+            raise NoChild("a child ended before its job came") from None
         except TimeoutError:
-            raise ExecutorLost(f"a child has not said for {_WORD_SECONDS:g} s that it is {word}") from None
+            raise NoChild(f"a child has not said for {_WORD_SECONDS:g} s that it is {word}") from None
         finally:
             loop.remove_reader(self.order)
 
@@ -179,7 +185,25 @@ class ZygoteProcess:
         return Spawned(self.pid, os.dup(self._process.pidfd), ours)
 
     async def fork(self) -> Child:
-        """A new child, sealed and waiting for its order. Raises ExecutorLost."""
+        """A new child, sealed and waiting for its order. Raises ExecutorLost; NoChild where the machine refuses one."""
+        for pause in _PAUSES:
+            try:
+                child = await self._ask()
+                break
+            except NoChild:
+                await asyncio.sleep(pause)
+        else:
+            child = await self._ask()
+        try:
+            await child.sealed()
+        except BaseException:
+            child.kill()
+            child.close()
+            raise
+        return child
+
+    async def _ask(self) -> Child:
+        """A child that is not sealed yet. Raises as `fork`."""
         if self._lost is not None:
             raise self._lost
         future: asyncio.Future[Child] = asyncio.get_running_loop().create_future()
@@ -188,14 +212,7 @@ class ZygoteProcess:
             channel.send(self._end, {"fork": True})
         except OSError:
             self._lose()
-        child = await future
-        try:
-            await child.sealed()
-        except BaseException:
-            child.kill()
-            child.close()
-            raise
-        return child
+        return await future
 
     async def settle(self, first: Child) -> None:
         """End the first child, which has shown that one can be sealed, and have the zygote prepare for all others.
@@ -239,6 +256,9 @@ class ZygoteProcess:
             return
         if "forked" in message:
             self._forked(message["forked"], fds)
+        elif "refused" in message:
+            if not (waiting := self._forks.popleft()).done():
+                waiting.set_exception(NoChild(message["refused"]))
         elif "exited" in message:
             future = self._children.pop(message["exited"], None)
             if future is not None and not future.done():
