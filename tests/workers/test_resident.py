@@ -8,8 +8,9 @@ import pytest_asyncio
 import tiny
 import torch
 from nnsight.modeling.transformers import TransformersModel
-from parties import Capture, run, together
+from parties import Capture, job_of, run, together
 
+from interlace_workers.executors.base import Failed
 from interlace_workers.executors.resident import ResidentExecutor
 from interlace_workers.order import Load
 
@@ -134,6 +135,30 @@ async def test_a_job_that_fails_says_why_and_the_next_one_runs(
     seconds = 1.0 if "its limit" in says else 60.0
     assert says in (await run(executor, backend.payload, tmp_path, wall_seconds=seconds)).error
     assert (await run(executor, reading(client), tmp_path)).saved["hidden"].shape == (1, 3, 64)
+
+
+async def test_a_job_that_fails_leaves_no_descriptor_in_the_process_that_stays(
+    executor: ResidentExecutor, client: TransformersModel, tmp_path: Path
+) -> None:
+    counting, failing = Capture(), Capture()
+    with client.trace([5, 9, 13], backend=counting):
+        import os
+
+        count = len(os.listdir("/proc/self/fd")).save()
+    with client.trace([5, 9, 13], backend=failing):
+        raise ValueError("no")
+    before = (await run(executor, counting.payload, tmp_path)).saved["count"]
+    assert executor._zygote is not None
+    pid = executor._zygote.pid
+    for payload in (failing.payload, b"no payload", reading(client)) * 3:
+        env = {"attn_implementation": "none" if payload == reading(client) else "sdpa"}
+        job = job_of(payload).model_copy(update={"env": env})
+        result = tmp_path / job.id
+        result.write_bytes(b"")
+        *_, end = [happening async for happening in executor.run(job, payload, result)]
+        assert isinstance(end, Failed)
+    assert (await run(executor, counting.payload, tmp_path)).saved["count"] == before
+    assert executor._zygote.pid == pid
 
 
 async def test_others_than_trusted_tenants_are_refused(

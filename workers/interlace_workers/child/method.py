@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import json
-import os
 import platform
 import random
 import signal
@@ -60,7 +59,6 @@ def perform(
         running()
         with progress.telling(events):
             found = run(model.model, params, report)
-    os.close(checkpoints)
     times.append(time.perf_counter())
     if not isinstance(found, spec.result):
         raise InvalidRequest(f"{spec.ref} gave a {type(found).__name__}; expected a {spec.result.__name__}.")

@@ -9,7 +9,7 @@ import linecache
 import os
 import random
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from itertools import zip_longest
 from socket import socket
@@ -68,6 +68,7 @@ def _run(end: socket, model: HostedModel) -> None:
         message, fds = channel.receive(end)
     except EOFError:
         return
+    given = {fd: os.fstat(fd) for fd in fds}
     payload, result, events, logs, values, *more = fds
     seed = int.from_bytes(os.urandom(8), "big")
     torch.manual_seed(seed)
@@ -77,8 +78,15 @@ def _run(end: socket, model: HostedModel) -> None:
     job.print_to_outputs()
     with adapter.taken_out(model.model), pipeline.kept(model.model) if model.is_pipeline else nullcontext():
         job.perform(model, Order.of_message(message), payload, result, events, values, more)
-    for fd in (events, values):
-        os.close(fd)
+    _close(given)
+
+
+def _close(given: dict[int, os.stat_result]) -> None:
+    """Close what came with an order, wherever it ended; what is closed may have left its number to the job's own."""
+    for fd, file in given.items():
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(fd), file):
+                os.close(fd)
 
 
 def _reset(model: HostedModel, attention: str | None) -> None:
