@@ -162,18 +162,29 @@ class Replica:
 
     async def _company(self, lease: Lease) -> list[Lease]:
         """What may share a forward with a held job: what waits, and what comes in the next few ms if something did."""
-        most = self._config.batching.most - 1
-        found = await self._insist(lambda: self._state.queue.company(lease, self._name, most))
-        if found and len(found) < most and self._config.batching.window:
-            try:
-                await asyncio.sleep(self._config.batching.window)
-            except asyncio.CancelledError:
-                for one in (lease, *found):
-                    await asyncio.shield(self._state.queue.give_back(one, _STOPPED))
-                raise
-            left = most - len(found)
-            found += await self._insist(lambda: self._state.queue.company(lease, self._name, left))
+        most, window = self._config.batching.most - 1, self._config.batching.window
+        found: list[Lease] = []
+        try:
+            await self._ask_for_company(lease, found)
+            if found and len(found) < most and window:
+                await asyncio.sleep(window)
+                await self._ask_for_company(lease, found)
+        except asyncio.CancelledError:
+            for one in (lease, *found):
+                await asyncio.shield(self._state.queue.give_back(one, _STOPPED))
+            raise
         return found
+
+    async def _ask_for_company(self, lease: Lease, found: list[Lease]) -> None:
+        """Add to ``found``; cancelled, too, for what Redis has leased by then is ours."""
+        left = self._config.batching.most - 1 - len(found)
+        asking = asyncio.ensure_future(self._insist(lambda: self._state.queue.company(lease, self._name, left)))
+        try:
+            found += await asyncio.shield(asking)
+        except asyncio.CancelledError:
+            await asyncio.wait({asking})
+            found += asking.result()
+            raise
 
     async def _run_party(self, leases: list[Lease]) -> None:
         """Run jobs of one tenant side by side in one slot; each has its own end."""
