@@ -1,10 +1,12 @@
 """The fork executor: each job in a fresh child, and whatever it does there ends with it."""
 
 import asyncio
+import contextlib
 import os
 import resource
 import signal
 import stat
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -20,6 +22,7 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedT
 
 from interlace_workers.executors import proc
 from interlace_workers.executors.base import Done, ExecutorLost, Failed, LoadFailed, Printed, Started
+from interlace_workers.executors.cgroup import JobGroup, JobGroups
 from interlace_workers.executors.fork import ForkExecutor
 from interlace_workers.order import Load
 
@@ -138,7 +141,7 @@ async def test_a_job_that_ends_its_process_fails_alone(
     ran = await run(executor, backend.payload, tmp_path)
     assert says in ran.error
     assert isinstance(ran.end, Failed)
-    assert ran.end.cost.cpu_seconds
+    assert ran.end.cost.cpu_seconds is not None  # in ticks of 10 ms
     assert (await run(executor, reading(client), tmp_path)).saved["hidden"].shape == (1, 3, 32)
 
 
@@ -439,6 +442,61 @@ async def test_a_job_does_not_wait_for_the_rehearsal_of_its_child(
         os.kill(child.pid, signal.SIGCONT)
         assert (await running).saved["hidden"].shape[1] == 3
     assert child.is_warm is None
+    await executor.stop()
+
+
+class _Waiting(JobGroups):
+    """Groups in a folder of files, which are made when the test says so."""
+
+    asked, go = threading.Event(), threading.Event()
+
+    def add(self, pid: int) -> JobGroup:
+        self.asked.set()
+        self.go.wait()
+        return super().add(pid)
+
+
+async def test_a_child_that_nobody_waits_for_any_more_leaves_nothing(folder: Path, tmp_path: Path) -> None:
+    for name, text in {"cgroup.controllers": "memory", "cgroup.procs": "", "cgroup.subtree_control": ""}.items():
+        (tmp_path / name).write_text(text)
+    executor = ForkExecutor(load_of(folder))
+    await executor.start()
+    assert executor._spare is not None
+    await executor._spare.sealed()
+    await executor._spare.close()
+    executor._spare = None
+
+    async def settled() -> int:
+        assert executor._zygote is not None
+        async with asyncio.timeout(SECONDS):
+            while executor._zygote._children:
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0)
+        return len(os.listdir("/proc/self/fd"))
+
+    before = await settled()
+    for turns in range(8):
+        taking = asyncio.create_task(executor.take_spare())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.003 * turns)
+        taking.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            child = await taking
+            child.kill()
+            child.close()
+        if executor._spare is not None:
+            await executor._spare.close()
+            executor._spare = None
+        assert await settled() == before, turns
+    executor._groups = groups = _Waiting(tmp_path)
+    taking = asyncio.create_task(executor.take_spare())
+    await asyncio.to_thread(groups.asked.wait)
+    taking.cancel()
+    groups.go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await taking
+    assert await settled() == before
     await executor.stop()
 
 

@@ -128,8 +128,13 @@ class ForkExecutor:
         with metrics.SANDBOX_START_SECONDS.time():
             child = await zygote.fork()
         if self._groups is not None:
-            with contextlib.suppress(OSError):  # then it is watched
-                child.group = await asyncio.to_thread(self._groups.add, child.pid)
+            try:
+                with contextlib.suppress(OSError):  # then it is watched
+                    child.group = await asyncio.to_thread(self._groups.add, child.pid)
+            except BaseException:
+                child.kill()
+                child.close()
+                raise
         metrics.SANDBOX_STARTS.inc()
         return child
 

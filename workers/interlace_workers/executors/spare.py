@@ -31,22 +31,25 @@ class Spare:
 
     async def take(self) -> Child:
         """The child, the caller's from now on; it may be rehearsing still. Raises ExecutorLost."""
-        await cancelled(self._waiting)
-        child = await self._forking
         try:
+            await cancelled(self._waiting)
+            child = await asyncio.shield(self._forking)
             if self._rehearsing is not None:
                 await cancelled(self._rehearsing)
             if child.exited.done():
                 raise NoChild("the child that was forked ahead has ended")
         except BaseException:
-            child.kill()
-            child.close()
+            await asyncio.shield(self.close())
             raise
         return child
 
     async def close(self) -> None:
-        """Want it no more; the child ends with its zygote."""
+        """Want it no more, whether it is there or comes."""
         await cancelled(*(task for task in (self._waiting, self._rehearsing, self._forking) if task is not None))
+        if not self._forking.cancelled() and self._forking.exception() is None:
+            child = self._forking.result()
+            child.kill()
+            child.close()
 
     async def _wait_for_a_core(self) -> None:
         with contextlib.suppress(ExecutorLost):  # whoever takes the child learns of it

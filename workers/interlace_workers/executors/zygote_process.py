@@ -212,7 +212,13 @@ class ZygoteProcess:
             channel.send(self._end, {"fork": True})
         except OSError:
             self._lose()
-        return await future
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if not future.cancelled() and future.exception() is None:  # it came at the same moment
+                future.result().kill()
+                future.result().close()
+            raise
 
     async def settle(self, first: Child) -> None:
         """End the first child, which has shown that one can be sealed, and have the zygote prepare for all others.
