@@ -215,6 +215,7 @@ FORGED = [
     ),
     Attack("a body that never comes", "os.write(events, frame(3, b'x', 9999))\nwhile True: pass", fails=_TIME),
     Attack("closed", "os.close(events)\nwhile True: pass", fails=_TIME + "|."),
+    Attack("words without end", "while True: os.write(events, frame(5, b'{\"step\":1}') * 4000)", fails=_BROKEN),
 ]
 
 

@@ -71,6 +71,13 @@ def test_the_first_the_last_and_few_between(parent: Parent) -> None:
     assert [step for step, _ in told] == [*range(1, 100, 5), 100]
 
 
+def test_last_words_without_end_are_told_a_hundred_times_a_second(parent: Parent) -> None:
+    for _ in range(1000):
+        progress.tell(1, 1)
+        parent.clock.now += 0.001
+    assert 90 <= len(parent.told()) <= 110
+
+
 def test_slow_steps_are_all_told(parent: Parent) -> None:
     for _ in _Steps(range(3)):
         parent.clock.now += 9

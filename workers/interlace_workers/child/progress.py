@@ -10,6 +10,7 @@ from interlace.protocol.event import Progress, Shown
 from interlace.protocol.frames import FrameKind
 
 _PERIOD = 0.5  # seconds between two words of it, but for the last
+_LAST_PERIOD = 0.01  # seconds between two last words; a parent that is told a thousand a second ends the job
 
 
 class _Teller:
@@ -18,13 +19,15 @@ class _Teller:
     def __init__(self, events: int, clock: Callable[[], float]) -> None:
         self._events = events
         self._clock = clock
-        self._told_at = -_PERIOD
+        self._told_at = self._ended_at = -_PERIOD
 
     def tell(self, step: int, of: int | None, metrics: Mapping[str, float]) -> None:
         now = self._clock()
-        if now - self._told_at < _PERIOD and step != of:
+        if now - self._told_at < _PERIOD and (step != of or now - self._ended_at < _LAST_PERIOD):
             return
         self._told_at = now
+        if step == of:
+            self._ended_at = now
         with suppress(ValueError, OSError):  # what cannot be told is no reason to fail
             body = Progress(step=step, of=of, metrics=dict(metrics)).encode()
             os.write(self._events, frames.encode(FrameKind.PROGRESS, body))  # shorter than what a pipe takes whole

@@ -20,7 +20,7 @@ from interlace_workers.executors.base import Done, ExecutorLost, Failed, Happeni
 from interlace_workers.executors.cgroup import JobGroup
 from interlace_workers.executors.given import Outbox
 from interlace_workers.executors.memory import MemoryWatch
-from interlace_workers.executors.pace import Gallery, Told
+from interlace_workers.executors.pace import Gallery, Pace, Told
 from interlace_workers.executors.pipe import Pipe
 from interlace_workers.executors.values import Inlet
 from interlace_workers.executors.zygote_process import Child, Exit
@@ -64,6 +64,7 @@ class Execution:
         self._outbox = Outbox(job.method.allowance) if job.method is not None else None
         self._stopping: asyncio.TimerHandle | None = None
         self._told, self._gallery = Told(), Gallery()
+        self._unread = Pace(period=0.001, burst=10_000, silence=0.0)
         self._happened: asyncio.Queue[Happening] = asyncio.Queue(_AHEAD)
         self._log_bytes_left = limits.log_bytes
         self._begun = asyncio.Event()
@@ -177,6 +178,8 @@ class Execution:
                             raise BrokenFrame("news of a job that has not started")
                         if (news := self._read_news(frame)) is not None:
                             await self._happened.put(news)
+                        elif not self._unread.lets_through():
+                            raise BrokenFrame("more words than the job's own code says")
                         continue
                     if frame.kind is not FrameKind.RUNNING:
                         await asyncio.wait({logs}, timeout=_LAST_WORDS_SECONDS)
