@@ -197,7 +197,7 @@ _BROKEN = "channel that reports its end"
 FORGED = [
     Attack("a length of 4 GiB", "os.write(events, frame(2, b'x', 2**32 - 1))\nwhile True: pass", fails=_BROKEN),
     Attack("an unknown kind", "os.write(events, frame(99))\nwhile True: pass", fails=_BROKEN),
-    Attack("no frame at all", "os.write(events, os.urandom(1 << 15))\nwhile True: pass", fails=_BROKEN + "|."),
+    Attack("no frame at all", "os.write(events, os.urandom(1 << 15))\nwhile True: pass", fails=_BROKEN),
     Attack("half a frame", "os.write(events, b'\\2\\0')\nos._exit(3)", fails="exit code 3"),
     Attack(
         "a pickle", "os.write(events, b'\\x80\\x04cos\\nsystem\\n(S\"true\"\\ntR.')\nwhile True: pass", fails=_BROKEN
@@ -214,7 +214,7 @@ FORGED = [
         fails="slow",
     ),
     Attack("a body that never comes", "os.write(events, frame(3, b'x', 9999))\nwhile True: pass", fails=_TIME),
-    Attack("closed", "os.close(events)\nwhile True: pass", fails=_TIME + "|."),
+    Attack("closed", "os.close(events)\nwhile True: pass", fails=_TIME),
     Attack("words without end", "while True: os.write(events, frame(5, b'{\"step\":1}') * 4000)", fails=_BROKEN),
 ]
 

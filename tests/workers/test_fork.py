@@ -173,6 +173,37 @@ async def test_a_job_that_does_not_end_is_stopped(
     assert time.monotonic() - started < 60
 
 
+async def test_a_job_that_closes_what_it_reports_by_is_stopped_once_at_its_time(
+    executor: ForkExecutor, client: TransformersModel, tmp_path: Path
+) -> None:
+    backend = Capture()
+    with client.trace("the cat sat", backend=backend):
+        import os as system
+
+        system.closerange(3, 256)
+        while True:
+            pass
+    ran = await run(executor, backend.payload, tmp_path, wall_seconds=1.0)
+    assert "ran for 1 s, its limit" in ran.error
+    assert isinstance(ran.end, Failed)
+    assert not ran.end.crashed
+
+
+async def test_a_job_over_its_processor_time_is_told_so(
+    executor: ForkExecutor, client: TransformersModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ForkExecutor, "threads", -1)  # one second, before its wall time on a few cores, too
+    backend = Capture()
+    with client.trace("the cat sat", backend=backend):
+        while True:
+            pass
+    ran = await run(executor, backend.payload, tmp_path, wall_seconds=60.0)
+    assert "used 1 s of processor time" in ran.error
+    assert "limits.wall_seconds` (60 s)" in ran.error
+    assert isinstance(ran.end, Failed)
+    assert not ran.end.crashed
+
+
 async def test_a_job_over_its_memory_fails_with_the_name_of_the_limit(
     executor: ForkExecutor, client: TransformersModel, tmp_path: Path
 ) -> None:

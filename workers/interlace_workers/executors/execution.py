@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import os
 import signal
 import time
@@ -26,6 +27,7 @@ from interlace_workers.executors.values import Inlet
 from interlace_workers.executors.zygote_process import Child, Exit
 from interlace_workers.order import Order
 
+_NEARLY = 0.8  # of its processor time: the kernel keeps the limit by ticks, a tenth of a second of each off
 _LOOK = 0.05  # seconds between two looks at what a job uses
 _LONGEST_LINE = 16 << 10  # bytes
 #: How long the last output of a job that has said how it ended may take to arrive.
@@ -56,6 +58,8 @@ class Execution:
         self._limits = limits
         self._resident_at_start = proc.resident_bytes(child.pid)
         self._memory = memory or memory_of(child, limits.memory_bytes)
+        #: Processor time after which the kernel kills the child.
+        self._cpu_seconds = math.inf
         self._stopped: Failed | None = None
         self._has_said_how = False
         self._started, self._started_at = time.monotonic(), time.time()
@@ -71,6 +75,7 @@ class Execution:
 
     def order(self, order: Order, payload: bytes, result: Path, adapters: Sequence[Sealed] = ()) -> None:
         """Give the child its job; what it reads and writes travels as descriptors. Raises ExecutorLost."""
+        self._cpu_seconds = order.cpu_seconds
         with self.descriptors(payload, result) as fds:
             sealed = [one.file.fileno() for one in adapters]
             if self._outbox is None:
@@ -146,6 +151,13 @@ class Execution:
             "and was stopped. Hold less at a time, or ask the operator to raise `limits.memory_bytes`."
         )
 
+    def _too_busy(self) -> str:
+        return (
+            f"The job's threads used {self._cpu_seconds:g} s of processor time together, their limit, and it was "
+            "stopped. Use fewer threads, do less in one job, or ask the operator to raise what the limit follows: "
+            f"`limits.wall_seconds` ({self._limits.wall_seconds:g} s), `models[].threads`."
+        )
+
     def _stop(self, limit: str, why: str) -> None:
         self._stopped = self._failed(why, limit)
         self._child.kill()
@@ -195,13 +207,16 @@ class Execution:
             return self._failed(str(error), "broken_frame")
         except BrokenFrame:
             return self._failed("The job wrote to the channel that reports its end; it was stopped.", "broken_frame")
-        if self._stopped is not None:
-            await asyncio.wait({logs}, timeout=_LAST_WORDS_SECONDS)
-            return self._stopped
-        exit = await self._child.exited
+        exit = await self._child.exited if self._stopped is None else None
+        stopped = self._stopped  # by now: a job may close its events, and go on
         await asyncio.wait({logs}, timeout=_LAST_WORDS_SECONDS)
+        if stopped is not None:
+            return stopped
+        assert exit is not None
         if self._memory.is_over():
             return Failed(text=self._too_much(), cost=self._cost(exit), reason="memory_bytes")
+        if exit.code == -signal.SIGKILL and exit.cpu_seconds >= _NEARLY * self._cpu_seconds:
+            return Failed(text=self._too_busy(), cost=self._cost(exit), reason="wall_seconds")
         return Failed(text=_died(exit.code), cost=self._cost(exit), reason="died", crashed=exit.code < 0)
 
     def _read_news(self, frame: Frame) -> Happening | None:
