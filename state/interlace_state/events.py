@@ -8,6 +8,7 @@ from redis.asyncio import Redis
 from interlace.protocol import event as words
 from interlace.protocol.errors import UnknownJob
 from interlace.protocol.event import Ended, Event, Log, Saved, StateChanged
+from interlace_state.following import Following
 from interlace_state.keys import Keys
 
 _BLOCK_MS = 2_000  # well under `store.ANSWER_SECONDS`, which counts this wait
@@ -70,6 +71,10 @@ class Events:
                 yield after, event
                 if isinstance(event, Ended):
                     return
+
+    def following(self) -> Following:
+        """To follow many jobs over one connection."""
+        return Following(self._redis, self._keys)
 
     async def changes(self, tenant: str | None, apart: float) -> AsyncGenerator[None, None]:
         """Yield when the list of a tenant's jobs, or of everybody's for None, is no more what it was: first when that

@@ -14,6 +14,7 @@
 |                      |        |                        |                 | 0: given back                             |
 | live:{slug}:{tenant} | zset   | waiting, renewed       | queue           | a tenant's jobs not ended -> their order  |
 | running:{tenant}     | set    | waiting, renewed       | queue           | ids of a tenant's jobs that run           |
+| bell:{id}            | stream | a minute               | following       | ends a read of many jobs' events early    |
 | changed:{tenant}     | channel|                        | queue, jobs     | ids of a tenant's jobs that have changed  |
 | shares, shares:set   | hash   | forever                | queue, control  | tenant -> jobs that may run at a time: as |
 |                      |        |                        |                 | it came, and what an operator has set     |
@@ -106,6 +107,9 @@ class Keys:
 
     def events(self, job_id: str) -> str:
         return f"{self.prefix}events:{job_id}"
+
+    def bell(self, follower: str) -> str:
+        return f"{self.prefix}bell:{follower}"
 
     def queue(self, slug: str, tenant: str) -> str:
         return f"{self.prefix}queue:{slug}:{tenant}"

@@ -88,6 +88,23 @@ async def test_one_job_more_than_a_socket_takes_is_refused_and_the_others_go_on(
     assert head["job"] == job_id
 
 
+async def test_a_socket_takes_one_connection_to_redis_however_many_jobs_it_follows(
+    gateway: Gateway, worker: Worker
+) -> None:
+    listener = Listener(gateway)
+    for _ in range(60):
+        await listener.say(follow=(await submitted(worker.state, model=gateway_process.KEY)).id)
+        assert (await listener.next())[0]["event"]["state"] == "queued"
+    while not (waiting := await reads_that_wait(worker)):
+        pass
+    assert len(waiting) == 1
+
+
+async def reads_that_wait(worker: Worker) -> list[dict[str, str]]:
+    """Connections to Redis that wait for events."""
+    return [one for one in await worker.state.redis.client_list() if one["cmd"] == "xread" and "b" in one["flags"]]
+
+
 async def test_it_goes_on_behind_any_event(gateway: Gateway, worker: Worker) -> None:
     job_id = await post(gateway)
     lease = await worker.start()

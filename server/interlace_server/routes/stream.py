@@ -11,14 +11,15 @@ no job.
 import asyncio
 import json
 import struct
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from typing import Annotated, Any
 
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from redis.exceptions import RedisError
 
-from interlace.protocol.errors import InterlaceError, InvalidRequest, ShuttingDown, TooMany, UnknownValue
+from interlace.protocol import event as words
+from interlace.protocol.errors import InterlaceError, InvalidRequest, ShuttingDown, TooMany, UnknownJob, UnknownValue
 from interlace.protocol.event import Ended, Event, Picture, Saved
 from interlace.protocol.ids import EVENT_ID, JOB_ID
 from interlace_server import metrics
@@ -77,13 +78,17 @@ async def stream(websocket: WebSocket) -> None:
 
 
 class Stream:
-    """A client's socket and the jobs that it follows."""
+    """A client's socket and the jobs that it follows: one connection to Redis, however many they are."""
 
     def __init__(self, websocket: WebSocket, gateway: Gateway, caller: Caller) -> None:
         self._websocket = websocket
         self._gateway = gateway
         self._caller = caller
-        self._following: dict[str, asyncio.Task[None]] = {}
+        #: Jobs that the client has just asked for, with the event behind which it follows them.
+        self._asked: dict[str, str] = {}
+        self._following = gateway.state.events.following()
+        self._has_work = asyncio.Event()
+        self._redis_lost: float | None = None
         self._sending = asyncio.Lock()
         self._clock = asyncio.get_running_loop().time
         self._busy_at = self._said_at = self._clock()
@@ -92,13 +97,15 @@ class Stream:
         """Listen and tell, until the client has gone, nothing was asked for long, or the server closes."""
         tasks = (
             asyncio.create_task(self._listen(), name="stream-listen"),
+            asyncio.create_task(self._follow(), name="stream-follow"),
             asyncio.create_task(self._last(), name="stream-last"),
             asyncio.create_task(self._gateway.drain.closing.wait(), name="stream-closing"),
         )
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            await cancelled(*tasks, *self._following.values())
+            await cancelled(*tasks)
+            await self._following.close()
             with suppress(RuntimeError, WebSocketDisconnect):
                 await self._websocket.close(1012)
 
@@ -112,27 +119,29 @@ class Stream:
                 except ValidationError:
                     raise InvalidRequest(f"Expected a job to follow or to leave, and not {text[:80]!r}.") from None
                 if isinstance(word, Leave):
-                    if leaving := self._following.pop(word.leave, None):
-                        leaving.cancel()
-                elif word.follow not in self._following:
-                    await self._begin(word.follow, word.after or "0")
+                    self._asked.pop(word.leave, None)
+                    self._following.leave(word.leave)
+                elif word.follow not in self._asked and word.follow not in self._following:
+                    await self._ask(word.follow, word.after or "0")
         except (WebSocketDisconnect, KeyError):  # or it has sent bytes
             return
         except InvalidRequest as error:
             await self._send(_refusal(error))
 
-    async def _begin(self, job_id: str, after: str) -> None:
-        if len(self._following) >= _MOST_JOBS:
+    async def _ask(self, job_id: str, after: str) -> None:
+        if len(self._asked) + len(self._following) >= _MOST_JOBS:
             full = f"This socket follows {_MOST_JOBS} jobs, as many as one can: leave some, or open another."
             await self._send({"job": job_id, "failed": full, "status": TooMany.http_status})
             return
-        self._following[job_id] = asyncio.create_task(self._follow(job_id, after), name=f"stream {job_id}")
+        self._asked[job_id] = after
+        self._has_work.set()
+        self._following.interrupt()
 
     async def _last(self) -> None:
         """Break the silence; returns when the socket has had its time."""
         until = self._clock() + _LONGEST
         while (now := self._clock()) < until:
-            if self._following:
+            if self._has_work.is_set():
                 self._busy_at = now
             if now - self._busy_at > _IDLE:
                 return
@@ -140,41 +149,74 @@ class Stream:
                 await self._send({})
             await asyncio.sleep(_KEEP_ALIVE / 3)
 
-    async def _follow(self, job_id: str, after: str) -> None:
-        """Tell a job's events behind one; it ends with the last of them."""
-        try:
-            with self._gateway.drain.stream():
-                last = await self._gateway.state.events.last(job_id, self._caller.tenant)  # or it is not the caller's
-                newest, ended = await self._gateway.state.jobs.newest_event(job_id) if after != "0" else ("", False)
-                if ended and after == newest:  # nothing will come behind it
-                    await self._tell(job_id, newest, last)
-                else:
-                    await self._tell_all(job_id, after)
-        except (InterlaceError, RedisError) as error:
-            await self._give_up({"job": job_id, **_refusal(error)})
-        except (WebSocketDisconnect, RuntimeError):  # the client has gone
-            return
-        except Exception as error:  # noqa: BLE001  the task's edge: whatever broke, the client must hear of it
-            await self._give_up({"job": job_id, "failed": unexpected(error, "/v1/stream"), "status": 500})
-        finally:
-            if self._following.get(job_id) is asyncio.current_task():
-                del self._following[job_id]
+    async def _follow(self) -> None:
+        """Tell of the jobs that are followed; returns when the client has gone."""
+        with suppress(WebSocketDisconnect, RuntimeError):
+            while await self._has_work.wait():
+                with self._gateway.drain.stream():
+                    while self._asked or len(self._following):
+                        await self._turn()
+                self._has_work.clear()
 
-    async def _tell_all(self, job_id: str, after: str) -> None:
-        """Raises InterlaceError, RedisError when Redis stays away."""
-        lost: float | None = None
-        while True:
-            try:
-                async for event_id, event in self._gateway.state.events.follow(job_id, after):
-                    lost = None
-                    await self._tell(job_id, event_id, event)
-                    after = event_id
-                return
-            except RedisError:
-                lost = lost or self._clock()
-                if self._clock() - lost > _KEEP_ALIVE:
-                    raise
+    async def _turn(self) -> None:
+        """Take in the jobs that were asked for, then tell what has happened to all."""
+        try:
+            while self._asked:
+                await self._take_in(*next(iter(self._asked.items())))
+            if len(self._following):
+                async with aclosing(self._following.read()) as news:
+                    async for job_id, event_id, data in news:
+                        await self._hand_on(job_id, event_id, data)
+            self._redis_lost = None
+        except RedisError as error:
+            self._redis_lost = self._redis_lost or self._clock()
+            if self._clock() - self._redis_lost <= _KEEP_ALIVE:
                 await asyncio.sleep(_RETRY)
+                return
+            for job_id in (*self._asked, *self._following):
+                await self._give_up(job_id, _refusal(error))
+            self._redis_lost = None
+
+    async def _take_in(self, job_id: str, after: str) -> None:
+        """Follow a job that was asked for, if it is the caller's. Raises RedisError."""
+        state = self._gateway.state
+        try:
+            last = await state.events.last(job_id, self._caller.tenant)  # or it is not the caller's
+            newest, ended = await state.jobs.newest_event(job_id) if after != "0" else ("", False)
+            if ended and after == newest:  # nothing will come behind it
+                await self._tell(job_id, newest, last)
+            elif self._asked.get(job_id) == after:  # it was not left meanwhile
+                self._following.add(job_id, after)
+        except Exception as error:  # noqa: BLE001  the job's edge, as below
+            await self._answer_for(job_id, error)
+        if self._asked.get(job_id) == after:
+            del self._asked[job_id]
+
+    async def _hand_on(self, job_id: str, event_id: str, data: bytes | None) -> None:
+        """Tell an event; None for a job whose events are gone. Raises RedisError."""
+        try:
+            if data is None:
+                raise UnknownJob(f"The events of job {job_id} are gone: its lifetime is over.")
+            event = words.decode(data)
+            await self._tell(job_id, event_id, event)
+            if isinstance(event, Ended):
+                self._following.leave(job_id)
+        except Exception as error:  # noqa: BLE001  the job's edge: whatever broke, the client must hear of it
+            await self._answer_for(job_id, error)
+
+    async def _answer_for(self, job_id: str, error: Exception) -> None:
+        """What went wrong with a job is told, and ends it alone; but for Redis' failures, and the client's end."""
+        if isinstance(error, InterlaceError):
+            await self._give_up(job_id, _refusal(error))
+        elif isinstance(error, (RedisError, WebSocketDisconnect, RuntimeError)):
+            raise error
+        else:
+            await self._give_up(job_id, {"failed": unexpected(error, "/v1/stream"), "status": 500})
+
+    async def _give_up(self, job_id: str, refusal: dict[str, Any]) -> None:
+        self._asked.pop(job_id, None)
+        self._following.leave(job_id)
+        await self._send({"job": job_id, **refusal})
 
     async def _tell(self, job_id: str, event_id: str, event: Event) -> None:
         shown = event.bare if isinstance(event, (Saved, Picture)) else event
@@ -195,10 +237,6 @@ class Stream:
         if isinstance(event, Ended) and event.result is not None and event.result.size <= most:
             return await state.results.read(job_id)
         return None
-
-    async def _give_up(self, sentence: dict[str, Any]) -> None:
-        with suppress(WebSocketDisconnect, RuntimeError):
-            await self._send(sentence)
 
     async def _send(self, head: dict[str, Any]) -> None:
         async with self._sending:
