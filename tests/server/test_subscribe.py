@@ -219,6 +219,22 @@ async def test_a_client_that_leaves_while_its_job_runs_cancels_it(gateway: Gatew
     assert (update["status"], update["description"]) == ("ERROR", "The client left before the job had ended.")
 
 
+async def test_a_gateway_that_stops_cuts_no_grace_short_and_does_not_wait_for_it(start_gateway: Any) -> None:
+    with start_gateway(gateway={"drain_seconds": 3600}, lifetimes={"disconnect_grace": 3600}) as gateway:
+        async with open_state(gateway.config) as state:
+            await publish(state, gateway.config)
+            socket, job_id = await open_and_post(gateway)
+            await receive(socket)
+            socket.shutdown()
+            session = f"{gateway.config.redis.prefix}session:*"
+            while [key async for key in state.redis.scan_iter(match=session)]:  # until it is known that it has left
+                pass
+            gateway.process.terminate()
+            assert await asyncio.to_thread(gateway.process.wait, gateway_process.DEADLINE) == 0
+            assert [line["job"] for line in gateway.actions("kept")] == [job_id]
+            assert (await Worker(state).start()).job.id == job_id
+
+
 async def test_what_a_client_says_on_the_socket_is_not_heard(gateway: Gateway, worker: Worker) -> None:
     socket, session_id = await subscribe(gateway)
     for _ in range(100):

@@ -39,8 +39,10 @@ _PLACE_PERIOD = 2.0  # seconds between two looks at where a waiting job stands
 async def subscribe(websocket: WebSocket) -> None:
     gateway = gateway_of(websocket)
     await websocket.accept()
+    stream = Stream(websocket, gateway)
     with gateway.drain.stream():
-        await Stream(websocket, gateway).run()
+        await stream.run()
+    await stream.let_go()
 
 
 class Stream:
@@ -73,6 +75,27 @@ class Stream:
         finally:
             await cancelled(talk, gone, closing)
             await self._close()
+
+    async def let_go(self) -> None:
+        """Cancel the job of a client that has left: stock nnsight does not come back to a stream.
+
+        A gateway that stops does not wait for the end of the grace: it keeps the job, as those of clients that stayed.
+        """
+        if self._job_id and not self._ended:
+            grace = self._gateway.config.lifetimes.disconnect_grace
+            try:
+                await asyncio.wait_for(self._gateway.drain.closing.wait(), grace)
+                log.info("kept", job=self._job_id)
+            except TimeoutError:
+                await self._give_up()
+        log.info("stream_closed", job=self._job_id)
+
+    async def _give_up(self) -> None:
+        try:
+            if await self._gateway.state.queue.leave(self._job_id, "The client left before the job had ended."):
+                await self._gateway.state.results.delete_payload(self._job_id)
+        except RedisError as error:
+            log.warning("redis_failed", path="/subscribe", job=self._job_id, error=str(error))
 
     async def _gone(self) -> None:
         while (await self._websocket.receive())["type"] != "websocket.disconnect":
@@ -235,22 +258,11 @@ class Stream:
         """Forget the session and close the socket; either may be gone already."""
         if self._session_id:
             try:
-                posted = await self._gateway.state.sessions.close(self._session_id)
-                if (job_id := self._job_id or posted) and not self._ended:
-                    await self._give_up(job_id)
+                self._job_id = await self._gateway.state.sessions.close(self._session_id) or self._job_id
             except RedisError as error:
                 log.warning("redis_failed", path="/subscribe", error=str(error))
         with suppress(RuntimeError, WebSocketDisconnect):
             await self._websocket.close()
-        log.info("stream_closed", job=self._job_id)
-
-    async def _give_up(self, job_id: str) -> None:
-        """Cancel a job whose client has left: stock nnsight does not come back to a stream."""
-        grace = self._gateway.config.lifetimes.disconnect_grace
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._gateway.drain.closing.wait(), grace)
-        if await self._gateway.state.queue.leave(job_id, "The client left before the job had ended."):
-            await self._gateway.state.results.delete_payload(job_id)
 
 
 async def _between(before: bytes, pieces: AsyncIterator[Piece], behind: bytes) -> AsyncIterator[Piece]:

@@ -57,7 +57,8 @@ class LifetimeConfig(Section):
     lease: float = Field(default=15.0, ge=1, le=DAY)
     """A worker that is silent for this long has lost its job to another."""
     disconnect_grace: float = Field(default=2.0, ge=0, le=DAY)
-    """A job whose client waits for it on a WebSocket and leaves is cancelled after this; a polled job never is."""
+    """A job whose client waits for it on a WebSocket and leaves is cancelled after this; a polled job never is,
+    nor one whose gateway stops meanwhile."""
 
 
 class BatchingConfig(Section):
