@@ -1,4 +1,4 @@
-"""Removes results, payloads and entries of the index of jobs whose lifetime is over, every few minutes.
+"""Removes results, payloads and entries of the index and of queues of jobs whose lifetime is over, every few minutes.
 
 It also makes the index of artifacts again where Redis has lost it.
 """
@@ -32,8 +32,14 @@ async def _collect_forever(state: State, lifetimes: LifetimeConfig) -> None:
             await state.lake.make_sure_of_index()
             files = await state.results.collect() + await state.values.collect() + await state.checkpoints.collect()
             jobs = await state.jobs.prune(time.time() - lifetimes.result)
-            if files or jobs:
-                log.info("collected", files=files, jobs=jobs)
+            queued = await _sweep(state, time.time() - lifetimes.waiting)
+            if files or jobs or queued:
+                log.info("collected", files=files, jobs=jobs, queued=queued)
         except Exception as error:  # noqa: BLE001  the task's edge: a store that fails now may answer next time
             log.failure("collect_failed", error)
         await asyncio.sleep(min(_LONGEST_PERIOD, lifetimes.result))
+
+
+async def _sweep(state: State, older_than: float) -> int:
+    models = {one.card.key for one in await state.models.all()} | {one.key for one in await state.desired.all()}
+    return sum([await state.queue.sweep(key, older_than) for key in models])

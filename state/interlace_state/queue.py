@@ -41,6 +41,7 @@ _SCRIPTS = (
     "requeue",
     "part",
     "place",
+    "sweep",
 )
 _POLL_SECONDS = 1
 _RETRY_AFTER = 10  # seconds
@@ -322,6 +323,10 @@ class Queue:
     async def fail_all(self, model: ModelKey, text: str) -> int:
         """End every job of a model that is hosted no more, running or not; returns how many."""
         return await self._end_all(model, text, "1")
+
+    async def sweep(self, model: ModelKey, older_than: float) -> int:
+        """Take jobs that came before a Unix time, and whose record is gone, out of the queue; returns how many."""
+        return int(await self._run("sweep", model.slug, int(older_than * 1000)))
 
     async def _end_all(self, model: ModelKey, text: str, held_too: str) -> int:
         end = Ended(state=JobState.ERROR, text=text)

@@ -214,6 +214,21 @@ async def test_results_whose_lifetime_is_over_are_collected(start_gateway: Any, 
     assert (old.exists(), young.exists()) == (False, True)
 
 
+async def test_what_is_left_in_a_queue_of_a_job_whose_lifetime_is_over_is_collected(start_gateway: Any) -> None:
+    with start_gateway(hurried={"interlace_server.collector._LONGEST_PERIOD": 0.1}) as gateway:
+        async with open_state(gateway.config) as state:
+            await publish(state, gateway.config)
+            keys = Keys(gateway.config.redis.prefix)
+            queue = keys.queue(KEY.slug, "local")
+            await state.redis.xgroup_create(queue, "workers", id="0", mkstream=True)
+            await state.redis.xadd(queue, {"job": "f" * 32}, id="1-1")  # of 1970
+            await state.redis.sadd(keys.tenants(KEY.slug), "local")
+            await asyncio.to_thread(
+                until, lambda: any(one["queued"] for one in gateway.actions("collected")), "the job"
+            )
+            assert await state.queue.length(KEY) == 0
+
+
 @pytest.mark.parametrize("public_url", ["https://lab.example/interlace", "https://lab.example/interlace/"])
 async def test_links_of_a_gateway_behind_a_proxy(start_gateway: Any, public_url: str) -> None:
     with start_gateway(gateway={"public_url": public_url}, store={"inline_bytes": 0}) as gateway:

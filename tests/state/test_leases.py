@@ -215,6 +215,28 @@ async def test_jobs_whose_lifetime_is_over_are_not_counted(state: State, keys: K
     assert (await lease(state, "two")).attempt == 1
 
 
+@pytest.mark.parametrize("had", ["leased", "given back", "parted", "never"])
+async def test_a_job_that_outlives_its_record_does_not_stay_in_the_queue(state: State, keys: Keys, had: str) -> None:
+    """A model whose queue is not empty never rests."""
+    gone = await submitted(state)
+    if had != "never":
+        held = await lease(state)
+        if had == "given back":
+            await state.queue.give_back(held, "restart")
+        elif had == "parted":
+            await state.queue.part(held, "alone")
+    there = await submitted(state)
+    await state.redis.delete(keys.job(gone.id), keys.events(gone.id))
+    assert await state.queue.sweep(MODEL, there.submitted_at - 3600) == 0
+    assert await state.queue.sweep(MODEL, there.submitted_at + 3600) == 1
+    assert await state.queue.length(MODEL) == 1
+    place = await state.queue.place(there.id)
+    assert place is not None
+    assert place.ahead == 0
+    assert await state.queue.finish(await lease(state, "two"), done("the other"))
+    assert await state.queue.length(MODEL) == 0
+
+
 async def test_a_withdrawn_model_ends_running_jobs_and_their_workers_hear_of_it(state: State, config: Config) -> None:
     job = await submitted(state)
     held = await lease(state)
