@@ -59,14 +59,16 @@ async def take_in(
     *,
     idempotency_key: str | None,
     batching: bool,
+    alone: bool = False,
     recent: Recent | None = None,
 ) -> str:
     """Make a job durable; its id, or that of the job which the same request had made before.
 
+    ``alone``: whether it was asked that the job shares its forward with none; ``batching``: whether it may share it.
     ``recent``: where the model is from. Raises SessionRefused, IdempotencyConflict, TooMany, StoreFull; ModelChanged if
     the model is no more what was recent.
     """
-    again = await asyncio.to_thread(_idempotency, idempotency_key, job, payload) if idempotency_key else None
+    again = await asyncio.to_thread(_idempotency, idempotency_key, job, payload, alone) if idempotency_key else None
     ready = model.state is ModelState.READY
     submitted = await _accept(
         gateway, job, payload, caller.limits, again, model_ready=ready, batching=batching, recent=recent
@@ -116,10 +118,17 @@ async def servable(gateway: Gateway, key: ModelKey, caller: Caller, recent: Host
     return model
 
 
-def _idempotency(key: str, job: Job, payload: bytes) -> tuple[str, str]:
+def _idempotency(key: str, job: Job, payload: bytes, alone: bool) -> tuple[str, str]:
     """Digests of a client's key, and of what makes two requests the same: all but the session that waits for it."""
     request = hashlib.sha256(f"{job.model.canonical}\n{json.dumps(job.env, sort_keys=True)}\n{job.compress}\n".encode())
     request.update(payload)
+    # Behind the payload, and only what was asked for: else a request would be another than it was for an older gateway.
+    if job.method is not None and job.method.resume is not None:
+        request.update(f"\nresume {job.method.resume}".encode())
+    if job.stream_saves:
+        request.update(b"\nstream saves")
+    if alone:
+        request.update(b"\nbatching off")
     return hashlib.sha256(key.encode()).hexdigest(), request.hexdigest()
 
 

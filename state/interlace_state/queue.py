@@ -296,9 +296,9 @@ class Queue:
         """Whether a job was asked to end with what it has."""
         return bool(await self._redis.hexists(self._keys.job(job_id), "stopping"))
 
-    async def leave(self, job_id: str, text: str) -> bool:
+    async def leave(self, job_id: str, session_id: str, text: str) -> bool:
         """A session that followed a job is gone: cancel it, unless others follow it or it is polled."""
-        return await self._end("leave", job_id, Ended(state=JobState.CANCELLED, text=text))
+        return await self._end("leave", job_id, Ended(state=JobState.CANCELLED, text=text), session_id)
 
     async def is_over(self, job_id: str) -> bool:
         """Whether a job was cancelled, or nothing is known of it."""

@@ -264,8 +264,9 @@ async def test_a_silent_stream_says_that_it_lives_and_ends_with_the_gateway(star
 
 
 async def test_the_same_request_is_the_same_job(gateway: Gateway, worker: Worker) -> None:
-    def again(key: str, payload: bytes = PICKLE, **changes: Any) -> httpx.Response:
-        return gateway.post(payload, headers={**HEADERS, "Idempotency-Key": key}, compress=False, **changes)
+    def again(key: str, payload: bytes = PICKLE, header: str = "", **changes: Any) -> httpx.Response:
+        headers = {**HEADERS, "Idempotency-Key": key} | dict([header.split(": ")] if header else ())
+        return gateway.post(payload, headers=headers, compress=False, **changes)
 
     first = await asyncio.to_thread(again, "key-1")
     assert "idempotent-replayed" not in first.headers
@@ -280,6 +281,12 @@ async def test_the_same_request_is_the_same_job(gateway: Gateway, worker: Worker
         refused = await asyncio.to_thread(again, "key-1", payload, env=env)
         assert refused.status_code == 409
         assert "Idempotency-Key" in refused.json()["detail"]
+    for header, status in (
+        ("interlace-stream: saves", 409),
+        ("interlace-batching: off", 409),
+        ("interlace-batching: on", 200),
+    ):
+        assert (await asyncio.to_thread(again, "key-1", header=header)).status_code == status
     other = await asyncio.to_thread(again, "key-2")
     assert other.json()["id"] != job_id
     for _ in range(2):

@@ -170,6 +170,19 @@ async def test_keys_reach_what_they_may(start_gateway: Any, redis_url: str) -> N
             assert "no checkpoint is kept" in refused(await asyncio.to_thread(post, gateway, mine, resume=job), 422)
 
 
+async def test_a_job_that_resumes_another_is_another_request(gateway: Gateway, state: State, worker: Worker) -> None:
+    former = (await asyncio.to_thread(post, gateway, again="key")).json()["id"]
+    lease = await worker.start()
+    staged = state.checkpoints.stage()
+    staged.write_bytes(b"what it had")
+    await state.checkpoints.put(former, staged, await state.results.payload(lease.job))
+    await state.queue.cancel(former, "enough")
+    assert "with another request" in refused(await asyncio.to_thread(post, gateway, resume=former, again="key"), 409)
+    assert (await asyncio.to_thread(post, gateway, again="key")).json()["id"] == former
+    assert (await asyncio.to_thread(post, gateway, resume=former, again="another")).json()["id"] != former
+    await worker.complete(await worker.start(), b"{}")
+
+
 async def test_cancelling_asks_first_and_then_insists(gateway: Gateway, state: State, worker: Worker) -> None:
     waits = (await asyncio.to_thread(post, gateway)).json()["id"]
     at = f"{gateway.url}/v1/jobs/{waits}"

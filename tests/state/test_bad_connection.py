@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from meeting import MODEL, ends, history, lease, submitted
+from meeting import MODEL, ends, history, lease, make_job, submitted
 
 from interlace.protocol.event import Ended, Log
 from interlace.protocol.job import JobState
@@ -114,3 +114,37 @@ async def test_a_job_is_taken_once(state: State, far: State, line: tuple[Line, P
     line[0].open.set()
     assert (await taking).attempt == 1
     assert not line[0].loses_answer
+
+
+async def test_a_client_that_leaves_is_counted_once(
+    state: State, far: State, line: tuple[Line, Path], config: Config
+) -> None:
+    """Its job goes on for another that follows it."""
+    await far.queue.leave("0" * 32, "nobody", "the script is loaded")
+    limits = {"waiting_jobs": 9, "running_jobs": 9, "kept_jobs": 9}
+    sessions = [await state.sessions.open("local") for _ in range(2)]
+    jobs = [make_job(session) for session in sessions]
+    for job in jobs:
+        await state.queue.submit(job, **limits, model_ready=True, idempotency=("key", "payload"))
+    line[0].loses_answer = True
+    assert not await far.queue.leave(jobs[0].id, sessions[0], "The client left.")
+    assert not line[0].loses_answer
+    assert await ends(state, config, jobs[0]) == []
+    line[0].loses_answer = True
+    assert await far.queue.leave(jobs[0].id, sessions[1], "The client left.")
+    assert not line[0].loses_answer
+    assert await ends(state, config, jobs[0]) == ["The client left."]
+
+
+async def test_a_request_that_came_before_is_followed_once(state: State, far: State, line: tuple[Line, Path]) -> None:
+    limits = {"waiting_jobs": 9, "running_jobs": 9, "kept_jobs": 9}
+    sessions = [await state.sessions.open("local") for _ in range(2)]
+    first = make_job(sessions[0])
+    await state.queue.submit(first, **limits, model_ready=True, idempotency=("key", "payload"))
+    line[0].loses_answer = True
+    again = make_job(sessions[1])
+    sent = await far.queue.submit(again, **limits, model_ready=True, idempotency=("key", "payload"))
+    assert not line[0].loses_answer
+    assert (sent.job_id, sent.replayed) == (first.id, True)
+    assert not await state.queue.leave(first.id, sessions[0], "left")
+    assert await state.queue.leave(first.id, sessions[1], "left")

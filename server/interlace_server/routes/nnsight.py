@@ -99,6 +99,7 @@ async def submit(
             response,
             idempotency_key=idempotency_key,
             batching=may_share and not (envelope.env.get("edits") or envelope.env.get("artifacts")),
+            alone=batching == "off",
             recent=recent,
         )
 

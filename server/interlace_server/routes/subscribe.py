@@ -91,8 +91,9 @@ class Stream:
         log.info("stream_closed", job=self._job_id)
 
     async def _give_up(self) -> None:
+        text = "The client left before the job had ended."
         try:
-            if await self._gateway.state.queue.leave(self._job_id, "The client left before the job had ended."):
+            if await self._gateway.state.queue.leave(self._job_id, self._session_id, text):
                 await self._gateway.state.results.delete_payload(self._job_id)
         except RedisError as error:
             log.warning("redis_failed", path="/subscribe", job=self._job_id, error=str(error))

@@ -20,21 +20,23 @@ if ARGV[15] ~= "" then
   if not card or redis.sha1hex(card) ~= ARGV[15] then return -5 end
   if not sign or not string.find(sign, '"state":"ready"', 1, true) then return -5 end
 end
-if session ~= "" then
-  local first = redis.call("XRANGE", key("session", session), "-", "+", "COUNT", 1)[1]
-  if not first or first[2][2] ~= tenant then return -1 end
-  if redis.call("XLEN", key("session", session)) > 1 then return -2 end
-end
 local former = again ~= "" and redis.call("HMGET", key("idem", tenant, again), "job", "payload") or {}
-if former[1] and redis.call("EXISTS", key("job", former[1])) == 1 then
+local is_known = former[1] and redis.call("EXISTS", key("job", former[1])) == 1
+local has_it = false
+if session ~= "" then
+  local said = redis.call("XRANGE", key("session", session), "-", "+", "COUNT", 2)
+  if not said[1] or said[1][2][2] ~= tenant then return -1 end
+  has_it = is_known and said[2] and said[2][2][2] == former[1]  -- a call that is repeated, by the connection or the client
+  if said[2] and not has_it then return -2 end
+end
+if is_known then
   if former[2] ~= ARGV[12] then return -4 end
   if session == "" then
-    redis.call("HDEL", key("job", former[1]), "followers")  -- it is polled now
-  else
+    redis.call("HDEL", key("job", former[1]), "sessions")  -- it is polled now
+  elseif not has_it then
     redis.call("XADD", key("session", session), "*", "job", former[1])
-    if redis.call("HEXISTS", key("job", former[1]), "followers") == 1 then
-      redis.call("HINCRBY", key("job", former[1]), "followers", 1)
-    end
+    local followers = redis.call("HGET", key("job", former[1]), "sessions")
+    if followers then redis.call("HSET", key("job", former[1]), "sessions", followers .. session .. " ") end
   end
   return {place(former[1]), former[1]}
 end
@@ -73,6 +75,6 @@ end
 keep(id, slug, tenant, lifetime)
 if session ~= "" then
   redis.call("XADD", key("session", session), "*", "job", id)
-  redis.call("HSET", key("job", id), "followers", 1)
+  redis.call("HSET", key("job", id), "sessions", session .. " ")
 end
 return {place(id), id}
