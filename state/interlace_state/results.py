@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 
 from interlace.protocol.errors import StoreFull, UnknownJob
 from interlace.protocol.job import Job, JobState, ResultRef
+from interlace_state import leftovers
 from interlace_state.checkpoints import FOLDER as CHECKPOINTS
 from interlace_state.files import Files, Piece
 from interlace_state.keys import Keys
@@ -129,6 +130,7 @@ class Results:
         now = time.time()
         return (
             await self._collect_payloads(now - _YOUNG_SECONDS)
+            + await self._collect_results(now - _YOUNG_SECONDS)
             + await self._files.expire("results", now - self._lifetimes.result)
             + await self._files.expire("payloads", now - self._lifetimes.waiting)
             + await self._files.expire("staging", now - self._lifetimes.waiting)
@@ -145,6 +147,14 @@ class Results:
         over = [job_id for job_id, state in zip(job_ids, states, strict=True) if state not in waits]
         for job_id in over:
             await self.delete_payload(job_id)
+        return len(over)
+
+    async def _collect_results(self, older_than: float) -> int:
+        """Remove results of jobs that are known no more: a tenant has only so many (`limits.kept_jobs`)."""
+        names = await self._files.older("results", older_than)
+        over = await leftovers.unknown(self._redis, self._keys, names)
+        for job_id in over:
+            await self._files.delete(f"results/{job_id}")
         return len(over)
 
     async def _signature(self, job_id: str, expires: int) -> str:

@@ -432,6 +432,17 @@ async def test_ended_jobs_over_what_is_kept_are_forgotten_the_oldest_first(state
         await state.events.last(jobs[0].id, "local")
 
 
+async def test_jobs_that_wait_do_not_keep_those_that_have_ended(state: State) -> None:
+    waiting, others = [make_job() for _ in range(25)], [make_job(model=OTHER) for _ in range(5)]
+    for job in waiting:
+        await submit(state, job, kept_jobs=27)
+    for job in others:
+        await submit(state, job, kept_jobs=27)
+        await state.queue.finish(await lease(state, model=job.model), DONE)
+    kept = {one.id for one in (await state.jobs.list("local")).jobs}
+    assert kept == {job.id for job in (*waiting, *others[-2:])}
+
+
 async def test_a_paused_model_says_so_in_the_place(state: State, config: Config) -> None:
     await queue_up(state, "mine", 2)
     await run_next(state, config)

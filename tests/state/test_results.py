@@ -10,6 +10,7 @@ from meeting import make_job, submit
 from interlace.protocol.errors import StoreFull, UnknownJob
 from interlace.protocol.job import Job
 from interlace_state.config import Config
+from interlace_state.keys import Keys
 from interlace_state.store import State, open_state
 
 
@@ -134,6 +135,24 @@ async def test_a_refused_post_takes_up_no_room(config: Config) -> None:
             job = make_job()
             await state.results.put_payload(job.id, bytes(600))
             await state.results.delete_payload(job.id)
+
+
+async def test_results_go_with_the_record_of_their_job(
+    state: State, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a job that was forgotten as its tenant has others: nobody could delete it, and it took its bytes."""
+    jobs = [make_job() for _ in range(2)]
+    for job in jobs:
+        await submit(state, job)
+        await stored(state, job, b"result")
+    await state.redis.delete(Keys(config.redis.prefix).job(jobs[0].id))
+    assert await state.results.collect() == 0
+    later = time.time() + 120
+    monkeypatch.setattr(time, "time", lambda: later)
+    assert await state.results.collect() == 1
+    with pytest.raises(UnknownJob):
+        await state.results.read(jobs[0].id)
+    assert await state.results.read(jobs[1].id) == b"result"
 
 
 async def test_payloads_of_jobs_that_ended_or_never_were_are_collected(

@@ -59,12 +59,17 @@ enqueue(id, slug, tenant)
 for _, index in ipairs({key("jobs"), key("jobs", tenant)}) do redis.call("ZADD", index, time, id) end
 local over = redis.call("ZCARD", key("jobs", tenant)) - tonumber(ARGV[13])
 if over > 0 then
-  for _, old in ipairs(redis.call("ZRANGE", key("jobs", tenant), 0, math.min(over, 10) - 1)) do
-    local state = redis.call("HGET", key("job", old), "state")
-    if not state or has_ended(state) then
-      redis.call("DEL", key("job", old), key("events", old))
-      for _, index in ipairs({key("jobs"), key("jobs", tenant)}) do redis.call("ZREM", index, old) end
+  local gone, from = {}, 0
+  while #gone < math.min(over, 10) and from < 1000 do  -- behind so many that wait, none is looked for
+    for _, old in ipairs(redis.call("ZRANGE", key("jobs", tenant), from, from + 9)) do
+      local state = redis.call("HGET", key("job", old), "state")
+      if #gone < math.min(over, 10) and (not state or has_ended(state)) then table.insert(gone, old) end
     end
+    from = from + 10
+  end
+  for _, old in ipairs(gone) do  -- the collector removes their results
+    redis.call("DEL", key("job", old), key("events", old))
+    for _, index in ipairs({key("jobs"), key("jobs", tenant)}) do redis.call("ZREM", index, old) end
   end
 end
 if again ~= "" then

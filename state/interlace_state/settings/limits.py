@@ -35,7 +35,8 @@ class Admission(Limits):
     requests_per_minute: int = Field(default=6_000, gt=0)
     """Requests of one tenant that are answered in a minute."""
     kept_jobs: int = Field(default=10_000, gt=0)
-    """Jobs of one tenant that are known; over it, the oldest that have ended are forgotten before their time."""
+    """Jobs of one tenant that are known; over it, the oldest that have ended are forgotten before their time, and
+    their results go within minutes."""
     artifact_bytes: int = Field(default=1 << 30, gt=0)
     """Bytes of one artifact."""
     kept_artifact_bytes: int = Field(default=16 << 30, gt=0)
