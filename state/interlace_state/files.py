@@ -7,10 +7,12 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import fsspec
+from fsspec.dircache import DirCache
 from fsspec.implementations.local import LocalFileSystem
 
 from interlace_state.config_file import ConfigError
@@ -25,6 +27,8 @@ _PIECE = 256 << 10
 _SMALL = 256 << 10
 _SLOW = 0.005  # seconds that such a call may take
 _WARY = 10.0  # seconds for which, after a slower one, all are made in threads
+#: What listings call the moment when a file was written: a folder's and Google's, S3's, Azure's.
+_WRITTEN = ("mtime", "LastModified", "last_modified")
 
 T = TypeVar("T")
 
@@ -64,6 +68,9 @@ class Files:
             self._fs, root = fsspec.core.url_to_fs(url)
         except (ImportError, ValueError) as error:
             raise ConfigError(f"`store.url` is {url!r}, which cannot be used here: {error}.") from None
+        # What another process has written since is in no listing of before: s3fs would say that it is not there.
+        if isinstance(self._fs.dircache, DirCache):
+            self._fs.dircache.use_listings_cache = False
         self._root = root.rstrip("/")
         self._local = isinstance(self._fs, LocalFileSystem)
         self._at_once = AtOnce()
@@ -177,11 +184,16 @@ class Files:
         disk = _in_folder(f"{self._root}/", lambda: os.statvfs(self._root))
         return disk.f_bavail * disk.f_frsize
 
-    def _used_blocking(self, folder: str) -> int:
+    def _found(self, folder: str) -> dict[str, dict[str, Any]]:
+        """Path -> what the file system says, of all files in a folder. Blocks."""
         try:
-            return sum(int(file["size"]) for file in self._fs.find(self._path(folder), detail=True).values())
+            found: dict[str, dict[str, Any]] = self._fs.find(folder, detail=True)
         except FileNotFoundError:
-            return 0
+            return {}
+        return found
+
+    def _used_blocking(self, folder: str) -> int:
+        return sum(int(file["size"]) for file in self._found(self._path(folder)).values())
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
@@ -230,27 +242,24 @@ class Files:
 
     def _list_blocking(self, folder: str) -> list[str]:
         root = self._path(folder)
-        try:
-            found = self._fs.find(root)
-        except FileNotFoundError:
-            return []
-        return sorted(path.split(f"{root}/", 1)[1] for path in found)
+        return sorted(path.split(f"{root}/", 1)[1] for path in self._found(root))
 
     def _everything_blocking(self) -> list[str]:
-        try:
-            found = self._fs.find(self._root)
-        except FileNotFoundError:
-            return []
-        names = (path.removeprefix(f"{self._root}/") for path in found)
+        names = (path.removeprefix(f"{self._root}/") for path in self._found(self._root))
         return sorted(name for name in names if not name.startswith("staging/"))
 
     def _older_blocking(self, folder: str, than: float) -> list[str]:
-        found = []
-        for name in self._list_blocking(folder):
+        root, names = self._path(folder), []
+        for path, said in self._found(root).items():
             with suppress(FileNotFoundError):
-                if self._fs.modified(self._path(f"{folder}/{name}")).timestamp() < than:
-                    found.append(name)
-        return found
+                if self._written(path, said) < than:
+                    names.append(path.split(f"{root}/", 1)[1])
+        return sorted(names)
+
+    def _written(self, path: str, said: dict[str, Any]) -> float:
+        """Unix time; asked of each file, which takes a bucket long, only where a listing does not say it."""
+        moment = next((said[name] for name in _WRITTEN if name in said), None) or self._fs.modified(path)
+        return float(moment.timestamp() if isinstance(moment, datetime) else moment)
 
     def _expire_blocking(self, folder: str, older_than: float) -> int:
         names = self._older_blocking(folder, older_than)

@@ -6,8 +6,11 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import pytest
 
 from interlace_state.files import AtOnce, Files
@@ -87,6 +90,39 @@ async def test_a_store_behind_a_url(tmp_path: Path) -> None:
     await files.delete_folder("hub/one")
     await files.delete_folder("hub/one")
     assert await files.names("hub/one") == []
+
+
+class Listed(fsspec.AbstractFileSystem):  # type: ignore[misc]
+    """A folder that is asked once what it has, as s3fs asks a bucket."""
+
+    protocol = "listed"
+
+    def ls(self, path: str, detail: bool = True, **_: Any) -> list[Any]:
+        found = self._ls_from_cache(path)
+        if found is None:
+            self.dircache[path] = found = [
+                {
+                    "name": str(one),
+                    "size": one.stat().st_size,
+                    "type": "directory" if one.is_dir() else "file",
+                    "LastModified": datetime.fromtimestamp(one.stat().st_mtime, UTC),
+                }
+                for one in Path(path).iterdir()
+            ]
+        return found if detail else [one["name"] for one in found]
+
+
+async def test_what_another_process_has_written_is_there_at_once(root: Path) -> None:
+    fsspec.register_implementation("listed", Listed, clobber=True)
+    files = Files(f"listed://{root}")
+    (root / "results").mkdir(parents=True)
+    for name in ("one", "other"):
+        (root / "results" / name).write_bytes(b"result")
+        assert await files.size(f"results/{name}") == 6
+        assert name in await files.names("results")
+    # The listing says it of all; `modified` would be a request for each.
+    assert await files.older("results", time.time() - 60) == []
+    assert await files.older("results", time.time() + 60) == ["one", "other"]
 
 
 async def test_a_folder_that_was_slow_is_asked_from_threads_for_a_while() -> None:
