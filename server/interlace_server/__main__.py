@@ -9,6 +9,7 @@ import resource
 import signal
 import socket
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -101,6 +102,11 @@ async def _run(config: Config, listener: socket.socket, most: int) -> None:
                 f"others than this machine can reach {config.gateway.public_url or config.gateway.host}, and there is "
                 "no API key yet. Make one with `interlace keys create --tenant NAME`, or listen on 127.0.0.1."
             )
+        try:
+            # Starlette's uploads wait there for their end: they may be larger than a container's /tmp.
+            tempfile.tempdir = state.artifacts.staging()
+        except OSError as error:
+            raise ConfigError(f"the store cannot be written to ({error.filename}): {error.strerror}.") from None
         drain = Drain()
         bounds = Bounds(config.gateway, most, state.audit)
         server = _Server(create_app(config, state, drain), config, drain, bounds)

@@ -1,24 +1,29 @@
 """Errors as HTTP: always ``{"detail": sentence}``, because stock nnsight shows ``detail`` and nothing else."""
 
+import errno
 import secrets
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticSerializationError
 from redis.exceptions import RedisError
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
 from interlace.protocol import fields
-from interlace.protocol.errors import Forbidden, InterlaceError, LimitExceeded
+from interlace.protocol.errors import Forbidden, InterlaceError, LimitExceeded, StoreFull
 from interlace_server.gateway import gateway_of
 from interlace_state import log
 from interlace_state.audit import Audit
 
 REDIS_DOWN = "The server cannot reach its job queue (Redis) at the moment. Please try again in a minute."
+#: How a disk says that nothing more goes onto it, or not so much in one file.
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class Problem(BaseModel):
@@ -83,9 +88,11 @@ def unexpected(error: Exception, where: str) -> str:
 
 
 def install(app: FastAPI) -> None:
-    """Answer our errors, Redis's, a wrong field, what is no text and the unforeseen in this one form."""
+    """Answer our errors, Redis's, a full disk, a wrong field, what is no text and the unforeseen in this one form."""
     app.add_exception_handler(InterlaceError, _interlace_error)
     app.add_exception_handler(RedisError, _redis_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(OSError, _os_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(UnicodeEncodeError, _no_text)
     app.add_exception_handler(PydanticSerializationError, _no_text)
@@ -102,6 +109,22 @@ async def _interlace_error(request: Request, error: Exception) -> JSONResponse:
 async def _redis_error(request: Request, error: Exception) -> JSONResponse:
     log.warning("redis_failed", path=request.url.path, error=str(error))
     return answer(503, REDIS_DOWN)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """FastAPI says 400 whenever it could not read a body, also where the disk did not take an upload."""
+    assert isinstance(error, HTTPException)
+    if isinstance(error.__cause__, OSError):
+        return await _os_error(request, error.__cause__)
+    return await http_exception_handler(request, error)
+
+
+async def _os_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, OSError)
+    if error.errno not in _NO_ROOM:
+        raise error
+    log.warning("disk_full", path=request.url.path, error=str(error))
+    return refusal(StoreFull(f"The server's store takes nothing: {error.strerror}."))
 
 
 async def _validation_error(request: Request, error: Exception) -> JSONResponse:

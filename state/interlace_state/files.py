@@ -153,9 +153,17 @@ class Files:
         os.close(handle)
         return Path(path)
 
+    def staging(self) -> str:
+        """The folder that `stage` makes files in, made where there is none. Raises OSError."""
+        folder = self._staging()
+        _make_private_folder(folder)
+        return folder
+
+    def _staging(self) -> str:
+        return self._path("staging") if self._local else tempfile.gettempdir()
+
     def _stage(self) -> tuple[int, str]:
-        folder = self._path("staging") if self._local else tempfile.gettempdir()
-        path = f"{folder}/{secrets.token_hex(16)}"
+        path = f"{self._staging()}/{secrets.token_hex(16)}"
         return _in_folder(path, lambda: os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)), path
 
     async def adopt(self, staged: Path, name: str) -> None:

@@ -1,12 +1,30 @@
 """A store that is full takes no new jobs, says why and when to come back; jobs that it took come to their end."""
 
+import os
+import resource
+from http.client import HTTPConnection
+from pathlib import Path
 from typing import Any
 
-from gateway_process import PICKLE, Worker, publish, saved
+import httpx
+import pytest
+import safetensors.torch
+import torch
+from gateway_process import PICKLE, Worker, publish, saved, until
+from uploads import ADAPTER, upload
 
 from interlace.protocol.event import Ended
 from interlace.protocol.job import JobState
 from interlace_state.store import open_state
+
+
+def of_size(size: int) -> dict[str, bytes]:
+    """An adapter whose weights take so many bytes, or some more."""
+    weights = {
+        "base_model.model.a.lora_A.weight": torch.ones(2, size // 8),
+        "base_model.model.a.lora_B.weight": torch.ones(8, 2),
+    }
+    return ADAPTER | {"adapter_model.safetensors": safetensors.torch.save(weights)}
 
 
 async def test_new_jobs_are_refused_and_running_ones_end(start_gateway: Any) -> None:
@@ -35,3 +53,39 @@ async def test_a_disk_without_room_is_a_refusal(start_gateway: Any) -> None:
             refused = gateway.post()
             assert refused.status_code == 503
             assert "store.min_free_bytes" in refused.json()["detail"]
+
+
+def test_an_upload_waits_for_its_end_on_the_disk_of_the_store(start_gateway: Any) -> None:
+    """A container's `/tmp` is smaller than what may be sent."""
+    files = [("files", part) for part in of_size(3 << 20).items()]
+    with start_gateway() as gateway:
+        staging = Path(gateway.config.store_url) / "staging"
+
+        def opened() -> list[str]:
+            fds = Path(f"/proc/{gateway.process.pid}/fd")
+            paths = [os.path.realpath(fds / fd) for fd in os.listdir(fds)]
+            return [path for path in paths if path.startswith(f"{os.path.realpath(staging)}/")]
+
+        whole = httpx.Request("POST", f"{gateway.url}/v1/artifacts", data={"kind": "peft"}, files=files)
+        connection = HTTPConnection(gateway.url.removeprefix("http://"))
+        connection.putrequest("POST", whole.url.path)
+        for name in ("content-type", "content-length"):
+            connection.putheader(name, whole.headers[name])
+        connection.endheaders(whole.read()[: 2 << 20])
+        until(opened, "an upload in the store's own folder")
+        connection.send(whole.read()[2 << 20 :])
+        assert connection.getresponse().status == 201
+        connection.close()
+        assert os.listdir(staging) == []
+
+
+@pytest.mark.parametrize(("size", "room"), [(3 << 20, 2 << 20), (500_000, 250_000)])
+def test_an_upload_that_the_disk_does_not_take_is_a_refusal(start_gateway: Any, size: int, room: int) -> None:
+    """The kernel bounds the gateway's files, as a full disk does: while the body comes, and when it is kept."""
+    with start_gateway() as gateway:
+        resource.prlimit(gateway.process.pid, resource.RLIMIT_FSIZE, (room, room))
+        refused = upload(gateway.url, of_size(size))
+        assert (refused.status_code, refused.headers.get("retry-after")) == (503, "60"), refused.text
+        assert "takes nothing: File too large" in refused.json()["detail"]
+        assert upload(gateway.url).status_code == 201
+        assert os.listdir(Path(gateway.config.store_url) / "staging") == []
