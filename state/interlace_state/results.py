@@ -132,7 +132,6 @@ class Results:
             await self._collect_payloads(now - _YOUNG_SECONDS)
             + await self._collect_results(now - _YOUNG_SECONDS)
             + await self._files.expire("results", now - self._lifetimes.result)
-            + await self._files.expire("payloads", now - self._lifetimes.waiting)
             + await self._files.expire("staging", now - self._lifetimes.waiting)
         )
 

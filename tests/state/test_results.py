@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
-from meeting import make_job, submit
+from meeting import make_job, submit, submitted
 
 from interlace.protocol.errors import StoreFull, UnknownJob
 from interlace.protocol.job import Job
@@ -169,3 +169,15 @@ async def test_payloads_of_jobs_that_ended_or_never_were_are_collected(
     monkeypatch.setattr(time, "time", lambda: later)
     assert await state.results.collect() == 2
     assert await state.results.payload(waiting) == b"x"
+
+
+async def test_the_payload_of_a_job_that_is_known_stays_however_old_it_is(
+    state: State, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may run again when its worker dies, a lifetime of waiting after it came."""
+    job = await submitted(state)
+    await state.results.put_payload(job.id, b"x")
+    later = time.time() + config.lifetimes.waiting + 60
+    monkeypatch.setattr(time, "time", lambda: later)
+    assert await state.results.collect() == 0
+    assert await state.results.payload(job) == b"x"
