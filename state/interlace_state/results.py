@@ -1,5 +1,6 @@
 """Payloads in, results out: a job's large bytes, and the signed names by which a result is fetched."""
 
+import asyncio
 import base64
 import hashlib
 import hmac
@@ -39,6 +40,7 @@ class Results:
         self._lifetimes = lifetimes
         self._used = 0
         self._counted_at = -math.inf
+        self._counting = asyncio.Lock()
         #: Payloads since then, and their bytes.
         self._put: dict[str, int] = {}
 
@@ -59,9 +61,10 @@ class Results:
             )
         if (most := self._store.max_bytes) is None:
             return
-        if time.monotonic() - self._counted_at > _COUNT_SECONDS:
-            self._put.clear()
-            self._used, self._counted_at = await self._files.used(*_COUNTED), time.monotonic()
+        async with self._counting:  # once for all that come meanwhile: each count would forget what others have added
+            if time.monotonic() - self._counted_at > _COUNT_SECONDS:
+                self._put.clear()
+                self._used, self._counted_at = await self._files.used(*_COUNTED), time.monotonic()
         if self._used + more > most:
             raise StoreFull(f"The server holds {self._used:,} of {most:,} bytes (`store.max_bytes`).")
         self._used += more

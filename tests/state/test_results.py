@@ -1,5 +1,6 @@
 """Results are opaque files; a signed token opens one of them, for a while, and nothing else."""
 
+import asyncio
 import secrets
 import time
 from pathlib import Path
@@ -101,6 +102,15 @@ async def test_a_full_store_takes_no_new_jobs_and_the_results_of_those_it_took(c
             await state.results.put_payload(make_job().id, bytes(200))
         await stored(state, job, bytes(500))
         assert await state.results.read(job.id) == bytes(500)
+
+
+async def test_of_jobs_that_come_at_once_only_those_are_taken_that_fit(config: Config) -> None:
+    store = config.store.model_copy(update={"max_bytes": 1000})
+    async with open_state(config.model_copy(update={"store": store})) as state:
+        puts = (state.results.put_payload(make_job().id, bytes(100)) for _ in range(30))
+        refused = [error for error in await asyncio.gather(*puts, return_exceptions=True) if error is not None]
+        assert len(refused) == 20
+        assert {type(error) for error in refused} == {StoreFull}
 
 
 async def test_the_room_of_what_was_deleted_is_counted_again(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
