@@ -23,7 +23,7 @@ from redis.exceptions import RedisError
 from interlace_server.app import create_app
 from interlace_server.doors.connections import Bounds, HttpConnection, WebSocketConnection
 from interlace_server.drain import Drain
-from interlace_state import log
+from interlace_state import log, owner
 from interlace_state.config import Config
 from interlace_state.config_file import ConfigError, load
 from interlace_state.settings.gateway import GatewayConfig
@@ -104,9 +104,10 @@ async def _run(config: Config, listener: socket.socket, most: int) -> None:
             )
         try:
             # Starlette's uploads wait there for their end: they may be larger than a container's /tmp.
-            tempfile.tempdir = state.artifacts.staging()
+            tempfile.tempdir = state.files.staging()
+            await owner.claim(state.files, config.redis.prefix)
         except OSError as error:
-            raise ConfigError(f"the store cannot be written to ({error.filename}): {error.strerror}.") from None
+            raise ConfigError(f"the store cannot be written to: {error}.") from None
         drain = Drain()
         bounds = Bounds(config.gateway, most, state.audit)
         server = _Server(create_app(config, state, drain), config, drain, bounds)

@@ -56,12 +56,8 @@ class Artifacts:
         self._tombstones = Shelf(redis, keys, files, "tombstones", Tombstone)
         self._checking = asyncio.Lock()  # a header may unfold to a hundred times its bytes: one at a time
 
-    def staging(self) -> str:
-        """The folder in which uploads become files, on the store's own disk where it has one. Raises OSError."""
-        return self._files.staging()
-
     def stage(self) -> Path:
-        """An empty private file in it to write an upload into."""
+        """An empty private file to write an upload into."""
         return self._files.stage()
 
     async def add(

@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
+from interlace_state import owner
 from interlace_state.files import Files
 from interlace_state.scripts import script
 
@@ -75,7 +76,8 @@ async def save(redis: Redis, prefix: str, files: Files, folder: Path) -> Manifes
 async def load(redis: Redis, prefix: str, files: Files, folder: Path) -> Manifest:
     """Put a backup back, below a prefix that holds nothing yet; what had time left to live has as much again.
 
-    Raises BackupError before anything is changed, or if this Redis cannot read what another one wrote.
+    Raises BackupError before anything is changed, or if this Redis cannot read what another one wrote; ConfigError
+    where the store is another service's.
     """
     manifest = await asyncio.to_thread(_read, folder)
     lines = await asyncio.to_thread((folder / _REDIS).read_text)
@@ -87,6 +89,7 @@ async def load(redis: Redis, prefix: str, files: Files, folder: Path) -> Manifes
             f"This Redis holds keys below {prefix!r} already: stop all gateways and workers, and empty it first "
             "(or restore below another `redis.prefix`)."
         )
+    await owner.claim(files, prefix)
     for name in manifest.files:
         await _copy_in(files, folder / _STORE / name, name)
     for first in range(0, len(keys), _AT_ONCE):
@@ -120,7 +123,7 @@ async def _copy_out(files: Files, folder: Path, had: dict[str, int]) -> dict[str
     """Copy the files that the folder has not had; name -> bytes of all. One that is removed meanwhile is left out."""
     sizes = dict(had)
     for name in await files.everything():
-        if name in had:
+        if name in had or name == owner.NAME:
             continue
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

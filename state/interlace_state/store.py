@@ -45,6 +45,7 @@ class State:
     """The managers that gateways and workers share, over one Redis and one file store."""
 
     redis: Redis
+    files: Files
     queue: Queue
     events: Events
     results: Results
@@ -88,6 +89,7 @@ async def open_state(config: Config) -> AsyncIterator[State]:
         artifacts = Artifacts(redis, keys, files, config.store, config.adapters)
         yield State(
             redis=redis,
+            files=files,
             queue=queue,
             events=Events(redis, keys),
             results=Results(redis, keys, files, config.store, config.lifetimes),

@@ -56,6 +56,30 @@ def test_a_start_that_cannot_be_is_one_sentence(tmp_path: Path, content: str, se
     assert "Traceback" not in found.stderr
 
 
+def test_a_store_is_one_services(start_gateway: Any, redis_url: str, tmp_path: Path) -> None:
+    """A gateway would remove the other's waiting jobs. Another gateway of the same service is welcome."""
+    file = tmp_path / "other.yaml"
+    with start_gateway() as gateway:
+        file.write_text(json.dumps({"redis": {"url": redis_url, "prefix": "other:"}, "state_dir": str(tmp_path)}))
+        found = run("--config", str(file), "--port", "0")
+        assert found.returncode == 2
+        assert f"the store is that of the service with `redis.prefix` {gateway.config.redis.prefix!r}" in found.stderr
+        assert "Traceback" not in found.stderr
+    with start_gateway():
+        pass
+
+
+def test_a_store_that_cannot_be_written_to(redis_url: str, tmp_path: Path) -> None:
+    file, store = tmp_path / "interlace.yaml", tmp_path / "file"
+    store.write_text("no folder")
+    file.write_text(json.dumps({"redis": {"url": redis_url}, "state_dir": str(tmp_path), "store": {"url": str(store)}}))
+    found = run("--config", str(file), "--port", "0")
+    assert (found.returncode, found.stdout) == (2, "")
+    assert "the store cannot be written to: " in found.stderr
+    assert str(store) in found.stderr
+    assert "Traceback" not in found.stderr
+
+
 def test_a_port_that_is_taken(tmp_path: Path, redis_url: str) -> None:
     file = tmp_path / "interlace.yaml"
     file.write_text(f"redis: {{url: '{redis_url}'}}\nstate_dir: {tmp_path}\n")

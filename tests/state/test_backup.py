@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from interlace_state import backup
+from interlace_state import backup, owner
 from interlace_state.backup import BackupError
 from interlace_state.config import Config
+from interlace_state.config_file import ConfigError
 from interlace_state.files import Files
 from interlace_state.store import State
 
@@ -30,6 +31,7 @@ async def redis(state: State) -> Redis:
 @pytest.fixture
 async def files(config: Config) -> Files:
     files = Files(config.store_url)
+    await owner.claim(files, HERE)
     await files.put("payloads/1", b"a" * 3_000_000)
     await files.put("artifacts/deep/er/model.safetensors", b"b")
     files.stage().write_bytes(b"half of a result")
@@ -49,7 +51,15 @@ async def test_all_comes_back_and_nothing_of_others(redis: Redis, files: Files, 
     assert (await redis.xpending(f"{THERE}queue", "workers"))["pending"] == 1
     assert len(await redis.keys(f"{THERE}*")) == 3
     assert await restored.get("payloads/1") == b"a" * 3_000_000
-    assert await restored.everything() == ["artifacts/deep/er/model.safetensors", "payloads/1"]
+    assert await restored.everything() == ["artifacts/deep/er/model.safetensors", "payloads/1", owner.NAME]
+    await owner.claim(restored, THERE)
+
+
+async def test_it_does_not_go_into_the_store_of_another_service(redis: Redis, files: Files, tmp_path: Path) -> None:
+    await backup.save(redis, HERE, files, tmp_path / "backup")
+    with pytest.raises(ConfigError, match="each would remove the other's jobs"):
+        await backup.load(redis, THERE, files, tmp_path / "backup")
+    assert not await redis.keys(f"{THERE}*")
 
 
 async def test_only_its_owner_may_read_it(redis: Redis, files: Files, tmp_path: Path) -> None:

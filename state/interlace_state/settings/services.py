@@ -25,7 +25,8 @@ class RedisConfig(Section):
     url: Annotated[str, such(_is_redis, "a redis://, rediss:// or unix:// URL")] | None = None
     """`redis://`, `rediss://` or `unix://` URL; default: a server of our own."""
     prefix: str = "interlace:"
-    """Put before every key, so that several services can share a server. One set of workers for each prefix."""
+    """Put before every key, so that several services can share a server. One set of workers for each prefix,
+    and one store."""
     fsync: _Fsync = "everysec"
     """When a server of our own writes to disk what it was told: `always` before it answers,
     `everysec` (a power cut loses a second of it), `no` when the kernel likes."""
