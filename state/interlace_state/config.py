@@ -60,7 +60,8 @@ class Config(Section):
     state_dir: Path = Field(default_factory=lambda: Path.home() / ".local" / "state" / "interlace")
     """Results, the embedded Redis, logs."""
     cache_dir: Path = Field(default_factory=lambda: Path.home() / ".cache" / "interlace")
-    """Models that were fetched or converted."""
+    """Models of a package index, converted. Those of the hub lie in its own cache, which other tools share: `$HF_HOME`,
+    by default `~/.cache/huggingface`."""
 
     @field_validator("state_dir", "cache_dir")
     @classmethod

@@ -1,7 +1,9 @@
 """What is looked at, and what is said where something is missing."""
 
 import json
+import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,12 +29,24 @@ def test_all_that_is_needed_is_here(interlace: Interlace) -> None:
 
 
 def test_for_people(interlace: Interlace, tmp_path: Path) -> None:
-    done = interlace("doctor", INTERLACE_CACHE_DIR=str(tmp_path))
+    done = interlace("doctor", INTERLACE_CACHE_DIR=str(tmp_path), HF_HOME=str(tmp_path / "hub"))
     assert done.returncode == 0
     lines = done.stdout.splitlines()
     assert "smollm2-135m-instruct: not here yet" in done.stdout
+    assert f"GiB free for {tmp_path}\n" in done.stdout
+    assert f"GiB free for {tmp_path}/hub/hub\n" in done.stdout
     assert "default model: interlace models pull smollm2-135m-instruct" in lines
     assert lines[-1] == "Nothing that is needed is missing."
+
+
+@pytest.mark.parametrize("name", ["HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME", "HOME"])
+def test_the_disk_of_the_hubs_models_is_where_the_hub_puts_them(name: str, tmp_path: Path) -> None:
+    environ = {"HOME": "/nobody", "PATH": os.environ["PATH"], name: str(tmp_path)}
+    code = "from huggingface_hub import constants; print(constants.HF_HUB_CACHE)"
+    said = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", environ["HOME"])
+        assert str(doctor.hub_cache(environ)) == said.stdout.strip()
 
 
 def test_something_needed_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

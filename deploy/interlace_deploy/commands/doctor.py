@@ -69,7 +69,8 @@ def examine(config: Config, environ: Mapping[str, str]) -> Iterator[Finding]:
     yield from _packages()
     yield _redis(config, environ)
     yield _ray(config, environ)
-    yield from _machine(config)
+    yield from _machine()
+    yield from _disks(config, environ)
     yield _gpu(environ)
     yield _default_model(config, environ)
     yield _hub(environ)
@@ -160,17 +161,29 @@ def _ray(config: Config, environ: Mapping[str, str]) -> Finding:
     return Finding("ray cluster", "note" if found.warning else "ok", found.description, found.warning)
 
 
-def _machine(config: Config) -> Iterator[Finding]:
+def _machine() -> Iterator[Finding]:
     cores = len(os.sched_getaffinity(0))
     memory = dict(re.findall(r"(\w+):\s+(\d+) kB", Path("/proc/meminfo").read_text()))
     total, free = (int(memory[name]) / (1 << 20) for name in ("MemTotal", "MemAvailable"))
     yield Finding("cores", "ok", str(cores))
     yield Finding("memory", "ok", f"{total:.1f} GiB, {free:.1f} GiB free")
-    folder = next(path for path in (config.cache_dir, *config.cache_dir.parents) if path.exists())
-    disk = shutil.disk_usage(folder).free
-    fine = disk >= _FREE_DISK
-    remedy = "" if fine else "free some space, or set `cache_dir`"
-    yield Finding("disk", "ok" if fine else "note", f"{disk / _GIB:.1f} GiB free for {config.cache_dir}", remedy)
+
+
+def _disks(config: Config, environ: Mapping[str, str]) -> Iterator[Finding]:
+    """Where models go: those of a package index, and those of the hub."""
+    places = (("disk", config.cache_dir, "`cache_dir`"), ("disk: hub", hub_cache(environ), "HF_HOME"))
+    for what, folder, setting in places:
+        free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
+        fine = free >= _FREE_DISK
+        remedy = "" if fine else f"free some space, or set {setting}"
+        yield Finding(what, "ok" if fine else "note", f"{free / _GIB:.1f} GiB free for {folder}", remedy)
+
+
+def hub_cache(environ: Mapping[str, str]) -> Path:
+    """Where huggingface_hub, which may be missing or broken here, keeps models."""
+    caches = environ.get("XDG_CACHE_HOME") or "~/.cache"
+    home = environ.get("HF_HOME") or f"{caches}/huggingface"
+    return Path(environ.get("HF_HUB_CACHE") or f"{home}/hub").expanduser().absolute()
 
 
 def _gpu(environ: Mapping[str, str]) -> Finding:
