@@ -71,7 +71,7 @@ def create_app(config: Config, state: State, drain: Drain) -> FastAPI:
     if config.page.enabled:
         site.install(app)
     # The last one that is added is the first that a request meets.
-    app.add_middleware(Door, config=config, drain=drain, audit=state.audit)
+    app.add_middleware(Door, config=config, drain=drain, state=state)
     app.add_middleware(Authentication, config=config, state=state)
     app.add_middleware(Origins, config=config.gateway, audit=state.audit)
     app.add_middleware(SecurityHeaders)

@@ -52,13 +52,17 @@ class Results:
         except OSError as error:
             raise StoreFull(f"The server's store takes nothing: {error.strerror}.") from None
 
-    async def _make_sure_of_room(self, job_id: str, more: int) -> None:
+    def make_sure_of_disk(self, more: int) -> None:
+        """Raises StoreFull where so many bytes more would leave too little free on the disk of the store."""
         free = self._files.free()
         if free is not None and free - more < self._store.min_free_bytes:
             raise StoreFull(
                 f"The server's disk has {free:,} bytes left, and new jobs must leave {self._store.min_free_bytes:,} "
                 "(`store.min_free_bytes`)."
             )
+
+    async def _make_sure_of_room(self, job_id: str, more: int) -> None:
+        self.make_sure_of_disk(more)
         if (most := self._store.max_bytes) is None:
             return
         async with self._counting:  # once for all that come meanwhile: each count would forget what others have added

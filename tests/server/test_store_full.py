@@ -18,6 +18,16 @@ from interlace.protocol.job import JobState
 from interlace_state.store import open_state
 
 
+def begun(url: str, body: httpx.Request, first: bytes = b"") -> HTTPConnection:
+    """A request of which no more than its head and the first bytes have been sent."""
+    connection = HTTPConnection(url.removeprefix("http://"))
+    connection.putrequest("POST", body.url.path)
+    for name in ("content-type", "content-length"):
+        connection.putheader(name, body.headers[name])
+    connection.endheaders(first)
+    return connection
+
+
 def of_size(size: int) -> dict[str, bytes]:
     """An adapter whose weights take so many bytes, or some more."""
     weights = {
@@ -55,6 +65,18 @@ async def test_a_disk_without_room_is_a_refusal(start_gateway: Any) -> None:
             assert "store.min_free_bytes" in refused.json()["detail"]
 
 
+def test_what_the_disk_has_no_room_for_is_refused_before_it_comes(start_gateway: Any) -> None:
+    with start_gateway(store={"min_free_bytes": 1 << 49}, gateway={"stall_seconds": 5}) as gateway:
+        files = [("files", part) for part in of_size(3 << 20).items()]
+        connection = begun(
+            gateway.url, httpx.Request("POST", f"{gateway.url}/v1/artifacts", data={"kind": "peft"}, files=files)
+        )
+        refused = connection.getresponse()
+        assert (refused.status, refused.headers["retry-after"]) == (503, "60")
+        assert b"store.min_free_bytes" in refused.read()
+        connection.close()
+
+
 def test_an_upload_waits_for_its_end_on_the_disk_of_the_store(start_gateway: Any) -> None:
     """A container's `/tmp` is smaller than what may be sent."""
     files = [("files", part) for part in of_size(3 << 20).items()]
@@ -67,11 +89,7 @@ def test_an_upload_waits_for_its_end_on_the_disk_of_the_store(start_gateway: Any
             return [path for path in paths if path.startswith(f"{os.path.realpath(staging)}/")]
 
         whole = httpx.Request("POST", f"{gateway.url}/v1/artifacts", data={"kind": "peft"}, files=files)
-        connection = HTTPConnection(gateway.url.removeprefix("http://"))
-        connection.putrequest("POST", whole.url.path)
-        for name in ("content-type", "content-length"):
-            connection.putheader(name, whole.headers[name])
-        connection.endheaders(whole.read()[: 2 << 20])
+        connection = begun(gateway.url, whole, whole.read()[: 2 << 20])
         until(opened, "an upload in the store's own folder")
         connection.send(whole.read()[2 << 20 :])
         assert connection.getresponse().status == 201

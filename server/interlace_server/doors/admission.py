@@ -21,13 +21,14 @@ from interlace.protocol.errors import (
 from interlace_server.doors import visitors
 from interlace_server.doors.connections import SLOWEST
 from interlace_server.drain import Drain
-from interlace_server.errors import answer, note
-from interlace_state.audit import Audit
+from interlace_server.errors import note, refusal
 from interlace_state.config import Config
 from interlace_state.settings.gateway import GatewayConfig
 from interlace_state.settings.limits import Admission as Limits
+from interlace_state.store import State
 
 _FORM_BYTES = 64 << 10  # what a form has around its files
+_SMALL = 1 << 20  # bytes up to which a body stays in memory
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _ATTENTION = (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 _ENV = frozenset({"artifacts", "attn_implementation", "edits", "lora", "peft"})
@@ -38,11 +39,12 @@ _PYTHON_VERSION = re.compile(r"(\d+\.\d+)(?:\.\d+)?\S*(?:\s.*)?", re.DOTALL)
 class Door:
     """Refuses a request before its body is read, or while it is: ASGI middleware."""
 
-    def __init__(self, app: ASGIApp, config: Config, drain: Drain, audit: Audit) -> None:
+    def __init__(self, app: ASGIApp, config: Config, drain: Drain, state: State) -> None:
         self._app = app
         self._config = config
         self._drain = drain
-        self._audit = audit
+        self._results = state.results
+        self._audit = state.audit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -57,10 +59,12 @@ class Door:
                 check_client(headers, self._config.gateway)
             body = Body(receive, *self._most_bytes(scope), self._config.gateway.stall_seconds)
             body.check(headers)
+            if (size := _size(headers)) > _SMALL:  # it waits for its end on the disk of the store
+                self._results.make_sure_of_disk(size)
         except InterlaceError as error:
             if isinstance(error, LimitExceeded):
                 note(self._audit, scope, error.code)
-            await answer(error.http_status, str(error))(scope, receive, send)
+            await refusal(error)(scope, receive, send)
             return
         await self._app(scope, body.receive, send)
         if body.too_large:
@@ -92,8 +96,7 @@ class Body:
 
     def check(self, headers: Headers) -> None:
         """Raises LimitExceeded for a body that says it is too long."""
-        length = headers.get("content-length", "")
-        if length.isdecimal() and int(length) > self._limit:
+        if _size(headers) > self._limit:
             raise self._over()
 
     async def receive(self) -> Message:
@@ -125,6 +128,12 @@ class Body:
 
     def _over(self) -> LimitExceeded:
         return LimitExceeded("The request's body", self._limit, "bytes", self._setting)
+
+
+def _size(headers: Headers) -> int:
+    """Bytes that a body says it has; 0 where it does not."""
+    length = headers.get("content-length", "")
+    return int(length) if length.isdecimal() else 0
 
 
 def check_client(headers: Headers, config: GatewayConfig) -> None:
