@@ -18,7 +18,7 @@ echo "torch==$torch" >"$folder/torch.txt"
 echo hatchling >"$folder/build.in"
 cd deploy/images
 lock requirements-build.txt "$folder/build.in" "$@"
-lock requirements-gateway.txt ../../pyproject.toml --extra server --extra pictures --extra otel "$@"
+lock requirements-gateway.txt ../../pyproject.toml --extra server --extra pictures --extra otel --extra commands "$@"
 # Torch and CUDA's libraries apart, so that a build for processors can be put in their place.
 cat requirements-torch.txt requirements-workers.txt >"$folder/all.txt" 2>/dev/null || true
 lock "$folder/all.txt" ../../pyproject.toml --extra workers --extra otel "$@"

@@ -5,7 +5,7 @@ import contextlib
 import importlib.metadata
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from math import isfinite
 from pathlib import Path
@@ -46,9 +46,17 @@ _COMMANDS = {
     **{f"artifacts {word}": f"interlace_deploy.commands.artifacts:{word}" for word in ("upload", "download", "delete")},
     "artifacts list": "interlace_deploy.commands.artifacts:list_",
     **{f"lake {word}": f"interlace_deploy.commands.lake:{word.replace('import', 'import_')}" for word in LAKE},
+    "lake rebuild": "interlace_deploy.commands.lake_index:rebuild",
     "demo": "interlace_deploy.commands.demo:run",
 }
 KINDS = ("peft", "diffusers-lora", "edit", "sae", "probe", "circuit", "data", "texts", "images", "weights", "sketch")
+_URL = "the server (default: $NDIF_HOST, or what runs here with this configuration)"
+#: Which extra brings what a command may lack; `all` the rest.
+_EXTRAS = {
+    **dict.fromkeys(("httpx", "websocket"), "commands"),
+    **dict.fromkeys(("redis", "fsspec", "yaml"), "state"),
+    "matplotlib": "pictures",
+}
 _INTERRUPTED = 130  # what shells report for Ctrl-C
 _UNREAD = 141  # ... and for SIGPIPE
 
@@ -62,7 +70,8 @@ def main(words: Sequence[str] | None = None) -> int:
         print(importlib.metadata.version("interlace"))
         return 0
     try:
-        code = _command(arguments.command)(arguments)
+        module, _, attribute = _COMMANDS[arguments.command].partition(":")
+        code: int = getattr(import_module(module), attribute)(arguments)
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # `interlace jobs | head`: its reader has seen enough
@@ -71,21 +80,18 @@ def main(words: Sequence[str] | None = None) -> int:
     except CommandProblem as problem:
         print(f"interlace: {problem}", file=sys.stderr)
         return problem.code
+    except ModuleNotFoundError as error:
+        lacks = (error.name or "").partition(".")[0]
+        if not lacks or lacks.startswith("interlace"):
+            raise
+        remedy = f"pip install 'interlace[{_EXTRAS.get(lacks, 'all')}]'"
+        print(
+            f"interlace: `interlace {arguments.command}` needs `{lacks}`, which is not installed: {remedy}",
+            file=sys.stderr,
+        )
+        return CommandProblem.code
     except KeyboardInterrupt:
         return _INTERRUPTED
-
-
-def _command(name: str) -> Callable[[argparse.Namespace], int]:
-    module, _, attribute = _COMMANDS[name].partition(":")
-    try:
-        command: Callable[[argparse.Namespace], int] = getattr(import_module(module), attribute)
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.startswith("interlace"):
-            raise
-        raise CommandProblem(
-            f"`interlace {name}` needs `{error.name}`, which is not installed: pip install 'interlace[all]'"
-        ) from None
-    return command
 
 
 class _Parser(argparse.ArgumentParser):
@@ -100,9 +106,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_up(commands)
     _add(commands, "down", "stop what `interlace up` started with this configuration")
-    _add(commands, "status", "show the models that are hosted and how they are").add_argument(
-        "--json", action="store_true", help="for programs"
-    )
+    status = _add(commands, "status", "show the models that are hosted and how they are")
+    status.add_argument("--url", help=_URL)
+    status.add_argument("--json", action="store_true", help="for programs")
     _add(commands, "doctor", "show what is installed, what is missing, and what to type").add_argument(
         "--json", action="store_true", help="for programs"
     )
@@ -225,9 +231,9 @@ def _add_hosting(commands: "argparse._SubParsersAction[_Parser]") -> None:
 def _add_remote(commands: "argparse._SubParsersAction[_Parser]", name: str, summary: str) -> _Parser:
     """A command that asks a server over HTTP."""
     command = _add(commands, name, summary)
-    command.add_argument("--url", help="the server (default: $NDIF_HOST, or what runs here with this configuration)")
+    command.add_argument("--url", help=_URL)
     command.add_argument(
-        "--key-file", type=Path, metavar="FILE", help="a file with the API key (default: $NDIF_API_KEY)"
+        "--key-file", type=Path, metavar="FILE", help="a file with the API key, - for stdin (default: $NDIF_API_KEY)"
     )
     return command
 

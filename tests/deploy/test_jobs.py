@@ -122,6 +122,34 @@ async def test_all_is_for_admins(gateway: Gateway, worker: Worker, typed: Typed,
     assert (code, out) == (0, f"{job_id} had ended: cancelled\n")
 
 
+async def test_a_key_comes_by_standard_input(gateway: Gateway, typed: Typed, redis_url: str) -> None:
+    """As into a container, whose account cannot read the files of whoever types."""
+    key = mint(redis_url, gateway.config.redis.prefix, "lab-a")
+    words = [*COMMAND, "jobs", "--json", "--key-file", "-"]
+    for said, code in ((f"{key}\n", 0), ("il-not-a-key\n", 1)):
+        done = await asyncio.to_thread(
+            subprocess.run, words, input=said, env=typed.environ, cwd=typed.folder, capture_output=True, text=True
+        )
+        assert (done.returncode, done.stdout) == (code, "" if code else "[]\n"), done.stderr
+
+
+async def test_the_status_of_a_server_elsewhere(gateway: Gateway, worker: Worker, typed: Typed) -> None:
+    """It is asked for as jobs are: NDIF_HOST, or `--url`; of a folder here nothing is said."""
+    other = {**typed.environ, "NDIF_HOST": "http://127.0.0.1:9"}
+    for words, environ in (((), typed.environ), (("--url", gateway.url), other)):
+        done = await asyncio.to_thread(
+            subprocess.run,
+            [*COMMAND, "status", "--json", *words],
+            env=environ,
+            cwd=typed.folder,
+            capture_output=True,
+            text=True,
+        )
+        report = json.loads(done.stdout)
+        assert (report["url"], report["pid"]) == (gateway.url, None)
+        assert [model["repo_id"] for model in report["models"]] == [KEY.repo_id]
+
+
 async def test_logs_are_followed_to_the_end(gateway: Gateway, worker: Worker, typed: Typed) -> None:
     job_id = await post(gateway)
     held = await worker.start()

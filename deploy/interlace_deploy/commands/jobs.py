@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,11 +15,9 @@ from interlace.protocol.errors import InterlaceError
 from interlace.protocol.event import Ended, Log
 from interlace.protocol.job import JobState
 from interlace.protocol.jobs import JobView
-from interlace_deploy.address import reachable
-from interlace_deploy.parts.rundir import RunDir
 from interlace_deploy.problems import CommandProblem, NotRunning, UsageProblem
 from interlace_deploy.screen import show_table, utc
-from interlace_deploy.settings import read
+from interlace_deploy.target import target
 
 _LOCAL = "local"  # the tenant of those who need no key
 
@@ -132,7 +129,7 @@ def _switch(arguments: argparse.Namespace, turn: Callable[[Client], Mapping[str,
 def client_of(arguments: argparse.Namespace) -> Iterator[Client]:
     """A client of the server that is meant. What goes wrong with it is said as a problem of the command."""
     try:
-        with Client(_url(arguments), _key(arguments.key_file)) as client:
+        with Client(target(arguments).url, _key(arguments.key_file)) as client:
             yield client
     except Unreachable as error:
         raise NotRunning(f"{error}. Start one with `interlace up`, or name another: --url, or NDIF_HOST.") from None
@@ -141,23 +138,11 @@ def client_of(arguments: argparse.Namespace) -> Iterator[Client]:
         raise CommandProblem(f"{error}{hint}") from None
 
 
-def _url(arguments: argparse.Namespace) -> str:
-    """What was typed goes before NDIF_HOST, and that before the server that runs on this machine."""
-    named = arguments.url or (None if arguments.config else os.environ.get("NDIF_HOST"))
-    if named:
-        if not named.startswith(("http://", "https://")):
-            raise UsageProblem(f"The server's URL is {named!r}; expected http://HOST:PORT or https://HOST.")
-        return str(named)
-    config = read(arguments.config, os.environ)
-    running = RunDir(config.state_dir).running()
-    if running is not None and running.url is None:
-        raise NotRunning(f"Interlace is starting (process {running.pid}); its lines are in {config.state_dir}/logs.")
-    return running.url if running and running.url else reachable(config.gateway.host, config.gateway.port)
-
-
 def _key(file: Path | None) -> str | None:
     if file is None:
         return None
+    if str(file) == "-":
+        return sys.stdin.read().strip()
     try:
         return file.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:

