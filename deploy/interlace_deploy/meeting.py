@@ -42,6 +42,7 @@ def with_state(arguments: argparse.Namespace, ask: Callable[[State, Config], Awa
 async def _state(config: Config, environ: Mapping[str, str]) -> AsyncIterator[tuple[State, Config]]:
     """The state and configuration of what runs, or of a Redis of our own for this command. Raises CommandProblem."""
     run = RunDir(config.state_dir)
+    run.refuse_other_account()  # what is written beside a Redis, the audit log, would be ours
     if run.running() is not None:
         config = load(run.config, {})
     elif url := config.redis.url or environ.get("REDIS_URL"):

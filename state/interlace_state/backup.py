@@ -37,6 +37,10 @@ class BackupError(Exception):
     """It cannot be made or read; the message says why and what would be right."""
 
 
+class NothingThere(BackupError):
+    """There is nothing to back up: whoever asks has likely asked the wrong place."""
+
+
 class Manifest(BaseModel):
     """What a backup says of itself."""
 
@@ -54,7 +58,10 @@ class Manifest(BaseModel):
 
 
 async def save(redis: Redis, prefix: str, files: Files, folder: Path) -> Manifest:
-    """Make a backup in a folder that is new or empty. Raises BackupError, OSError, RedisError."""
+    """Make a backup in a folder that is new or empty. Raises BackupError, OSError, RedisError.
+
+    NothingThere where there is neither a key nor a file.
+    """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if any(folder.iterdir()):
         raise BackupError(f"{folder} is not empty: a backup takes a folder of its own.")
@@ -63,6 +70,8 @@ async def save(redis: Redis, prefix: str, files: Files, folder: Path) -> Manifes
     made = time.time()
     found = await redis.register_script(script("dump"))(keys=[], args=[prefix, _below(prefix)])
     copied = await _copy_out(files, folder / _STORE, copied)
+    if not found and not copied:
+        raise NothingThere(f"There is nothing to back up: no key below {prefix!r} in Redis, and no file in the store.")
     keys = [found[at : at + 3] for at in range(0, len(found), 3)]
     await asyncio.to_thread(_write, folder / _REDIS, "".join(map(_line, keys)))
     server = str((await redis.info("server"))["redis_version"])

@@ -95,6 +95,21 @@ def test_results_waiting_jobs_and_artifacts_outlive_the_disk(
         assert "interlace down" in refused.stderr
 
 
+def test_where_there_is_nothing_a_backup_fails(home: Path, tmp_path: Path) -> None:
+    """A nightly one of the wrong account, or of the wrong file, would else be found out when it is needed."""
+    state_dir = Path(tempfile.mkdtemp(prefix="b", dir=home))
+    (state_dir / "interlace.yaml").write_text(f"state_dir: {state_dir}\n")
+    said = run("backup", tmp_path / "backup", state_dir=state_dir)
+    assert (said.returncode, said.stdout) == (1, "")
+    assert "There is nothing to back up: no key below 'interlace:' in Redis, and no file in the store." in said.stderr
+    assert f"the state in {state_dir}, as the account " in said.stderr
+    (state_dir / "store" / "results").mkdir(parents=True)
+    (state_dir / "store" / "results" / "one").write_text("one")
+    said = run("backup", tmp_path / "backup", state_dir=state_dir)
+    assert said.returncode == 0, said.stderr
+    assert "no key of Redis is in it" in said.stderr
+
+
 def run(*words: str | Path, state_dir: Path) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, "-m", "interlace_deploy", *map(str, words), "--config", str(state_dir / "interlace.yaml")],

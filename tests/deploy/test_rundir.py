@@ -1,16 +1,18 @@
 """One Interlace a state folder; what a dead one left counts for nothing."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from interlace_deploy.parts.rundir import RunDir, Running
+from interlace_deploy.parts.rundir import RunDir, Running, account
 from interlace_deploy.problems import CommandProblem
 from interlace_state.config import Config
 from interlace_state.settings.services import RedisConfig
@@ -71,6 +73,64 @@ def test_only_its_owner_can_look_into_it(tmp_path: Path) -> None:
         assert run.path.stat().st_mode & 0o777 == 0o700
         assert {path.stat().st_mode & 0o777 for path in run.path.iterdir()} == {0o600}
     assert not run.config.exists()
+
+
+@pytest.fixture
+def of_another(tmp_path: Path) -> tuple[Path, str]:
+    """A state folder of another account, and its name."""
+    if os.geteuid() == 0:
+        folder = tmp_path / "state"
+        folder.mkdir(mode=0o755)
+        shutil.chown(folder, "daemon")
+        return folder, "daemon"
+    return Path("/"), "root"
+
+
+def test_another_accounts_folder_is_left_alone(of_another: tuple[Path, str]) -> None:
+    """Root could write there, and what it makes the service could not read."""
+    folder, owner = of_another
+    me = account(os.geteuid())
+    with pytest.raises(CommandProblem, match=f"belongs to the account {owner}, and this command runs as {me}") as told:
+        with RunDir(folder).claim():
+            pass
+    assert f"`sudo -u {owner} interlace ...`" in str(told.value)
+    assert f"`sudo chown -R {me}: {folder}`" in str(told.value)
+    if owner == "daemon":
+        assert list(folder.iterdir()) == []
+
+
+@pytest.fixture
+def reachable_path() -> Iterator[Path]:
+    """As `tmp_path`, for every account."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives folders away, which root may do alone")
+def test_whose_folder_it_is(reachable_path: Path) -> None:
+    """What root has made is not the service's; a folder that somebody may write to is, whoever owns it."""
+    folder = reachable_path / "state"
+    folder.mkdir()
+    folder.chmod(0o777)
+    with RunDir(folder).claim():
+        pass
+    script = (
+        "import os, sys; from pathlib import Path; from interlace_deploy.parts.rundir import RunDir; os.setuid(1)\n"
+        "run = RunDir(Path(sys.argv[1]))\n"
+        "try: run.refuse_other_account()\n"
+        "except Exception as error: print(error)"
+    )
+
+    def said() -> str:
+        words = [sys.executable, "-c", script, str(folder)]
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout
+
+    assert f"{folder}/run belongs to the account root, and this command runs as daemon" in said()
+    shutil.rmtree(folder / "run")
+    assert said() == ""
+    os.chown(folder, 54321, -1)
+    RunDir(folder).refuse_other_account()
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:

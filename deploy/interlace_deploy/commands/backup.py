@@ -2,15 +2,16 @@
 
 import argparse
 import os
+import sys
 from collections.abc import Awaitable, Callable
 
 from interlace_deploy.meeting import with_state
-from interlace_deploy.parts.rundir import RunDir
+from interlace_deploy.parts.rundir import RunDir, account
 from interlace_deploy.problems import CommandProblem
 from interlace_deploy.screen import utc
 from interlace_deploy.settings import read
 from interlace_state import backup
-from interlace_state.backup import BackupError, Manifest
+from interlace_state.backup import BackupError, Manifest, NothingThere
 from interlace_state.config import Config
 from interlace_state.files import Files
 from interlace_state.store import State
@@ -20,9 +21,18 @@ def save(arguments: argparse.Namespace) -> int:
     """The command `backup`, whether Interlace runs or not."""
 
     async def ask(state: State, config: Config) -> Manifest:
-        return await backup.save(state.redis, config.redis.prefix, Files(config.store_url), arguments.folder)
+        try:
+            return await backup.save(state.redis, config.redis.prefix, Files(config.store_url), arguments.folder)
+        except NothingThere as error:
+            raise CommandProblem(
+                f"{error} This was asked of the state in {config.state_dir}, as the account {account(os.geteuid())}: "
+                "name the service's own with `--config`, and type it as the account that the service runs as."
+            ) from None
 
-    print(f"{arguments.folder}: {_described(_done(arguments, ask))}")
+    manifest = _done(arguments, ask)
+    print(f"{arguments.folder}: {_described(manifest)}")
+    if not manifest.keys:
+        print("interlace: no key of Redis is in it: is this the service's `redis.url`?", file=sys.stderr)
     return 0
 
 

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
+import pwd
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,6 +44,7 @@ class RunDir:
     @contextmanager
     def claim(self) -> Iterator[None]:
         """Hold the folder until the block ends. Raises CommandProblem, with pid and URL, if somebody else does."""
+        self.refuse_other_account()
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.path.chmod(0o700)
@@ -67,6 +69,20 @@ class RunDir:
         if self.running() is not None:
             raise CommandProblem(self._refusal())
 
+    def refuse_other_account(self) -> None:
+        """Raises CommandProblem if what lies here is another account's, or would be out of its reach."""
+        me = os.geteuid()
+        for folder in (self.path, self.path.parent):
+            with contextlib.suppress(OSError):
+                owner = folder.stat().st_uid
+                if owner == me:
+                    return
+                # Root can write anywhere, and what it makes the owner cannot read. Who has no name here is no account
+                # of this machine's: a container's folder may be of another one's.
+                spoils = account(owner) != str(owner) if me == 0 else not os.access(folder, os.W_OK, effective_ids=True)
+                if folder == self.path or spoils:
+                    raise CommandProblem(_of_another(folder, account(owner), account(me), self.path.parent))
+
     def record(self, url: str | None) -> None:
         """Say that this process runs here, and where it listens."""
         write_private(self._record, json.dumps(asdict(Running(os.getpid(), url))))
@@ -81,6 +97,7 @@ class RunDir:
         except FileNotFoundError:
             return None
         except OSError as error:
+            self.refuse_other_account()
             raise CommandProblem(f"{self._lock}: {error.strerror}") from None
         try:
             if _locked(handle, fcntl.LOCK_SH):
@@ -100,6 +117,21 @@ class RunDir:
                 "Stop it with `interlace down`, or give this one another `state_dir`."
             )
         return f"Another process is just starting Interlace in {self.path.parent}."
+
+
+def account(uid: int) -> str:
+    """Its name; its number where it has none on this machine."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _of_another(folder: Path, owner: str, me: str, state_dir: Path) -> str:
+    return (
+        f"{folder} belongs to the account {owner}, and this command runs as {me}. Type it as {owner}: "
+        f"`sudo -u {owner} interlace ...`. If {me} shall have the folder: `sudo chown -R {me}: {state_dir}`."
+    )
 
 
 def _locked(handle: int, kind: int) -> bool:

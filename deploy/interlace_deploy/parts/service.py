@@ -1,6 +1,7 @@
 """Interlace on one machine: Redis, gateway and workers as child processes, from start to stop."""
 
 import asyncio
+import os
 import re
 import secrets
 import signal
@@ -21,7 +22,7 @@ from interlace_deploy.parts.ahead import Ahead
 from interlace_deploy.parts.catalogue import Catalogue
 from interlace_deploy.parts.children import Child, Heed, copy_into, rotate
 from interlace_deploy.parts.ray_access import environment
-from interlace_deploy.parts.rundir import RunDir
+from interlace_deploy.parts.rundir import RunDir, account
 from interlace_deploy.problems import CommandProblem, UsageProblem
 from interlace_deploy.screen import Screen
 from interlace_deploy.settings import child_environment, mint_command
@@ -271,7 +272,7 @@ def _keyless(config: Config, file: Path | None) -> str:
     where = gateway.public_url if is_loopback(gateway.host) else gateway.host
     return (
         f"Others than this machine can reach {where}, and there is no API key yet, without which nobody may enter. "
-        f"Make the first one with\n\n  {mint_command(file)}\n\n"
+        f"Make the first one, as the account {account(os.geteuid())}, with\n\n  {mint_command(file)}\n\n"
         "and start again; or let only this machine in: `gateway.host: 127.0.0.1`, without a `gateway.public_url`."
     )
 
