@@ -49,7 +49,7 @@ async def test_by_any_name_of_this_machine(gateway: Gateway, state: State, name:
     "host",
     ["evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.nip.io", "192.168.0.7", "", "@", "[::1"],
 )
-@pytest.mark.parametrize("path", ["/ping", "/status", "/results/x", "/nothing-here"])
+@pytest.mark.parametrize("path", ["/ping", "/status", "/results/x", "/nothing-here", "/readyz", "/metrics"])
 def test_a_name_that_somebody_else_gave_this_machine(gateway: Gateway, host: str, path: str) -> None:
     answer = httpx.get(f"{gateway.url}{path}", headers={"host": host})
     assert answer.status_code == 400
@@ -123,11 +123,26 @@ async def test_names_are_checked_where_only_this_machine_should_come(
 
 @pytest.mark.parametrize(
     ("host", "status"),
-    [("gpu.lab", 200), ("GPU.lab:8000", 200), ("interlace.lab", 200), ("evil.example", 400), ("localhost", 400)],
+    [("gpu.lab", 200), ("GPU.lab:8000", 200), ("interlace.lab", 200), ("evil.example", 400), ("127.0.0.1:8000", 200)],
 )
 async def test_names_that_the_operator_lists(tmp_path: Path, host: str, status: int) -> None:
     config = GatewayConfig(host="0.0.0.0", hosts=("gpu.lab",), public_url="https://interlace.lab")
     assert await status_of(tmp_path, config, ("host", host)) == status
+
+
+@pytest.mark.parametrize("host", ["10.1.2.3:8000", "gateway:8000", "127.0.0.1:8000"])
+@pytest.mark.parametrize(
+    ("path", "fine"),
+    [("/healthz", True), ("/readyz", True), ("/metrics", True), ("/metrics/workers", True), ("/metrics/", False)],
+)
+async def test_whoever_watches_asks_by_an_address(tmp_path: Path, host: str, path: str, fine: bool) -> None:
+    """Kubernetes by a pod's, Prometheus by a container's name. A gateway on loopback is watched from there."""
+    config = GatewayConfig(host="0.0.0.0", hosts=("il.lab",))
+    expected = 200 if fine or host.startswith("127.") else 400
+    assert await status_of(tmp_path, config, ("host", host), method="GET", path=path) == expected
+    assert await status_of(tmp_path, GatewayConfig(), ("host", "gateway:8000"), method="GET", path=path) == 400
+    if fine:
+        assert await status_of(tmp_path, config, ("host", host), ("origin", EVIL), path=path) == 403
 
 
 async def test_more_names_for_loopback(start_gateway: Any) -> None:
@@ -143,8 +158,10 @@ async def test_two_names_at_once_are_none(tmp_path: Path) -> None:
     assert await status_of(tmp_path, GatewayConfig(), ("host", "localhost"), *origins) == 403
 
 
-async def status_of(folder: Path, config: GatewayConfig, *headers: tuple[str, str]) -> int:
-    """What a POST with these headers is answered, by a gateway that would answer 200 to all."""
+async def status_of(
+    folder: Path, config: GatewayConfig, *headers: tuple[str, str], method: str = "POST", path: str = "/"
+) -> int:
+    """What a request with these headers is answered, by a gateway that would answer 200 to all."""
     sent: list[Message] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -158,7 +175,7 @@ async def status_of(folder: Path, config: GatewayConfig, *headers: tuple[str, st
 
     raw = [(name.encode(), value.encode()) for name, value in headers]
     await Origins(app, config, Audit(folder / "audit.jsonl"))(
-        {"type": "http", "method": "POST", "path": "/", "headers": raw}, receive, send
+        {"type": "http", "method": method, "path": path, "headers": raw}, receive, send
     )
     status: int = sent[0]["status"]
     return status

@@ -14,6 +14,9 @@ from interlace_state.audit import Audit
 from interlace_state.settings.gateway import GatewayConfig, is_loopback
 
 _PORTS = {"http": 80, "https": 443}
+#: Asked by whoever watches a gateway, by an address that nobody can list: a pod's, or a container's name. They tell
+#: what is hosted, as open paths do, and to an admin's key how much is done.
+_WATCHED = frozenset({"/healthz", "/readyz", "/metrics", "/metrics/workers"})
 _READS = frozenset({"GET", "HEAD", "OPTIONS"})  # a page may send them, but is not shown the answer: we allow no CORS
 
 
@@ -28,7 +31,7 @@ class Origins:
         self._loopback = is_loopback(config.host)
         self._hosts: frozenset[str] | None = None
         if self._loopback or config.hosts:
-            own = {"localhost", "127.0.0.1", "::1", config.host} if self._loopback else set()
+            own = {"localhost", "127.0.0.1", "::1", *((config.host,) if self._loopback else ())}
             names = {name.lower() for name in {*config.hosts, *own, public.hostname or ""}}
             self._hosts = frozenset(names - {""})
 
@@ -43,7 +46,8 @@ class Origins:
         headers = Headers(scope=scope)
         hosts = headers.getlist("host")
         host = hosts[0] if len(hosts) == 1 else ""
-        if self._hosts is not None and _name(host) not in self._hosts:
+        is_watched = not self._loopback and scope["path"] in _WATCHED
+        if self._hosts is not None and _name(host) not in self._hosts and not is_watched:
             if not self._loopback:
                 return 400, f"This server is not known as {host[:80]!r}: `gateway.hosts` names what it is known as."
             return 400, (

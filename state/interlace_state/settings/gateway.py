@@ -36,8 +36,8 @@ class GatewayConfig(Section):
     drain_seconds: float = Field(default=10.0, ge=0, le=DAY)
     """On shutdown, how long open streams may still run to their end."""
     hosts: tuple[str, ...] = ()
-    """Names that clients may call the gateway by, in the header `Host`, beside that of `public_url`; none: any name,
-    and on loopback those of this machine only."""
+    """Names that clients may call the gateway by, in the header `Host`, beside that of `public_url` and localhost;
+    none: any name, and on loopback those of this machine only. Health and metrics are told by any name."""
     connections: int = Field(default=8192, ge=1)
     """Connections that may be open at the same time; fewer where the process may not open two files for each."""
     connections_per_address: int | None = Field(default=None, ge=1)
