@@ -32,6 +32,7 @@ READS_ENVIRONMENT = {
     "interlace_workers/spawn.py",  # hands a few names on to the process that it starts
     *(f"interlace_deploy/commands/{command}.py" for command in ("backup", "demo", "detach", "doctor", "models", "up")),
     "interlace_deploy/meeting.py",
+    "interlace_deploy/own_hub.py",  # takes a name out of it
     "interlace_deploy/target.py",
 }
 #: Runs alone in every process that imports it: a network, a file for writing or a new process would be an effect.

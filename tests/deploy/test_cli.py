@@ -145,6 +145,14 @@ def test_a_redis_that_does_not_answer(interlace: Interlace, tmp_path: Path) -> N
     assert "geheim" not in done.stderr
 
 
+@pytest.mark.parametrize("words", [["up"], ["up", "--detach"]])
+def test_what_hosts_asks_no_gateway_for_weights(interlace: Interlace, tmp_path: Path, words: list[str]) -> None:
+    ours = {"NDIF_HOST": "https://interlace.lab", "HF_ENDPOINT": "https://interlace.lab/hf"}
+    done = interlace(*words, INTERLACE_REDIS__URL=f"unix://{tmp_path}/none.sock", **ours)
+    assert done.returncode == 1
+    assert done.stderr.count("HF_ENDPOINT is https://interlace.lab/hf, a gateway's own, which has no weights") == 1
+
+
 @pytest.mark.parametrize("words", [["up"], ["up", "--detach"], ["down"], ["status"]])
 def test_a_state_folder_that_cannot_be(interlace: Interlace, tmp_path: Path, words: list[str]) -> None:
     (tmp_path / "file").touch()

@@ -81,6 +81,16 @@ def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     assert hub.detail.startswith("http://127.0.0.1:9 cannot be reached (")
 
 
+def test_a_gateway_is_no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    found = list(doctor.examine(Config(), {"HF_ENDPOINT": "http://127.0.0.1:9/hf"}))
+    hub = next(finding for finding in found if finding.what == "hub")
+    assert hub.detail.startswith("https://huggingface.co cannot be reached (")
+    assert hub.detail.endswith(
+        "HF_ENDPOINT is http://127.0.0.1:9/hf, a gateway's own, which has no weights: `interlace up` leaves it out"
+    )
+
+
 def test_which_redis_and_which_ray(interlace: Interlace, tmp_path: Path) -> None:
     found = {finding["what"]: finding for finding in json.loads(interlace("doctor", "--json").stdout)["findings"]}
     assert "one of our own, on a socket and with a password" in found["redis server"]["detail"]

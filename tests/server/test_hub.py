@@ -62,6 +62,34 @@ async def python(gateway: Gateway, home: Path, code: str) -> Any:
 
 
 @pytest.mark.usefixtures("files")
+async def test_what_is_no_model_of_ours_is_told_to_be_the_hubs(gateway: Gateway, tmp_path: Path) -> None:
+    code = """
+import json
+from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub.errors import RepositoryNotFoundError
+said = []
+for ask in (
+    lambda: HfApi().dataset_info("lab/texts"),
+    lambda: HfApi().dataset_info("lab/texts", revision="main"),
+    lambda: HfApi().space_info("lab/space"),
+    lambda: HfApi().get_paths_info("lab/texts", "a.json", repo_type="dataset"),
+    lambda: hf_hub_download("lab/texts", "a.json", repo_type="dataset"),
+    lambda: HfApi().model_info("lab/adapter"),
+):
+    try:
+        ask()
+    except RepositoryNotFoundError as error:
+        said.append(str(error))
+print(json.dumps(said))
+"""
+    said = await python(gateway, tmp_path, code)
+    assert len(said) == 6
+    for sentence in said:
+        assert "What else the hub has comes from the hub, in a process without HF_ENDPOINT." in sentence
+    assert all("This server has no " in sentence for sentence in said[:5])
+
+
+@pytest.mark.usefixtures("files")
 async def test_the_real_client_finds_config_tokenizer_and_id(gateway: Gateway, tmp_path: Path) -> None:
     code = """
 import json

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from interlace_deploy import kernel
 from interlace_deploy.address import hidden
+from interlace_deploy.own_hub import own_hub
 from interlace_deploy.parts import embedded_redis
 from interlace_deploy.parts.ray_access import access
 from interlace_deploy.screen import show_table
@@ -212,12 +213,16 @@ def _default_model(config: Config, environ: Mapping[str, str]) -> Finding:
 def _hub(environ: Mapping[str, str]) -> Finding:
     if environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
         return Finding("hub", "note", "not asked: HF_HUB_OFFLINE is set")
-    url = environ.get("HF_ENDPOINT") or _HUB
+    left = own_hub(environ)
+    url = _HUB if left else environ.get("HF_ENDPOINT") or _HUB
+    aside = (
+        f"; HF_ENDPOINT is {left}, a gateway's own, which has no weights: `interlace up` leaves it out" if left else ""
+    )
     try:
         urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=_HUB_PATIENCE).close()
     except urllib.error.HTTPError:
-        return Finding("hub", "ok", f"{url} answers")
+        return Finding("hub", "ok", f"{url} answers{aside}")
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
-        return Finding("hub", "note", f"{url} cannot be reached ({reason}): host local paths and packages")
-    return Finding("hub", "ok", f"{url} answers")
+        return Finding("hub", "note", f"{url} cannot be reached ({reason}): host local paths and packages{aside}")
+    return Finding("hub", "ok", f"{url} answers{aside}")

@@ -23,6 +23,7 @@ from interlace_state.models import HostedModel, ModelCard
 
 router = APIRouter(prefix="/hf", tags=["hub"])
 
+_ELSEWHERE = "What else the hub has comes from the hub, in a process without HF_ENDPOINT."
 _PATIENCE = 8.0  # seconds; a hub's client waits for ten
 _LIBRARY = {"TransformersModel": "transformers", "DiffusionModel": "diffusers"}
 _FILE: Responses = {
@@ -134,6 +135,12 @@ router.head(
 )(resolve)
 
 
+@router.api_route("/{rest:path}", methods=["GET", "HEAD", "POST"], include_in_schema=False)
+async def nothing_else(rest: str) -> Response:
+    """Datasets, Spaces, searches: what a hub has beside models."""
+    raise NotOnHub("RepoNotFound", _nothing_else(rest))
+
+
 async def _info(gateway: Gateway, card: ModelCard) -> ModelInfo:
     sizes = await gateway.state.models.file_sizes(card.key)
     return ModelInfo(
@@ -202,7 +209,13 @@ async def _described(gateway: Gateway, card: ModelCard) -> ModelCard:
 
 def _no_repo(repo_id: str, models: list[HostedModel]) -> str:
     hosted = ", ".join(sorted({model.card.key.repo_id for model in models})) or "none yet"
-    return f"This server does not host {repo_id}. Hosted models: {hosted}."
+    if repo_id.startswith(("datasets/", "spaces/")):
+        return _nothing_else(repo_id)
+    return f"This server does not host {repo_id}. Hosted models: {hosted}. {_ELSEWHERE}"
+
+
+def _nothing_else(asked: str) -> str:
+    return f"This server has no {asked[:80]}, but configuration and tokenizer of the models that it hosts. {_ELSEWHERE}"
 
 
 def _no_revision(card: ModelCard, wanted: str) -> NotOnHub:
