@@ -3,6 +3,7 @@
 Labels have few values: hosted models, templates of routes, statuses. Never a job, an address or a tenant.
 """
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -107,7 +108,7 @@ def exposition(*sources: Iterable[Metric]) -> bytes:
 
 
 async def queues(state: State, models: Sequence[HostedModel]) -> list[Metric]:
-    """How the hosted models and their queues are, as Redis has it now."""
+    """How the hosted models and their queues are, as Redis has it now, and the store's disk."""
     jobs = GaugeMetricFamily("interlace_queue_jobs", "Jobs that wait or run.", labels=("model", "state"))
     age = GaugeMetricFamily(
         "interlace_queue_oldest_age_seconds",
@@ -133,7 +134,13 @@ async def queues(state: State, models: Sequence[HostedModel]) -> list[Metric]:
         if hosted.wanted is not None:
             wanted.add_metric((model,), hosted.wanted)
         failed.add_metric((model,), hosted.state is ModelState.FAILED)
-    return [jobs, age, replicas, wanted, failed]
+    return [jobs, age, replicas, wanted, failed, *_of_store(await asyncio.to_thread(state.files.free))]
+
+
+def _of_store(free: int | None) -> list[Metric]:
+    """Nothing of a store that is no folder."""
+    text = "Free on the disk of the store, where that is a folder."
+    return [] if free is None else [GaugeMetricFamily("interlace_store_free_bytes", text, value=free)]
 
 
 def of_replicas(snapshots: Iterable[Snapshot]) -> list[Metric]:

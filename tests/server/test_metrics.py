@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -141,6 +142,11 @@ async def test_the_queue_as_it_is_now(watched: Gateway, own_state: State) -> Non
     assert seen() == [0, 0, 0]
     assert value(watched, "interlace_replicas", model=MODEL, state="ready") == 1
     assert value(watched, "interlace_model_failed", model=MODEL) == 0
+
+
+async def test_the_stores_disk(watched: Gateway) -> None:
+    disk = shutil.disk_usage(watched.config.state_dir)
+    assert 0 < value(watched, "interlace_store_free_bytes") <= disk.total
 
 
 async def test_results_that_are_delivered(watched: Gateway, own_state: State) -> None:

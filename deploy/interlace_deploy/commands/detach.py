@@ -33,7 +33,7 @@ def up(config: Config, words: Sequence[str], screen: Screen) -> int:
     except OSError as error:
         raise CommandProblem(f"{log.parent}: {error.strerror} (choose another folder: `state_dir`)") from None
     command = [sys.executable, "-m", "interlace_deploy", *(word for word in words if word != "--detach")]
-    with log.open("wb") as output:
+    with log.open("ab") as output:  # whoever cuts it where it lies makes no hole
         daemon = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
         )
