@@ -25,5 +25,5 @@ random | keep redis_password
 printf 'redis://:%s@redis:6379/0' "$(cat redis_password)" | keep redis_url
 random | keep ray_token
 random | keep grafana_password
-# An admin's API key, which only a running Interlace can make: deploy/README.md.
+# An admin's API key, which a container makes once Redis runs: docs/observability.md.
 if [ ! -e metrics_key ]; then install -m 644 /dev/null metrics_key; fi
