@@ -1,5 +1,6 @@
 """Which configuration a command works with: `--config`, `$INTERLACE_CONFIG`, `./interlace.yaml`, or the defaults."""
 
+import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,4 +38,4 @@ def _file(given: Path | None, environ: Mapping[str, str]) -> Path | None:
     if named := environ.get("INTERLACE_CONFIG"):
         return Path(named)
     local = Path("interlace.yaml")
-    return local if local.exists() else None
+    return local if os.path.exists(local) else None  # also where we may not look: a folder of another account's

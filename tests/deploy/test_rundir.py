@@ -107,6 +107,14 @@ def reachable_path() -> Iterator[Path]:
         yield Path(name)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another account, which root may do alone")
+def test_a_folder_that_the_account_may_not_enter(tmp_path: Path) -> None:
+    """`sudo -u interlace interlace status`, typed in /root."""
+    script = "import os; from interlace_deploy.settings import read; os.setuid(1); print(read(None, {}).gateway.port)"
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout == "8000\n", done.stderr
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives folders away, which root may do alone")
 def test_whose_folder_it_is(reachable_path: Path) -> None:
     """What root has made is not the service's; a folder that somebody may write to is, whoever owns it."""
