@@ -37,6 +37,7 @@ async def add(
             "adapter_config.json": json.dumps({"peft_type": "LORA", "r": 2, "mark": mark}).encode(),
             "adapter_model.safetensors": WEIGHTS,
         },
+        "sketch": {"sketch.json": b"{}", "sketch.safetensors": WEIGHTS},
         "texts": {"texts.json": json.dumps({"texts": ["a" * (1 + mark)]}).encode()},
     }[kind]
     staged = {}

@@ -244,7 +244,7 @@ def compare(snapshot: Snapshot, viewer: Viewer, a: Entry, b: Entry) -> Compariso
         differences=tuple(one for one in differing if one.a != one.b),
         ancestors=tuple(snapshot.node(viewer, one) for one in sorted(nearest)),
         measured=tuple(_between(snapshot, viewer, a, b)),
-        request=_request(snapshot, a, b),
+        request=_request(snapshot, viewer, a, b),
     )
 
 
@@ -267,7 +267,7 @@ def _between(snapshot: Snapshot, viewer: Viewer, a: Entry, b: Entry) -> Iterator
             yield from (_number(lineage.method, one, run.id, run.ended) for one in lineage.metrics)
 
 
-def _request(snapshot: Snapshot, a: Entry, b: Entry) -> dict[str, Any] | None:
+def _request(snapshot: Snapshot, viewer: Viewer, a: Entry, b: Entry) -> dict[str, Any] | None:
     """What measures it, on the model that one of them is, or that both were made for."""
     models = [one for one in (a, b) if one.kind == "model"]
     others = [one for one in (a, b) if one.kind != "model"]
@@ -275,7 +275,8 @@ def _request(snapshot: Snapshot, a: Entry, b: Entry) -> dict[str, Any] | None:
         # Of one of two hosted models a sketch must be at hand, for no process holds both.
         for on, away in ((a, b), (b, a)):
             for edge in snapshot.below.get(away.id, ()):
-                if (made := snapshot.artifacts.get(edge.child)) is not None and made.kind == "sketch":
+                made = snapshot.artifacts.get(edge.child)
+                if made is not None and made.kind == "sketch" and viewer.sees(made):
                     return _body(snapshot, on.id, {"other": made.ref})
         return None
     refs = [snapshot.artifacts[one.id].ref for one in others]

@@ -136,7 +136,12 @@ class Snapshot:
         return next((one.id for one in known if fits(base.repo_id, one.key.repo_id)), None)
 
     def shows(self, viewer: Viewer, edge: Edge) -> bool:
-        """What a tenant's job has found in weights is that tenant's to see."""
+        """What a tenant's job has found in weights is that tenant's to see; what somebody only says, whose parent is.
+
+        A dot without a name would tell that what was guessed is there.
+        """
+        if edge.source == "declared":
+            return self.visible(viewer, edge.parent)
         if edge.relation != "recovered" or viewer.admin:
             return True
         run = self.runs.get(edge.job or "")
@@ -263,7 +268,7 @@ class Snapshot:
             if (parent := self._id_of(text)) is not None:
                 yield edge(parent=parent, relation="input", source="recorded")
         stated = one.declared.get("parent") if isinstance(one, Artifact) else None
-        if stated and (parent := self._id_of(stated)) not in (None, one.id):
+        if stated and (parent := self._id_of(stated, Viewer(one.tenant))) not in (None, one.id):
             assert parent is not None
             yield edge(parent=parent, relation="declared", source="declared")
 
@@ -283,15 +288,19 @@ class Snapshot:
                     margin=one.margin,
                 )
 
-    def _id_of(self, text: str) -> str | None:
-        """What an artifact's name or a ``lake://`` reference means; None for neither, or where nothing is there."""
+    def _id_of(self, text: str, viewer: Viewer | None = None) -> str | None:
+        """What an artifact's name or a ``lake://`` reference means, to a viewer that is not trusted to have seen it.
+
+        None for neither, or where nothing is there.
+        """
         try:
             if text.startswith("lake://"):
-                return next(iter(self.named(LakeRef.parse(text))), None)
-            ref = AdapterRef.parse(text, "parent")
+                meant = self.named(LakeRef.parse(text))
+            else:
+                meant = [AdapterRef.parse(text, "parent").id]
         except InvalidRequest:
             return None
-        return ref.id or None
+        return next((one for one in meant if one and (viewer is None or self.visible(viewer, one))), None)
 
 
 def _bare(edge: Edge) -> Edge:

@@ -30,7 +30,7 @@ from interlace_state.keys import Keys
 from interlace_state.lake import card as cards
 from interlace_state.lake.graph import Snapshot, Viewer
 from interlace_state.lake.records import Heritage, ModelRecord, RunRecord, Shelf, Tombstone, model_id
-from interlace_state.lake.search import Query, WordIndex, facets, in_order, matching
+from interlace_state.lake.search import Query, WordIndexes, facets, in_order, matching
 from interlace_state.models import ModelCard
 from interlace_state.settings.lake import LakeConfig
 
@@ -50,15 +50,15 @@ class Lake:
         self._tombstones = Shelf(redis, keys, files, "tombstones", Tombstone)
         self._tags = Shelf(redis, keys, files, "tags", Tag)
         self._reading = asyncio.Lock()
-        self._known: tuple[bytes | None, Snapshot, WordIndex] | None = None
+        self._known: tuple[bytes | None, Snapshot, WordIndexes] | None = None
 
     async def search(self, viewer: Viewer, text: str = "", *, limit: int = 20, offset: int = 0) -> LakePage:
         """What the words and filters of a query find. Raises InvalidRequest, which lists the filters."""
         query = Query.parse(text)
-        snapshot, index = await self._now()
+        snapshot, indexes = await self._now()
 
         def find() -> LakePage:
-            scores = index.find(query.words) if query.words else None
+            scores = indexes.of(viewer).find(query.words) if query.words else None
             sort = query.filters.get("sort", ())
             found = in_order(matching(snapshot, viewer, query), scores, sort)
             return LakePage(
@@ -221,7 +221,7 @@ class Lake:
         if size > most:
             raise LimitExceeded("What is declared of an artifact", most, "characters", "lake.declared_characters")
 
-    async def _now(self) -> tuple[Snapshot, WordIndex]:
+    async def _now(self) -> tuple[Snapshot, WordIndexes]:
         """All that is known, read again only where something has changed."""
         version = await self._redis.get(self._keys.lake_version)
         if self._known is None or self._known[0] != version:
@@ -231,13 +231,13 @@ class Lake:
                     self._known = version, *await self._read()
         return self._known[1], self._known[2]
 
-    async def _read(self) -> tuple[Snapshot, WordIndex]:
+    async def _read(self) -> tuple[Snapshot, WordIndexes]:
         hosted = await self._redis.hvals(self._keys.models)
         artifacts = await self._redis.hvals(self._keys.artifacts)
         models, runs = await self._models.all(), await self._runs.all()
         tombstones, tags = await self._tombstones.all(), await self._tags.all()
 
-        def build() -> tuple[Snapshot, WordIndex]:
+        def build() -> tuple[Snapshot, WordIndexes]:
             cards = [ModelCard.model_validate_json(data) for data in hosted]
             found = [Artifact.model_validate_json(data) for data in artifacts]
             snapshot = Snapshot(
@@ -249,7 +249,7 @@ class Lake:
                 hosted=frozenset(model_id(one.key.canonical, one.commit) for one in cards),
             )
             snapshot.prepare()
-            return snapshot, WordIndex(snapshot)
+            return snapshot, WordIndexes(snapshot)
 
         return await asyncio.to_thread(build)  # of a large lake it takes a second
 

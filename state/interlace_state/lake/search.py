@@ -9,7 +9,7 @@ import re
 import shlex
 import sqlite3
 import threading
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -79,6 +79,8 @@ _COMPARE: dict[str, Callable[[float, float], bool]] = {
 #: Of names, kinds and methods, models, what is declared, and the rest: how much a word counts there.
 _WEIGHTS = (8.0, 4.0, 3.0, 4.0, 1.0)
 _EDITS = ("edit", "peft")
+#: Entries in all the word indexes that a process keeps, where there are several: some 2 KB each.
+_MOST_INDEXED = 50_000
 _MOST_SAID = 4000  # characters of an entry's parameters
 #: A word that nothing has stands for words of its first letter that are so alike (difflib's ratio) and about as long.
 _ALIKE, _LONGER, _STAND_INS = 0.7, 3, 3
@@ -119,16 +121,16 @@ class Query:
 
 
 class WordIndex:
-    """Every entry's words, in an SQLite table of this process."""
+    """The words of some entries, in an SQLite table of this process."""
 
-    def __init__(self, snapshot: Snapshot) -> None:
+    def __init__(self, snapshot: Snapshot, ids: Iterable[str]) -> None:
         self._lock = threading.Lock()
         self._tables = sqlite3.connect(":memory:", check_same_thread=False)
         columns = "name, kind, model, declared, rest"
         self._tables.execute(
             f"CREATE VIRTUAL TABLE entries USING fts5(id UNINDEXED, {columns}, tokenize='porter unicode61')"
         )
-        rows = [(one.id, *_texts(one, snapshot.artifacts.get(one.id))) for one in snapshot.entries.values()]
+        rows = [(one, *_texts(snapshot.entries[one], snapshot.artifacts.get(one))) for one in ids]
         self._tables.executemany("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?)", rows)
         self._tables.execute("CREATE VIRTUAL TABLE terms USING fts5vocab(entries, row)")
 
@@ -154,6 +156,26 @@ class WordIndex:
             (lower[0], chr(ord(lower[0]) + 1), len(word) - _LONGER, len(word) + _LONGER),
         )
         return get_close_matches(lower, [term for (term,) in near], _STAND_INS, _ALIKE) or [word]
+
+
+class WordIndexes:
+    """An index of what each sees, and of nothing else: how rare a word is would tell of others' entries."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+        self._lock = threading.Lock()
+        #: By the ids in it; the least recently used first.
+        self._made: OrderedDict[frozenset[str], WordIndex] = OrderedDict()
+
+    def of(self, viewer: Viewer) -> WordIndex:
+        """Of a large lake, making one takes a second. Blocks."""
+        ids = frozenset(one for one in self._snapshot.entries if self._snapshot.visible(viewer, one))
+        with self._lock:
+            index = self._made.pop(ids, None) or WordIndex(self._snapshot, ids)
+            self._made[ids] = index
+            while len(self._made) > 1 and sum(map(len, self._made)) > _MOST_INDEXED:
+                self._made.popitem(last=False)
+        return index
 
 
 def _asked(word: str) -> str:
@@ -214,7 +236,8 @@ def facets(entries: Iterable[Entry]) -> dict[str, dict[str, int]]:
 def _test(snapshot: Snapshot, viewer: Viewer, name: str, values: tuple[str, ...]) -> Callable[[Entry], bool]:
     if name in _GRAPH:
         up, depth = _GRAPH[name]
-        near = {one for value in values for one in snapshot.walk(viewer, value, up=up, depth=depth)}
+        seen = [value for value in values if snapshot.visible(viewer, value)]
+        near = {one for value in seen for one in snapshot.walk(viewer, value, up=up, depth=depth)}
         return lambda entry: entry.id in near
     if name == "base":
         return lambda entry: entry.base is not None and any(fits(value, entry.base) for value in values)
@@ -225,7 +248,7 @@ def _test(snapshot: Snapshot, viewer: Viewer, name: str, values: tuple[str, ...]
     if name == "tag":
         return lambda entry: any(value in entry.tags for value in values)
     if name == "works-with":
-        fitting = {one for value in values for one in _works_with(snapshot, value)}
+        fitting = {one for value in values for one in _works_with(snapshot, viewer, value)}
         return lambda entry: entry.id in fitting
     if name == "declared":
         return lambda entry: any(_declares(snapshot.artifacts.get(entry.id), value) for value in values)
@@ -269,14 +292,15 @@ def _declares(artifact: Artifact | None, text: str) -> bool:
     return not equals or artifact.declared[name].lower() == value.lower()
 
 
-def _works_with(snapshot: Snapshot, value: str) -> set[str]:
+def _works_with(snapshot: Snapshot, viewer: Viewer, value: str) -> set[str]:
     """What can be used with a hosted model (repo id, slug or id), or with an artifact: what is for the same weights."""
     models = {
         one.id: one
         for one in snapshot.models.values()
-        if one.id in snapshot.hosted and value in (one.id, one.key.repo_id, one.key.slug)
+        if one.id in snapshot.hosted and value in (one.id, one.key.repo_id, one.key.slug) and viewer.sees_model(one)
     }
-    if value in snapshot.artifacts and (base := snapshot.artifacts[value].base) is not None:
+    given = snapshot.artifacts.get(value)
+    if given is not None and viewer.sees(given) and (base := given.base) is not None:
         record = snapshot.models.get(snapshot.model_of(base) or "")
         models = {} if record is None else {record.id: record}
     return {
