@@ -1,6 +1,7 @@
 """Artifacts of a lake as tests plant them: small files, and the lineage that a job would have written."""
 
 import json
+import time
 from typing import Any
 
 import safetensors.torch
@@ -9,7 +10,7 @@ import torch
 from interlace.protocol.artifact import Artifact, ArtifactKind, Base, Lineage
 from interlace.protocol.model import ModelKey
 from interlace_state.lake.graph import Viewer
-from interlace_state.lake.records import model_id
+from interlace_state.lake.records import Heritage, RunRecord, model_id
 from interlace_state.models import ModelCard
 from interlace_state.settings.limits import Admission
 from interlace_state.store import State
@@ -26,6 +27,17 @@ WEIGHTS = safetensors.torch.save({"base_model.model.a.lora_A.weight": torch.ones
 def lineage(job: str, method: str = "elm.erase@1", parents: tuple[str, ...] = (), **more: Any) -> Lineage:
     return Lineage(
         job=job, method=method, model=KEY.canonical, commit=COMMIT, params_sha256="0" * 64, parents=parents, **more
+    )
+
+
+def ran(of: Lineage, heritage: tuple[Heritage, ...] = (), ended: float | None = None) -> RunRecord:
+    return RunRecord(
+        id=of.job,
+        tenant="lab-a",
+        ended=ended or time.time(),
+        status="completed",
+        lineage=of,
+        heritage=heritage,
     )
 
 

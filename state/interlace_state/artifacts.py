@@ -73,32 +73,29 @@ class Artifacts:
         artifact_id: str | None = None,
         lineage: Lineage | None = None,
     ) -> Artifact:
-        """Check files and take them in; what is staged is gone afterwards. ``artifact_id`` is one that nobody has.
+        """Check files and take them in. ``artifact_id`` is one that nobody has.
 
-        Raises InvalidArtifact, LimitExceeded, StoreFull; then nothing is left of it.
+        Raises InvalidArtifact, LimitExceeded, StoreFull; then nothing is left of it but what was staged, which is the
+        caller's to remove. Where Redis was away, that is whole, and the call can be made again.
         """
-        try:
-            facts, files = await self.examine(tenant, kind, staged, limits)
-            if base is None and facts.base is not None:
-                base = Base(repo_id=facts.base)
-            artifact = Artifact(
-                id=artifact_id or secrets.token_hex(8),
-                hash=content_hash(kind, files),
-                kind=kind,
-                name=name,
-                tenant=tenant,
-                creator=creator,
-                created=round(time.time(), 3),
-                base=base,
-                files=files,
-                n_params=facts.n_params,
-                facts=facts.facts,
-                lineage=lineage,
-            )
-            await self._keep(artifact, staged, limits)
-        finally:
-            for path in staged.values():
-                path.unlink(missing_ok=True)
+        facts, files = await self.examine(tenant, kind, staged, limits)
+        if base is None and facts.base is not None:
+            base = Base(repo_id=facts.base)
+        artifact = Artifact(
+            id=artifact_id or secrets.token_hex(8),
+            hash=content_hash(kind, files),
+            kind=kind,
+            name=name,
+            tenant=tenant,
+            creator=creator,
+            created=round(time.time(), 3),
+            base=base,
+            files=files,
+            n_params=facts.n_params,
+            facts=facts.facts,
+            lineage=lineage,
+        )
+        await self._keep(artifact, staged, limits)
         return artifact
 
     async def examine(
@@ -254,17 +251,17 @@ class Artifacts:
         return facts, tuple(_described(name, path) for name, path in sorted(staged.items()))
 
     async def _keep(self, artifact: Artifact, staged: Mapping[str, Path], limits: Admission) -> None:
-        """Put files, manifest and index in place. Raises LimitExceeded, StoreFull."""
+        """Put index, files and manifest in place: Redis first, which may be away. Raises LimitExceeded, StoreFull."""
         try:
-            for name, path in staged.items():
-                await self._files.adopt(path, f"{_place(artifact)}/{name}")
             await self._index([artifact])
             # Once more, with it: of uploads that come at once none may pass that is over.
             check_quota(await self.all(artifact.tenant), limits)
+            for name, path in staged.items():
+                await self._files.adopt(path, f"{_place(artifact)}/{name}")
             await self._files.put(f"{_place(artifact)}/{MANIFEST}", artifact.model_dump_json(indent=2).encode())
         except BaseException as error:
-            await self._forget(artifact)
             await self._files.delete_folder(_place(artifact))
+            await self._forget(artifact)
             if isinstance(error, OSError):
                 raise StoreFull(f"The server's store takes nothing: {error.strerror}.") from None
             raise

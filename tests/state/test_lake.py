@@ -1,18 +1,15 @@
 """The lake knows all that is hosted or made, tells each viewer what is theirs, and is made anew from the store."""
 
-import itertools
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from lakes import BASE, CARD, COMMIT, KEY, MINE, MODEL, THEIRS, add, lineage
+from lakes import BASE, CARD, COMMIT, KEY, MINE, MODEL, THEIRS, add, lineage, ran
 
 from interlace.protocol.errors import InvalidRequest, LimitExceeded, UnknownArtifact
 from interlace.protocol.lake import EntryChange, Measured
 from interlace_state.config import Config
-from interlace_state.lake import lake as lake_module
 from interlace_state.lake.graph import Viewer
 from interlace_state.lake.records import Heritage, model_id
 from interlace_state.settings.lake import LakeConfig
@@ -269,13 +266,11 @@ async def test_measurements_of_others_jobs_reach_the_card_and_go_stale(state: St
     await state.models.publish(CARD)
     artifact = await add(state, "one", base=BASE)
     seen = (Measured(name="kl", value=0.5),)
-    await state.lake.ran(
-        "j1", "lab-a", None, "completed", lineage("j1", "lake.compare@1", (artifact.ref,), metrics=seen), ()
-    )
-    await state.lake.ran("j2", "lab-a", None, "completed", lineage("j2", "lens.logit@1", metrics=seen), ())
+    await state.lake.ran(ran(lineage("j1", "lake.compare@1", (artifact.ref,), metrics=seen)))
+    await state.lake.ran(ran(lineage("j2", "lens.logit@1", metrics=seen)))
     for number, method in enumerate(("elm.erase@1", "lake.merge@1", "lake.recover@2")):  # of what they make, of many
         of_another = lineage(f"j{3 + number}", method, (artifact.ref,), metrics=seen)
-        await state.lake.ran(f"j{3 + number}", "lab-a", None, "completed", of_another, ())
+        await state.lake.ran(ran(of_another))
     of_artifact = [one for one in (await state.lake.card(MINE, artifact.id)).statements if one.source == "measured"]
     assert [(one.field, one.evidence, one.stale) for one in of_artifact] == [
         ("metrics:lake.compare:kl", "job j1", False)
@@ -298,8 +293,8 @@ async def test_edges_found_in_weights_are_marked_and_stay_their_tenants(state: S
     await state.models.publish(CARD)
     unknown = await add(state, "unknown")
     await state.lake.change(MINE, unknown.id, EntryChange(visibility="public"))
-    found = [Heritage(parent="model", child=unknown.ref, margin=0.7)]
-    await state.lake.ran("j1", "lab-a", None, "completed", lineage("j1", "lake.recover@2", (unknown.ref,)), (), found)
+    found = (Heritage(parent="model", child=unknown.ref, margin=0.7),)
+    await state.lake.ran(ran(lineage("j1", "lake.recover@2", (unknown.ref,)), found))
     edge = (await state.lake.lineage(MINE, unknown.id)).edges[0]
     assert (edge.parent, edge.relation, edge.source, edge.margin, edge.job) == (
         MODEL,
@@ -350,7 +345,7 @@ async def test_an_index_that_is_lost_is_made_anew_and_is_the_same(state: State, 
     three = await add(state, "two", mark=3, lineage=lineage("j3", parents=(two.ref,)))
     await state.lake.tag(MINE, three.id, "latest")
     await state.lake.change(MINE, one.id, EntryChange(visibility="public", declared={"license": "mit"}))
-    await state.lake.ran("j9", "lab-a", None, "completed", lineage("j9", parents=(one.ref,)), ())
+    await state.lake.ran(ran(lineage("j9", parents=(one.ref,))))
     await state.artifacts.delete(two)
 
     async def everything() -> list[Any]:
@@ -399,9 +394,7 @@ async def test_an_old_manifest_is_its_tenants(state: State, config: Config) -> N
     assert (await state.artifacts.find(artifact.id, "lab-a", key="other")).visibility == "tenant"
 
 
-async def test_bounds_say_their_value(state: State, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    moments = itertools.count(1_700_000_000.5, 0.0001)  # several in a millisecond
-    monkeypatch.setattr(lake_module, "time", SimpleNamespace(time=lambda: next(moments)))
+async def test_bounds_say_their_value(state: State, config: Config) -> None:
     small = config.model_copy(update={"lake": LakeConfig(kept_runs=2, kept_tags=1, declared_characters=20)})
     artifact = await add(state, "one")
     async with open_state(small) as other:
@@ -414,7 +407,7 @@ async def test_bounds_say_their_value(state: State, config: Config, monkeypatch:
         for number in range(4):
             seen = (Measured(name="a", value=number),)
             of = lineage(f"j{number}", "lens.logit@1", parents=(artifact.ref,), metrics=seen)
-            await other.lake.ran(f"j{number}", "lab-a", None, "completed", of, ())
+            await other.lake.ran(ran(of, ended=1_700_000_000.5 + number / 10_000))  # several in a millisecond
         said = [
             one.value["value"]
             for one in (await other.lake.card(MINE, artifact.id)).statements

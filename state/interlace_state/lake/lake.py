@@ -5,11 +5,10 @@ It keeps no copies: artifacts are those of `Artifacts`, and what is beside them 
 
 import asyncio
 import time
-from collections.abc import Sequence
 
 from redis.asyncio import Redis
 
-from interlace.protocol.artifact import Artifact, Lineage
+from interlace.protocol.artifact import Artifact
 from interlace.protocol.errors import InvalidRequest, LimitExceeded, UnknownArtifact
 from interlace.protocol.lake import (
     Card,
@@ -29,7 +28,7 @@ from interlace_state.files import Files
 from interlace_state.keys import Keys
 from interlace_state.lake import card as cards
 from interlace_state.lake.graph import Snapshot, Viewer
-from interlace_state.lake.records import Heritage, ModelRecord, RunRecord, Shelf, Tombstone, model_id
+from interlace_state.lake.records import ModelRecord, RunRecord, Shelf, Tombstone, model_id
 from interlace_state.lake.search import Query, WordIndexes, facets, in_order, matching
 from interlace_state.models import ModelCard
 from interlace_state.settings.lake import LakeConfig
@@ -163,31 +162,18 @@ class Lake:
             await self._artifacts.change(artifact, **changes)
         return await self.card(viewer, entry_id)
 
-    async def ran(
-        self,
-        job_id: str,
-        tenant: str,
-        creator: str | None,
-        status: str,
-        lineage: Lineage,
-        made: Sequence[Artifact],
-        heritage: Sequence[Heritage] = (),
-    ) -> None:
-        """Remember a method's job that has ended. Of a tenant the newest are kept."""
-        record = RunRecord(
-            id=job_id,
-            tenant=tenant,
-            creator=creator,
-            ended=round(time.time(), 6),
-            status=status,
-            lineage=lineage,
-            made=tuple(one.id for one in made),
-            heritage=tuple(heritage),
-        )
-        await self._runs.put(job_id, record)
-        own = [one for one in (await self._runs.all()).values() if one.tenant == tenant]
+    async def ran(self, record: RunRecord) -> None:
+        """Remember a method's job that ends now. Of a tenant the newest are kept."""
+        await self._runs.put(record.id, record)
+        own = [one for one in (await self._runs.all()).values() if one.tenant == record.tenant]
         for old in sorted(own, key=lambda one: -one.ended)[self._config.kept_runs :]:
             await self._runs.remove(old.id)
+
+    async def forget(self, job_id: str, record: RunRecord | None = None) -> None:
+        """Remove what is remembered of a job; with a ``record`` only that, and not what another run of it has left."""
+        found = await self._runs.get(job_id)
+        if found is not None and record in (None, found):
+            await self._runs.remove(job_id)
 
     async def rebuild(self) -> LakeCounts:
         """Make every index in Redis anew from the store."""

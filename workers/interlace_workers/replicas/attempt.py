@@ -19,7 +19,7 @@ from interlace_workers.executors.base import Done, ExecutorLost, Failed, Printed
 from interlace_workers.executors.values import Streamed
 from interlace_workers.replicas.adapters import Adapters
 from interlace_workers.replicas.harvest import Harvest
-from interlace_workers.replicas.journal import Insist, Journal
+from interlace_workers.replicas.journal import AWAY, Insist, Journal
 from interlace_workers.replicas.telemetry import Watch
 
 #: A job whose process has crashed so often is not run again.
@@ -44,6 +44,7 @@ class Attempt:
         self._sealed: tuple[Sealed, ...] = ()
         self._executor = executor
         self._lease = lease
+        self._insist = insist
         self._journal = Journal(state.queue, lease, insist)
         self._watch = watch
         self._last_line = ""
@@ -62,12 +63,16 @@ class Attempt:
         self._executor.cut_short(self._lease.job.id)
 
     async def undo(self) -> None:
-        """The job has ended without this attempt: what it has stored shall not stay."""
+        """The job ends without this attempt, or not well: what it has stored shall not stay."""
         if self._harvest is not None:
-            await self._harvest.undo()
+            with log.instead_of(Exception, "artifacts_kept"):
+                await self._harvest.undo()
 
     async def run(self) -> Ended:
-        """The job's last event, not yet written; all others are. Raises LeaseLost, ExecutorLost, RedisError."""
+        """The job's last event, not yet written; all others are. Raises LeaseLost, ExecutorLost, RedisError.
+
+        Where it is cancelled or raises, what it has stored is there, for `undo` or the next attempt.
+        """
         async with self._journal:
             end = await self._run()
             await self._journal.written()
@@ -83,13 +88,16 @@ class Attempt:
         queued_seconds = round(max(0.0, time.time() - job.submitted_at), 4)
         try:
             payload = await self._state.results.payload(job)
-            self._sealed = await self._adapters.of(job)
+            self._sealed = await self._insist(lambda: self._adapters.of(job))
             if job.kind is JobKind.METHOD:
-                self._harvest = Harvest(self._state, job, payload)
-                self._stopping = self._stopping or await self._state.queue.is_stopping(job.id)
+                self._harvest = Harvest(self._state, job, payload, self._insist)
+                asked = await self._insist(lambda: self._state.queue.is_stopping(job.id))
+                self._stopping = self._stopping or asked
             staged = self._state.results.stage()
         except (UnknownJob, UnknownArtifact, InvalidRequest) as error:
             return Ended(state=JobState.ERROR, text=str(error))
+        except AWAY:
+            raise
         except Exception as error:  # noqa: BLE001 - the edge of the store, which may be anybody's
             return Ended(state=JobState.ERROR, text=_not_stored("read your job", error))
         if self._stopping and self._lease.attempt > 1:
@@ -116,10 +124,12 @@ class Attempt:
                 await self._harvest.finish(staged, cost, cancelled=self._stopping)
             with self._watch.transfer(staged):
                 result = await self._state.results.put(self._lease.job, staged)
-        except InterlaceError as error:
-            return Ended(state=JobState.ERROR, text=str(error), cost=cost)
+        except AWAY:
+            raise
         except Exception as error:  # noqa: BLE001 - the edge of the store, which may be anybody's
-            return Ended(state=JobState.ERROR, text=_not_stored("store your job's result", error), cost=cost)
+            await self.undo()
+            said = str(error) if isinstance(error, InterlaceError) else _not_stored("store your job's result", error)
+            return Ended(state=JobState.ERROR, text=said, cost=cost)
         if self._stopping:
             return Ended(state=JobState.CANCELLED, text=_ENDED_WITH_WHAT_IT_HAD, result=result, cost=cost)
         return Ended(state=JobState.COMPLETED, text="Your job has been completed.", result=result, cost=cost)
@@ -207,6 +217,8 @@ class Attempt:
             return Failed(str(error), Cost())
         except BrokenFrame:
             return Failed("The job changed what it had given; it was stopped.", Cost(), reason="broken_frame")
+        except AWAY:
+            raise
         except Exception as error:  # noqa: BLE001 - the edge of the store, as above
             return Failed(_not_stored("store what your job gave", error), Cost(), reason="not_stored")
         return None

@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import time
 from dataclasses import dataclass, field
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from interlace.protocol.method import (
     Provenance,
 )
 from interlace_state import log
-from interlace_state.lake.records import Heritage
+from interlace_state.lake.records import Heritage, RunRecord
 from interlace_state.models import ModelCard
 from interlace_state.settings.limits import Admission
 from interlace_state.store import State
@@ -33,6 +35,7 @@ from interlace_workers.executors import given
 from interlace_workers.executors.base import Sealed
 from interlace_workers.order import Adapter
 from interlace_workers.replicas.adapters import seal_bytes
+from interlace_workers.replicas.journal import Insist
 
 #: A shorter run says nothing of a model's speed.
 _LEAST_TOKENS = 256
@@ -57,16 +60,21 @@ class _Staged:
 
 
 class Harvest:
-    """Takes in what one method's job gives. `drop` comes last, in any case."""
+    """Takes in what one method's job gives. `drop` comes last, in any case.
 
-    def __init__(self, state: State, job: Job, payload: bytes) -> None:
+    Redis is asked again while it is away; each call raises RedisError where it stays so.
+    """
+
+    def __init__(self, state: State, job: Job, payload: bytes, insist: Insist) -> None:
         assert job.method is not None
         self._state = state
         self._job = job
         self._call: MethodCall = job.method
         self._payload = payload
+        self._insist = insist
         self._staged: list[_Staged] = []
         self._stored: list[Artifact] = []
+        self._ran: RunRecord | None = None
         allowance = self._call.allowance
         self._limits = Admission(
             artifact_bytes=allowance.artifact_bytes,
@@ -77,10 +85,10 @@ class Harvest:
     async def begin(self) -> tuple[Sealed, ...]:
         """Forget what a former run here or elsewhere has given; the checkpoint to go on from, if there is one."""
         self.drop()
-        for artifact in await self._state.artifacts.of_job(self._job.id, self._job.tenant):
-            await self._state.artifacts.delete(
-                artifact, undo=True
-            )  # of a worker that was lost between its last two steps
+        # Of a worker that was lost between its last two steps.
+        self._stored = await self._insist(lambda: self._state.artifacts.of_job(self._job.id, self._job.tenant))
+        await self.undo()
+        await self._insist(lambda: self._state.lake.forget(self._job.id))
         data = await self._state.checkpoints.read(self._job.id)
         if data is None and self._call.resume is not None:
             data = await self._state.checkpoints.read(self._call.resume)
@@ -102,8 +110,9 @@ class Harvest:
             staged.files[name] = path = self._state.artifacts.stage()
             await asyncio.to_thread(found.copy, name, path)
         beside = sum(one.artifact.size for one in self._staged[:-1])
-        await self._state.artifacts.examine(
-            self._job.tenant, KIND.validate_python(found.kind), staged.files, self._limits, beside=beside
+        tenant, kind = self._job.tenant, KIND.validate_python(found.kind)
+        await self._insist(
+            lambda: self._state.artifacts.examine(tenant, kind, staged.files, self._limits, beside=beside)
         )
 
     async def _keep(self, found: given.Checkpoint) -> None:
@@ -118,47 +127,47 @@ class Harvest:
             path.unlink(missing_ok=True)
 
     async def finish(self, staged: Path, cost: Cost, *, cancelled: bool) -> None:
-        """Store the artifacts, and put the result into its envelope, in its place.
+        """Store the artifacts, put the result into its envelope, in its place, and tell the lake.
 
-        Raises InterlaceError where something is not what it must be, or has no room; then no artifact is left.
+        Raises InterlaceError where something is not what it must be, or has no room. Whatever it raises, and whatever
+        comes between it and the job's end, is for `undo`.
         """
         outcome = await asyncio.to_thread(_read, staged)
-        card = (await self._state.models.find(self._job.model)).card
+        edges = found_edges(outcome) if self._call.ref.startswith(_FINDS_EDGES) else ()
+        card = (await self._insist(lambda: self._state.models.find(self._job.model))).card
         lineage = await self._lineage(outcome, card)
         base = Base(repo_id=card.key.repo_id, key=card.key.canonical, commit=card.commit)
         stored = self._stored
-        try:
-            for one in self._staged:
-                stored.append(await self._store(one, lineage, base))
-            envelope = Envelope(
-                status="cancelled" if cancelled else "completed",
-                result=outcome.result,
-                artifacts=tuple(Made(ref=one.ref, kind=one.kind, name=one.name, size=one.size) for one in stored),
-                provenance=self._provenance(outcome, lineage),
-                warnings=outcome.warnings,
-                cost=MethodCost(
-                    seconds=cost.runtime,
-                    forwards=outcome.forwards,
-                    backwards=outcome.backwards,
-                    tokens=outcome.tokens,
-                    peak_bytes=cost.max_memory_usage,
-                ),
-            )
-            _check_names(outcome, stored)
-            await asyncio.to_thread(staged.write_text, envelope.model_dump_json())
-        except BaseException:
-            await asyncio.shield(self.undo())
-            raise
-        await self._measure(outcome, cost)
-        await self._state.lake.ran(
-            self._job.id,
-            self._job.tenant,
-            self._call.creator,
-            envelope.status,
-            lineage,
-            stored,
-            found_edges(outcome) if self._call.ref.startswith(_FINDS_EDGES) else (),
+        for one in self._staged:
+            stored.append(await self._store(one, lineage, base))
+        envelope = Envelope(
+            status="cancelled" if cancelled else "completed",
+            result=outcome.result,
+            artifacts=tuple(Made(ref=one.ref, kind=one.kind, name=one.name, size=one.size) for one in stored),
+            provenance=self._provenance(outcome, lineage),
+            warnings=outcome.warnings,
+            cost=MethodCost(
+                seconds=cost.runtime,
+                forwards=outcome.forwards,
+                backwards=outcome.backwards,
+                tokens=outcome.tokens,
+                peak_bytes=cost.max_memory_usage,
+            ),
         )
+        _check_names(outcome, stored)
+        await asyncio.to_thread(staged.write_text, envelope.model_dump_json())
+        await self._measure(outcome, cost)
+        self._ran = ran = RunRecord(
+            id=self._job.id,
+            tenant=self._job.tenant,
+            creator=self._call.creator,
+            ended=round(time.time(), 6),
+            status=envelope.status,
+            lineage=lineage,
+            made=tuple(one.id for one in stored),
+            heritage=edges,
+        )
+        await self._insist(lambda: self._state.lake.ran(ran))
 
     async def _lineage(self, outcome: Outcome, card: ModelCard) -> Lineage:
         params = Payload.model_validate_json(self._payload).params
@@ -180,9 +189,12 @@ class Harvest:
         )
 
     async def undo(self) -> None:
-        """Remove what was stored."""
-        while self._stored:
-            await self._state.artifacts.delete(self._stored.pop(), undo=True)
+        """Remove what was stored, and what the lake was told."""
+        for one in self._stored:
+            await self._insist(partial(self._state.artifacts.delete, one, undo=True))
+        self._stored = []
+        if self._ran is not None:
+            await self._insist(partial(self._state.lake.forget, self._job.id, self._ran))
 
     def drop(self) -> None:
         """Forget what was not stored."""
@@ -192,25 +204,26 @@ class Harvest:
 
     async def _store(self, one: _Staged, lineage: Lineage, base: Base) -> Artifact:
         kind = KIND.validate_python(one.artifact.kind)
-        return await self._state.artifacts.add(
-            self._job.tenant,
-            kind,
-            one.files,
-            self._limits,
-            name=one.artifact.name or f"{lineage.method} {one.artifact.kind}",
-            creator=self._call.creator,
-            base=base,
-            artifact_id=one.artifact.id,
-            lineage=lineage,
+        return await self._insist(
+            lambda: self._state.artifacts.add(
+                self._job.tenant,
+                kind,
+                one.files,
+                self._limits,
+                name=one.artifact.name or f"{lineage.method} {one.artifact.kind}",
+                creator=self._call.creator,
+                base=base,
+                artifact_id=one.artifact.id,
+                lineage=lineage,
+            )
         )
 
     async def _parents(self) -> tuple[str, ...]:
         found = []
         for text in (*self._call.opens, *self._call.edits):
+            ref = AdapterRef.parse(text, "params")
             try:
-                found.append(
-                    (await self._state.artifacts.named(AdapterRef.parse(text, "params"), self._job.tenant)).ref
-                )
+                found.append((await self._insist(partial(self._state.artifacts.named, ref, self._job.tenant))).ref)
             except UnknownArtifact:  # deleted meanwhile
                 found.append(text)
         return tuple(dict.fromkeys(found))
@@ -235,7 +248,8 @@ class Harvest:
         work = outcome.tokens * (1 + 2 * outcome.backwards / max(1, outcome.forwards))
         if outcome.tokens >= _LEAST_TOKENS and cost.runtime and cost.cpu_seconds:
             # Of the two the less: several threads use more than passes, and a busy machine lets more pass than is used.
-            await self._state.models.measured(self._job.model, min(cost.runtime, cost.cpu_seconds) / work)
+            seconds = min(cost.runtime, cost.cpu_seconds) / work
+            await self._insist(lambda: self._state.models.measured(self._job.model, seconds))
 
 
 def _read(staged: Path) -> Outcome:

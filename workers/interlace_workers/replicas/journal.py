@@ -5,6 +5,9 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Protocol, TypeVar
 
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
 from interlace.protocol.event import Event
 from interlace_state.queue import Lease, Queue
 from interlace_state.tasks import cancelled
@@ -12,6 +15,9 @@ from interlace_state.tasks import cancelled
 #: Events that may wait to be written; whoever brings more waits, too.
 _AHEAD = 256
 _MOMENT = 0.02  # seconds
+
+#: What Redis raises while it is away, restarts included; it is asked again, and no job ends for it.
+AWAY = (RedisConnectionError, RedisTimeoutError)
 
 T = TypeVar("T")
 

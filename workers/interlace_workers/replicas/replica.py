@@ -12,9 +12,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, TypeVar
 
-from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from interlace.protocol.event import Ended
 from interlace.protocol.job import JobKind, JobState
@@ -31,7 +29,7 @@ from interlace_workers.executors.base import Apart, Executor, ExecutorLost, Load
 from interlace_workers.replicas import environment
 from interlace_workers.replicas.adapters import Adapters
 from interlace_workers.replicas.attempt import Attempt
-from interlace_workers.replicas.journal import LeaseLost
+from interlace_workers.replicas.journal import AWAY, LeaseLost
 from interlace_workers.replicas.telemetry import Telemetry, Watch
 
 #: A job that this many workers have lost is not given to another.
@@ -225,10 +223,12 @@ class Replica:
             # An ExecutorLost passes: the lease lapses, and counts, as a job that takes its model down must.
             end = executing.result()
         except LeaseLost:  # somebody else runs it, or it was cancelled
+            await asyncio.shield(attempt.undo())
             await self._forget_if_over(lease.job.id)
             return
         except asyncio.CancelledError:
             await cancelled(executing)
+            await asyncio.shield(attempt.undo())
             if executing.cancelled() and not _being_cancelled():
                 await self._forget_if_over(lease.job.id)
                 return
@@ -247,9 +247,8 @@ class Replica:
                 if job.kind is JobKind.METHOD and end.state is JobState.COMPLETED:
                     await self._state.checkpoints.delete(job.id)
         else:
-            with log.instead_of(Exception, "artifacts_kept"):
-                if attempt is not None:
-                    await attempt.undo()
+            if attempt is not None:
+                await attempt.undo()
             await self._forget_if_over(job.id)
 
     async def _forget_if_over(self, job_id: str) -> None:
@@ -264,7 +263,7 @@ class Replica:
         while True:
             try:
                 return await ask()
-            except (RedisConnectionError, RedisTimeoutError):
+            except AWAY:
                 if time.monotonic() > until:
                     raise
                 await asyncio.sleep(_PAUSE)
@@ -284,7 +283,7 @@ class Replica:
     async def _heed_cancellations(self) -> None:
         """Stop jobs at once that somebody cancels. One that is missed is found when its lease is to be renewed."""
         while True:
-            with contextlib.suppress(RedisConnectionError, RedisTimeoutError):
+            with contextlib.suppress(*AWAY):
                 async for job_id, gently in self._state.queue.cancelled():
                     self._stop(job_id, gently=gently)
             await asyncio.sleep(_PAUSE)
