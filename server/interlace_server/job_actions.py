@@ -30,10 +30,11 @@ async def cancel(gateway: Gateway, caller: Caller, job_id: str) -> JobView | Non
 
 
 async def forget(gateway: Gateway, caller: Caller, job_id: str) -> None:
-    """Remove all that is kept of a job that has ended. Raises UnknownJob."""
+    """Remove all that is kept of a job that has ended, but for the artifacts that it made. Raises UnknownJob."""
     state = gateway.state
     job = await state.jobs.show(job_id, reach(caller))
     await state.results.delete(job_id)
     await state.checkpoints.delete(job_id)
+    await state.lake.forget(job_id)
     await state.jobs.forget(job)  # after its bytes: whoever is interrupted here finds the job again, and repeats
     note(gateway, caller, "job deleted", job=job.id, owner=job.tenant)

@@ -2,11 +2,13 @@
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from gateway_process import KEY, MODEL_KEY, Gateway, Worker, mint, publish
+from lakes import lineage, ran
 from uploads import upload
 
 from interlace.protocol.job import JobKind, JobState
@@ -204,3 +206,23 @@ async def test_cancelling_asks_first_and_then_insists(gateway: Gateway, state: S
     assert (await asyncio.to_thread(httpx.delete, at)).json()["state"] == "running"
     assert (await asyncio.to_thread(httpx.delete, at)).json()["state"] == "cancelled"
     assert (await state.jobs.show(other, None)).state is JobState.CANCELLED
+
+
+async def test_what_a_deleted_job_was_asked_and_has_measured_is_gone(
+    gateway: Gateway, state: State, worker: Worker
+) -> None:
+    job = (await asyncio.to_thread(post, gateway)).json()["id"]
+    lease = await worker.start()
+    asked = lineage(job, "lens.logit@1", params={"prompts": ["a private prompt"]})
+    await state.lake.ran(ran(asked))
+    await worker.complete(lease, json.dumps({}).encode())
+    store = Path(gateway.config.store_url)
+    assert holding(store, b"a private prompt")
+    answer = await asyncio.to_thread(httpx.delete, f"{gateway.url}/v1/jobs/{job}")
+    assert answer.status_code == 204, answer.text
+    assert holding(store, b"a private prompt") == []
+    assert job not in await state.lake._runs.all()
+
+
+def holding(folder: Path, data: bytes) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file() and data in path.read_bytes()]
