@@ -57,3 +57,7 @@ async def add(
         staged[file] = state.artifacts.stage()
         staged[file].write_bytes(data)
     return await state.artifacts.add(tenant, kind, staged, Admission(), name=name, **more)
+
+
+async def names(state: State, viewer: Viewer, text: str) -> list[str]:
+    return [one.name for one in (await state.lake.search(viewer, text, limit=200)).entries]

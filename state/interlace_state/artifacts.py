@@ -7,12 +7,15 @@ import asyncio
 import hashlib
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 
 from pydantic import ValidationError
 from redis.asyncio import Redis
+from redis.asyncio.client import Pipeline
+from redis.exceptions import RedisError
 
 from interlace.protocol.adapter import Facts
 from interlace.protocol.artifact import (
@@ -32,7 +35,7 @@ from interlace.protocol.kinds import check, longest_config
 from interlace.protocol.safetensors import read_header
 from interlace_state.files import Files, Piece
 from interlace_state.keys import Keys
-from interlace_state.lake.records import Shelf, Tombstone
+from interlace_state.lake.records import Shelf, Tombstone, as_it_is, batched
 from interlace_state.settings.adapters import AdaptersConfig
 from interlace_state.settings.limits import Admission
 from interlace_state.settings.services import StoreConfig
@@ -40,6 +43,8 @@ from interlace_state.tenants import Tenants
 
 _FOLDER = "artifacts"
 _CHUNK = 1 << 20  # bytes
+_HELD_SECONDS = 10.0  # for which a process that stops in between keeps others from an artifact
+_PAUSE = 0.01  # seconds
 _YOUNG_SECONDS = 3600.0  # an upload may take so long: what has no manifest is left alone until then
 
 
@@ -173,13 +178,24 @@ class Artifacts:
             raise InvalidArtifact(f"{name} of artifact {artifact.id} is not what was uploaded; tell the operator.")
         return data
 
-    async def change(self, artifact: Artifact, **changes: object) -> Artifact:
-        """Set `visibility` or `declared`. Raises UnknownArtifact where it was deleted meanwhile."""
-        changed = Artifact.model_validate({**artifact.model_dump(), **changes})
-        if not await self._redis.hexists(self._keys.artifacts, artifact.id):
-            raise UnknownArtifact(artifact.id)
-        await self._files.put(f"{_place(artifact)}/{MANIFEST}", changed.model_dump_json(indent=2).encode())
-        await self._index([changed])
+    @asynccontextmanager
+    async def held(self, artifact_id: str) -> AsyncIterator[None]:
+        """An artifact for one at a time, in all processes: its manifest and its place in the index change together."""
+        lock = self._redis.lock(self._keys.artifact_held(artifact_id), timeout=_HELD_SECONDS, sleep=_PAUSE)
+        await lock.acquire()
+        try:
+            yield
+        finally:
+            with suppress(RedisError):  # then it lapses
+                await lock.release()
+
+    async def change(self, artifact_id: str, changes: Callable[[Artifact], Mapping[str, object]]) -> Artifact:
+        """Set `visibility` or `declared` to what ``changes`` makes of it as it is. Raises UnknownArtifact."""
+        async with self.held(artifact_id):
+            artifact = await self.find(artifact_id, None)
+            changed = Artifact.model_validate({**artifact.model_dump(), **changes(artifact)})
+            await self._files.put(f"{_place(artifact)}/{MANIFEST}", changed.model_dump_json(indent=2).encode())
+            await self._index(changed)
         return changed
 
     async def delete(self, artifact: Artifact, *, undo: bool = False) -> None:
@@ -187,37 +203,49 @@ class Artifacts:
 
         A tombstone stays, for what came of it; with ``undo`` none does: then it never was.
         """
-        if not undo:
-            await self._tombstones.put(artifact.id, Tombstone.of(artifact, round(time.time(), 3)))
-        await self._files.delete(f"{_place(artifact)}/{MANIFEST}")  # first: else a new index would have it again
-        await self._forget(artifact)
-        await self._files.delete_folder(_place(artifact))
+        async with self.held(artifact.id):
+            if not undo:
+                with suppress(UnknownArtifact):  # another has deleted it
+                    artifact = await self.find(artifact.id, None)
+                await self._tombstones.put(artifact.id, Tombstone.of(artifact, round(time.time(), 3)))
+            await self._files.delete(f"{_place(artifact)}/{MANIFEST}")  # first: else a new index would have it again
+            await self._forget(artifact)
+            await self._files.delete_folder(_place(artifact))
 
     async def rebuild(self) -> int:
         """Make the index from the manifests, and remove what an interrupted upload has left; returns how many."""
-        names = await self._files.names(_FOLDER)
+        names = set(await self._files.names(_FOLDER))
         folders = {name.rpartition("/")[0] for name in names if name.count("/") == 2}
-        artifacts = [one for folder in sorted(folders) if (one := await self._manifest(folder, names)) is not None]
-        whole = {f"{one.tenant}/{one.id}" for one in artifacts}
+        before = {f"{one.tenant}/{one.id}": one for one in await self.all(None)}
         old = set(await self._files.older(_FOLDER, time.time() - _YOUNG_SECONDS))
-        for folder in folders - whole:
+        for folder in folders:
             if f"{folder}/{MANIFEST}" not in names and all(n in old for n in names if n.startswith(f"{folder}/")):
                 await self._files.delete_folder(f"{_FOLDER}/{folder}")
-        await self._index(artifacts)
-        for one in await self.all(None):  # what has lost its manifest is no artifact; one that just comes has none yet
-            if f"{one.tenant}/{one.id}" not in whole and one.created < time.time() - _YOUNG_SECONDS:
-                await self._forget(one)
-        return len(artifacts)
+        found = 0
+        for some in batched(sorted(folders | before.keys())):
+            found += await as_it_is(self._redis, self._keys.lake_version, partial(self._reindex, some, before))
+        await self._redis.incr(self._keys.lake_version)
+        return found
+
+    async def _reindex(self, folders: Sequence[str], before: Mapping[str, Artifact], pipe: Pipeline) -> int:
+        """Have some of the index follow the manifests; returns how many there are."""
+        manifests = await asyncio.gather(*map(self._manifest, folders))
+        pipe.multi()
+        for folder, one in zip(folders, manifests, strict=True):
+            if one is not None:
+                self._add(one, pipe)
+            # What has lost its manifest is no artifact; one that just comes has none yet.
+            elif folder in before and before[folder].created < time.time() - _YOUNG_SECONDS:
+                self._remove(before[folder], pipe)
+        return sum(one is not None for one in manifests)
 
     async def make_sure_of_index(self) -> None:
         """Rebuild an index that is not there: Redis may be a new one."""
         if not await self._redis.exists(self._keys.artifacts):
             await self.rebuild()
 
-    async def _manifest(self, folder: str, names: list[str]) -> Artifact | None:
+    async def _manifest(self, folder: str) -> Artifact | None:
         """What a folder's manifest says; None where it has none, or one that cannot be right."""
-        if f"{folder}/{MANIFEST}" not in names:
-            return None
         try:
             artifact = Artifact.model_validate_json(await self._files.get(f"{_FOLDER}/{folder}/{MANIFEST}"))
         except (ValidationError, FileNotFoundError):
@@ -253,7 +281,7 @@ class Artifacts:
     async def _keep(self, artifact: Artifact, staged: Mapping[str, Path], limits: Admission) -> None:
         """Put index, files and manifest in place: Redis first, which may be away. Raises LimitExceeded, StoreFull."""
         try:
-            await self._index([artifact])
+            await self._index(artifact)
             # Once more, with it: of uploads that come at once none may pass that is over.
             check_quota(await self.all(artifact.tenant), limits)
             for name, path in staged.items():
@@ -266,20 +294,25 @@ class Artifacts:
                 raise StoreFull(f"The server's store takes nothing: {error.strerror}.") from None
             raise
 
-    async def _index(self, artifacts: list[Artifact]) -> None:
+    async def _index(self, artifact: Artifact) -> None:
         async with self._redis.pipeline(transaction=True) as pipe:
-            for one in artifacts:
-                pipe.hset(self._keys.artifacts, one.id, one.model_dump_json())
-                pipe.sadd(self._keys.artifacts_of(one.tenant), one.id)
+            self._add(artifact, pipe)
             pipe.incr(self._keys.lake_version)
             await pipe.execute()
 
     async def _forget(self, artifact: Artifact) -> None:
         async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.hdel(self._keys.artifacts, artifact.id)
-            pipe.srem(self._keys.artifacts_of(artifact.tenant), artifact.id)
+            self._remove(artifact, pipe)
             pipe.incr(self._keys.lake_version)
             await pipe.execute()
+
+    def _add(self, artifact: Artifact, pipe: Pipeline) -> None:
+        pipe.hset(self._keys.artifacts, artifact.id, artifact.model_dump_json())
+        pipe.sadd(self._keys.artifacts_of(artifact.tenant), artifact.id)
+
+    def _remove(self, artifact: Artifact, pipe: Pipeline) -> None:
+        pipe.hdel(self._keys.artifacts, artifact.id)
+        pipe.srem(self._keys.artifacts_of(artifact.tenant), artifact.id)
 
 
 def check_names(kind: ArtifactKind, names: Mapping[str, object]) -> None:

@@ -51,6 +51,7 @@
 | artifacts            | hash   | forever                | artifacts       | id -> Artifact as JSON; made anew from    |
 |                      |        |                        |                 | the manifests in the store if it is lost  |
 | artifacts:{tenant}   | set    | forever                | artifacts       | ids of a tenant's artifacts               |
+| artifact:{id}:held   | string | ten seconds            | artifacts       | whoever changes or deletes it, or tags it |
 | lake:{shelf}         | hash   | forever                | lake            | id -> record as JSON: `models`, `runs`,   |
 |                      |        |                        |                 | `tombstones`, `tags`; made anew from the  |
 |                      |        |                        |                 | store if it is lost                       |
@@ -134,6 +135,9 @@ class Keys:
 
     def artifacts_of(self, tenant: str) -> str:
         return f"{self.prefix}artifacts:{tenant}"
+
+    def artifact_held(self, artifact_id: str) -> str:
+        return f"{self.prefix}artifact:{artifact_id}:held"
 
     def lake(self, shelf: str) -> str:
         return f"{self.prefix}lake:{shelf}"

@@ -119,7 +119,11 @@ class Lake:
 
     async def tag(self, viewer: Viewer, entry_id: str, tag: str) -> Tag:
         """Have a tag point to one's own artifact, wherever it pointed before. Raises UnknownArtifact, LimitExceeded."""
-        artifact = await self._own(viewer, entry_id)
+        await self._own(viewer, entry_id)
+        async with self._artifacts.held(entry_id):
+            return await self._tag(await self._own(viewer, entry_id), tag)
+
+    async def _tag(self, artifact: Artifact, tag: str) -> Tag:
         name = slug(artifact.name)
         place = f"{artifact.tenant}/{name}/{tag}"
         former = await self._tags.get(place)
@@ -151,15 +155,17 @@ class Lake:
 
     async def change(self, viewer: Viewer, entry_id: str, change: EntryChange) -> Card:
         """Set who sees one's own artifact, and what its owner says of it. Raises UnknownArtifact, LimitExceeded."""
-        artifact = await self._own(viewer, entry_id)
-        changes: dict[str, object] = {} if change.visibility is None else {"visibility": change.visibility}
-        if change.declared is not None:
-            said = {**artifact.declared, **change.declared}
-            declared = {name: text for name, text in said.items() if text is not None}
-            self._check_declared(declared)
-            changes["declared"] = declared
-        if changes:
-            await self._artifacts.change(artifact, **changes)
+        await self._own(viewer, entry_id)
+
+        def changes(artifact: Artifact) -> dict[str, object]:
+            changed: dict[str, object] = {} if change.visibility is None else {"visibility": change.visibility}
+            if change.declared is not None:
+                said = {**artifact.declared, **change.declared}
+                changed["declared"] = declared = {name: text for name, text in said.items() if text is not None}
+                self._check_declared(declared)
+            return changed
+
+        await self._artifacts.change(entry_id, changes)
         return await self.card(viewer, entry_id)
 
     async def ran(self, record: RunRecord) -> None:

@@ -5,11 +5,13 @@ The truth is in the file store, ``lake/{shelf}/{id}.json``; a hash in Redis for 
 
 import asyncio
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from redis.asyncio import Redis
+from redis.asyncio.client import Pipeline
 
 from interlace.protocol.artifact import Artifact, ArtifactKind, Base, Lineage
 from interlace.protocol.lake import Visibility
@@ -21,6 +23,7 @@ from interlace_state.keys import Keys
 _TOLD = ("architectures", "hidden_size", "model_type", "num_hidden_layers", "vocab_size")
 NO_COMMIT = "0" * 40
 _FOLDER = "lake"
+_BATCH = 100  # files
 
 
 class _Record(BaseModel):
@@ -118,6 +121,19 @@ def told(config: Mapping[str, Any]) -> dict[str, Any]:
 T = TypeVar("T", bound=BaseModel)
 
 
+def batched(names: Sequence[str]) -> Iterator[Sequence[str]]:
+    """So many at a time as are read from files in a moment."""
+    return (names[first : first + _BATCH] for first in range(0, len(names), _BATCH))
+
+
+async def as_it_is(redis: Redis, version: str, reindex: Callable[[Pipeline], Awaitable[int]]) -> int:
+    """Have the index follow files, once more where anything of the lake changed between the look and the writing.
+
+    That is enough, for whoever changes a file writes the index after it, and counts ``version`` up with that.
+    """
+    return int(await redis.transaction(reindex, version, value_from_callable=True))
+
+
 class Shelf(Generic[T]):
     """Records of one kind, by id. An id is made of letters, digits, dots and slashes, and no client chooses one."""
 
@@ -133,7 +149,10 @@ class Shelf(Generic[T]):
         """Keep a record, in place of one that has its id."""
         data = record.model_dump_json()
         await self._files.put(f"{self._folder}/{record_id}.json", data.encode())
-        await self._index({record_id: data})
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.hset(self._hash, record_id, data)
+            pipe.incr(self._version)
+            await pipe.execute()
 
     async def get(self, record_id: str) -> T | None:
         """A record; where the index has lost it, out of its file."""
@@ -158,17 +177,26 @@ class Shelf(Generic[T]):
     async def rebuild(self) -> int:
         """Make the index from the files, and from nothing else; returns how many there are.
 
-        What is put meanwhile stays.
+        What is put or removed meanwhile is so afterwards.
         """
-        before = {key.decode() for key in await self._redis.hkeys(self._hash)}
-        found = {}
-        for name in await self._files.names(self._folder):
-            if name.endswith(".json") and (record := await self._kept(name)) is not None:
-                found[name.removesuffix(".json")] = record.model_dump_json()
-        if gone := before - found.keys():
-            await self._redis.hdel(self._hash, *gone)
-        await self._index(found)
-        return len(found)
+        ids = {key.decode() for key in await self._redis.hkeys(self._hash)}
+        ids |= {name.removesuffix(".json") for name in await self._files.names(self._folder) if name.endswith(".json")}
+        found = 0
+        for some in batched(sorted(ids)):
+            found += await as_it_is(self._redis, self._version, partial(self._reindex, some))
+        await self._redis.incr(self._version)
+        return found
+
+    async def _reindex(self, ids: Sequence[str], pipe: Pipeline) -> int:
+        """Have some of the index follow the files; returns how many there are."""
+        records = await asyncio.gather(*(self._kept(f"{one}.json") for one in ids))
+        pipe.multi()
+        for record_id, record in zip(ids, records, strict=True):
+            if record is None:
+                pipe.hdel(self._hash, record_id)
+            else:
+                pipe.hset(self._hash, record_id, record.model_dump_json())
+        return sum(record is not None for record in records)
 
     async def _kept(self, name: str) -> T | None:
         """What a file says; None where it is not there, or cannot be right."""
@@ -176,10 +204,3 @@ class Shelf(Generic[T]):
             return self._kind.model_validate_json(await self._files.get(f"{self._folder}/{name}"))
         except (ValidationError, FileNotFoundError):
             return None
-
-    async def _index(self, records: dict[str, str]) -> None:
-        async with self._redis.pipeline(transaction=True) as pipe:
-            for record_id, data in records.items():
-                pipe.hset(self._hash, record_id, data)
-            pipe.incr(self._version)
-            await pipe.execute()
