@@ -32,6 +32,7 @@ from interlace.protocol.artifact import (
 )
 from interlace.protocol.errors import MAKE_ROOM, InvalidArtifact, LimitExceeded, StoreFull, UnknownArtifact
 from interlace.protocol.kinds import check, longest_config
+from interlace.protocol.lake import Tag
 from interlace.protocol.safetensors import read_header
 from interlace_state.files import Files, Piece
 from interlace_state.keys import Keys
@@ -59,6 +60,7 @@ class Artifacts:
         self._adapters = adapters
         self._tenants = Tenants(redis, keys)
         self._tombstones = Shelf(redis, keys, files, "tombstones", Tombstone)
+        self._tags = Shelf(redis, keys, files, "tags", Tag)
         self._checking = asyncio.Lock()  # a header may unfold to a hundred times its bytes: one at a time
 
     def stage(self) -> Path:
@@ -201,13 +203,16 @@ class Artifacts:
     async def delete(self, artifact: Artifact, *, undo: bool = False) -> None:
         """Remove an artifact and its files. Jobs that have it at hand go on.
 
-        A tombstone stays, for what came of it; with ``undo`` none does: then it never was.
+        A tombstone stays, for what came of it; with ``undo`` none does: then it never was. Its tags go.
         """
         async with self.held(artifact.id):
             if not undo:
                 with suppress(UnknownArtifact):  # another has deleted it
                     artifact = await self.find(artifact.id, None)
                 await self._tombstones.put(artifact.id, Tombstone.of(artifact, round(time.time(), 3)))
+            for place, tag in (await self._tags.all()).items():
+                if tag.id == artifact.id:
+                    await self._tags.remove(place)
             await self._files.delete(f"{_place(artifact)}/{MANIFEST}")  # first: else a new index would have it again
             await self._forget(artifact)
             await self._files.delete_folder(_place(artifact))

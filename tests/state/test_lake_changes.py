@@ -9,8 +9,10 @@ import pytest
 from lakes import MINE, add
 
 from interlace.protocol.artifact import MANIFEST, Artifact
+from interlace.protocol.errors import UnknownArtifact
 from interlace.protocol.lake import EntryChange
 from interlace_state.config import Config
+from interlace_state.settings.lake import LakeConfig
 from interlace_state.store import State, open_state
 
 
@@ -102,3 +104,23 @@ async def test_a_tag_that_moves_while_the_index_is_made_anew_has_moved(
     once_read(monkeypatch, tags, "_kept", meanwhile)
     assert await tags.rebuild() == (not removes)
     assert [tag.id for tag in (await tags.all()).values()] == ([] if removes else [two.id])
+
+
+async def test_a_tag_goes_with_what_it_points_to(state: State, config: Config) -> None:
+    small = config.model_copy(update={"lake": LakeConfig(kept_tags=1)})
+    async with open_state(small) as lab:
+        artifact = await add(lab, "Secret Project")
+        tag = await lab.lake.tag(MINE, artifact.id, "paper")
+        await lab.artifacts.delete(artifact)
+        with pytest.raises(UnknownArtifact):
+            await lab.lake.resolve(MINE, "lake://lab-a/secret-project:paper")
+        named = [path for path in Path(config.store_url).rglob("*secret*/*") if path.is_file()]
+        assert named == []
+        other = await add(lab, "other")
+        await lab.lake.tag(MINE, other.id, "paper")  # there is room
+        # One that an older version has left there.
+        await lab.lake._tags.put("lab-a/secret-project/paper", tag)
+        with pytest.raises(UnknownArtifact):
+            await lab.lake.resolve(MINE, "lake://lab-a/secret-project:paper")
+        assert (await lab.lake.rebuild()).tags == 1
+        assert list(await lab.lake._tags.all()) == ["lab-a/other/paper"]

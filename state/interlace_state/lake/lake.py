@@ -108,14 +108,15 @@ class Lake:
         """What ``lake://...`` or ``artifact:ID`` names now. Raises InvalidRequest, UnknownArtifact."""
         snapshot, _ = await self._now()
         if text.startswith("lake://"):
-            found = [one for one in snapshot.named(LakeRef.parse(text)) if snapshot.visible(viewer, one)]
+            meant, hash_ = snapshot.named(LakeRef.parse(text)), ""
         else:
             bare, _, hash_ = text.removeprefix("artifact:").partition("@")
-            found = [bare] if snapshot.visible(viewer, bare) and bare in snapshot.entries else []
-            found = [one for one in found if snapshot.entries[one].hash.startswith(hash_)]
-        if not found:
-            raise UnknownArtifact(text[:256])
-        return snapshot.entries[found[0]]
+            meant = [bare]
+        for one in meant:
+            entry = snapshot.entries.get(one)
+            if entry is not None and snapshot.visible(viewer, one) and entry.hash.startswith(hash_):
+                return entry
+        raise UnknownArtifact(text[:256])
 
     async def tag(self, viewer: Viewer, entry_id: str, tag: str) -> Tag:
         """Have a tag point to one's own artifact, wherever it pointed before. Raises UnknownArtifact, LimitExceeded."""
@@ -182,16 +183,21 @@ class Lake:
             await self._runs.remove(job_id)
 
     async def rebuild(self) -> LakeCounts:
-        """Make every index in Redis anew from the store."""
-        counts = LakeCounts(
-            artifacts=await self._artifacts.rebuild(),
-            models=await self._models.rebuild(),
-            runs=await self._runs.rebuild(),
-            tombstones=await self._tombstones.rebuild(),
-            tags=await self._tags.rebuild(),
-        )
+        """Make every index in Redis anew from the store; tags that have outlived what they pointed to go."""
+        counts = {
+            "artifacts": await self._artifacts.rebuild(),
+            "models": await self._models.rebuild(),
+            "runs": await self._runs.rebuild(),
+            "tombstones": await self._tombstones.rebuild(),
+            "tags": await self._tags.rebuild(),
+        }
+        gone = await self._tombstones.all()
+        for place, tag in (await self._tags.all()).items():
+            if tag.id in gone:
+                await self._tags.remove(place)
+                counts["tags"] -= 1
         await self._redis.set(self._keys.lake_built, round(time.time(), 3))
-        return counts
+        return LakeCounts(**counts)
 
     async def make_sure_of_index(self) -> None:
         """Rebuild an index that was not made in this Redis: it may be a new one, to which a worker came first."""
