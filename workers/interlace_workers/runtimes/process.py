@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from interlace.protocol.model import ModelKey
@@ -16,7 +16,8 @@ from interlace_state.store import State
 from interlace_workers.placement.memory import Room, this_machine
 from interlace_workers.placement.place import Placement
 
-#: A replica that could not load its model exits with this code and is not started again.
+#: A replica that could not load its model exits with this code. Where there was no other, the placement loop gives the
+#: model up and stops it; else it is started again, but not soon.
 LOAD_FAILED = 3
 _FIRST_PAUSE = 0.5  # seconds
 _LONGEST_PAUSE = 30.0  # seconds
@@ -67,11 +68,13 @@ class ProcessHost:
         await asyncio.gather(*(pool.close() for pool in self._pools.values()))
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Supervised:
     name: str
-    stop: asyncio.Event
-    task: "asyncio.Task[None]"
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+    #: Whether it has ended, and is started again after a while.
+    pauses: bool = False
+    task: "asyncio.Task[None]" = field(init=False)
 
 
 class _Pool:
@@ -89,13 +92,12 @@ class _Pool:
 
     def keep(self, placement: Placement, count: int) -> None:
         """Have so many replicas run, now and later."""
-        kept = [number for number, replica in self._replicas.items() if not replica.stop.is_set()]
+        kept = [replica for replica in self._replicas.values() if not replica.stop.is_set()]
         for _ in range(count - len(kept)):
             self._start(placement)
-        for number in kept[count:]:
-            self._replicas[number].stop.set()
-            if self._replicas[number].task.done():  # it could not load its model
-                del self._replicas[number]
+        kept.sort(key=lambda replica: replica.pauses)  # what does not run goes first
+        for replica in kept[count:]:
+            replica.stop.set()
 
     async def close(self) -> None:
         """Stop all, and let running jobs end."""
@@ -106,34 +108,36 @@ class _Pool:
 
     def _start(self, placement: Placement) -> None:
         number = next(number for number in range(len(self._replicas) + 1) if number not in self._replicas)
-        name, stop = f"{placement.key.slug}-{number}", asyncio.Event()
-        task = asyncio.create_task(self._supervise(placement, name, stop), name=f"supervise {name}")
-        self._replicas[number] = _Supervised(name, stop, task)
-        task.add_done_callback(lambda _: self._forget(number))
+        replica = self._replicas[number] = _Supervised(f"{placement.key.slug}-{number}")
+        replica.task = asyncio.create_task(self._supervise(placement, replica), name=f"supervise {replica.name}")
+        replica.task.add_done_callback(lambda _: self._replicas.pop(number))
 
-    def _forget(self, number: int) -> None:
-        """A replica that was told to stop has ended; one that could not load its model keeps its place."""
-        if self._replicas[number].stop.is_set():
-            del self._replicas[number]
-
-    async def _supervise(self, placement: Placement, name: str, stop: asyncio.Event) -> None:
+    async def _supervise(self, placement: Placement, replica: _Supervised) -> None:
         command = [sys.executable, "-m", "interlace_workers.runtimes.replica_process"]
-        command += ["--config", str(self._file), "--model", placement.model.model_dump_json(), "--name", name]
+        command += ["--config", str(self._file), "--model", placement.model.model_dump_json(), "--name", replica.name]
         command += ["--key", placement.key.canonical, "--ahead", placement.ahead]
         command += ["--share", placement.share]
         pause = _FIRST_PAUSE
-        while not stop.is_set():
-            started = time.monotonic()
-            process = await asyncio.create_subprocess_exec(*command, stdin=asyncio.subprocess.PIPE)
-            code = await _until(process, stop, self._config.gateway.drain_seconds)
-            if stop.is_set() or code == LOAD_FAILED:
+        while not replica.stop.is_set():
+            started, code = time.monotonic(), None
+            try:
+                process = await asyncio.create_subprocess_exec(*command, stdin=asyncio.subprocess.PIPE)
+                code = await _until(process, replica.stop, self._config.gateway.drain_seconds)
+                end = f"ended with code {code}"
+            except OSError as error:  # no memory for it, or no process, or no file descriptor
+                end = f"could not be started: {error}"
+            if replica.stop.is_set():
                 return
-            if time.monotonic() - started > _STEADY:
+            if code == LOAD_FAILED:
+                pause = _LONGEST_PAUSE
+            elif time.monotonic() - started > _STEADY:
                 pause = _FIRST_PAUSE
-            log.warning("replica_ended", replica=name, code=code, pause_seconds=pause)
-            print(f"replica {name} ended with code {code}; starting it again in {pause:g} s", flush=True)
+            log.warning("replica_ended", replica=replica.name, code=code, end=end, pause_seconds=pause)
+            print(f"replica {replica.name} {end}; it starts again in {pause:g} s if it is wanted then", flush=True)
+            replica.pauses = True
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), pause)
+                await asyncio.wait_for(replica.stop.wait(), pause)
+            replica.pauses = False
             pause = min(_LONGEST_PAUSE, pause * 2)
 
 

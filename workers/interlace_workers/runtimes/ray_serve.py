@@ -1,6 +1,7 @@
 """Replicas as Ray Serve applications, one for each model: Ray places them, watches them and starts them again."""
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import tempfile
@@ -26,6 +27,7 @@ from interlace_workers.placement.place import Placement, build_replica
 from interlace_workers.runtimes import ray_scaling
 
 _HEALTH_SECONDS = 5.0
+_FAILED_SECONDS = 30.0  # until a model that could not be loaded is tried again, where another replica has it
 _HARDLY_A_CORE = 0.001
 #: Seconds from a replica's GPUs to its first sign of life, at most: for as long they are taken, and it is not there.
 _COMING = 20.0
@@ -48,6 +50,14 @@ class ReplicaDeployment:
     async def _serve(self) -> None:
         name = serve.get_replica_context().replica_id.unique_id
         log.configure(model=str(self._key), replica=name)
+        try:
+            await self._serve_as(name)
+        except LoadFailed:  # if no other replica has the model, the placement loop has given it up, and stops us
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), _FAILED_SECONDS)
+            raise
+
+    async def _serve_as(self, name: str) -> None:
         async with AsyncExitStack() as stack:
             state = await stack.enter_async_context(open_state(self._config))
             tracing = await stack.enter_async_context(Tracing(self._config.telemetry, "interlace-worker", name))
@@ -55,11 +65,9 @@ class ReplicaDeployment:
             await replica.serve(self._stop)
 
     def check_health(self) -> None:
-        """Ray Serve starts a new replica when this raises. A model that cannot be loaded is not tried again."""
+        """Ray Serve starts a new replica when this raises."""
         if self._serving.done() and not self._stop.is_set():
-            error = self._serving.exception()
-            if not isinstance(error, LoadFailed):
-                raise error or RuntimeError("the replica has ended")
+            raise self._serving.exception() or RuntimeError("the replica has ended")
 
     async def __del__(self) -> None:
         self._stop.set()
