@@ -2,6 +2,9 @@
 
 import asyncio
 import contextlib
+import fcntl
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -88,6 +91,25 @@ async def test_a_place_outlives_what_was_offered_there(load: Load) -> None:
         assert taken.pid == latest.pid
         taken.end.close()
         await ended(latest)
+
+
+async def test_where_its_folder_has_gone_nothing_is_started(load: Load) -> None:
+    with head_starts(spawn()) as ahead:
+        place = ahead.place("model-0")
+        offered = psutil.Process(ahead.start(load, place))
+        shutil.rmtree(place.parent)
+        there = set(psutil.Process().children())
+        assert ahead.start(load, place) is None
+        assert set(psutil.Process().children()) <= there
+        await ended(offered)  # which another was to replace
+
+
+async def test_its_folder_is_locked_for_what_cleans_up_old_ones(load: Load) -> None:
+    with head_starts(spawn()) as ahead:
+        opened = os.open(ahead.place("model-0").parent, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(opened)
 
 
 async def test_a_first_process_that_no_model_needs_ends() -> None:

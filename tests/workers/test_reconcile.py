@@ -25,9 +25,11 @@ from interlace_state.settings.models import Autoscale, ModelConfig
 from interlace_state.settings.services import RedisConfig
 from interlace_state.store import State, open_state
 from interlace_workers.placement.feasible import forbidden
+from interlace_workers.placement.headstart import head_starts
 from interlace_workers.placement.memory import SHARED_BYTES
 from interlace_workers.placement.place import place
 from interlace_workers.placement.reconcile import Reconciler
+from interlace_workers.spawn import spawn
 
 GPT2, LLAMA = ModelKey(repo_id=tiny.GPT2), ModelKey(repo_id=tiny.LLAMA)
 
@@ -238,6 +240,37 @@ async def test_one_that_is_idle_for_long_leaves(config: Config, state: State) ->
     await wait(state, LLAMA)
     await one.look()
     assert one.kept(LLAMA).target == 1
+
+
+async def test_one_whose_files_cannot_be_kept_is_no_others_trouble_and_is_told_of_once(
+    config: Config, state: State, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = await loop(config.model_copy(update={"models": ()}), state)
+    for asked_at, key in enumerate((GPT2, LLAMA)):
+        await state.desired.put(deployed(key).model_copy(update={"asked_at": asked_at}))
+    hub = config.state_dir / "store" / "hub"
+    hub.mkdir(parents=True)
+    (hub / GPT2.slug).write_bytes(b"no folder")
+    while one.kept(LLAMA) is None or one.kept(LLAMA).placement is None:
+        await one._look_calmly()
+        await asyncio.sleep(0.05)
+    for _ in range(20):
+        await one._look_calmly()
+        await asyncio.sleep(0.05)
+    (told,) = [vars(record)["fields"] for record in caplog.records if record.message == "placement_failed"]
+    assert told["step"] == f"settle {GPT2}"
+    assert "Not a directory" in told["error"]
+    (hub / GPT2.slug).unlink()
+    assert await settled(one, GPT2) == 1
+
+
+async def test_a_model_comes_also_where_the_folder_for_head_starts_has_gone(config: Config, state: State) -> None:
+    with head_starts(spawn()) as ahead:
+        one = Reconciler(config, state, ahead, lambda _: None)
+        await one.adopt(await place(config, state, lambda _: None))
+        shutil.rmtree(ahead.place("model").parent)
+        await wait(state, GPT2)
+        assert await settled(one, GPT2) == 1
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import socket
 from dataclasses import asdict
 from io import BufferedWriter
 from pathlib import Path
@@ -83,7 +82,9 @@ class SharingExecutor(MergingExecutor):
         """Share the process with whoever asks, once we are the host."""
         while not self._is_host():
             await asyncio.sleep(_PAUSE)
-        if (listener := _listener(place)) is None:
+        try:
+            listener = headstart.listening(place)  # where a host that was killed has left its own
+        except OSError:  # the folder is gone
             return
         with listener:
             try:
@@ -102,17 +103,3 @@ class SharingExecutor(MergingExecutor):
 def _place_of(place: Path, load: Load) -> Path:
     """Where replicas of exactly this load meet; a short name, for a socket's may have 107 bytes."""
     return place.with_name(hashlib.sha256(repr((place.name, load)).encode()).hexdigest()[:16] + ".share")
-
-
-def _listener(place: Path) -> socket.socket | None:
-    """The host's socket; None where the folder is gone."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    try:
-        place.unlink(missing_ok=True)  # of a host that was killed
-        listener.bind(str(place))
-        listener.listen()
-        listener.setblocking(False)
-    except OSError:
-        listener.close()
-        return None
-    return listener

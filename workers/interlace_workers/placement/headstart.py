@@ -8,6 +8,7 @@ its own.
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import os
 import socket
@@ -18,6 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from interlace_state import log
 from interlace_workers import channel
 from interlace_workers.order import Load
 from interlace_workers.spawn import Spawned, spawn
@@ -39,15 +41,22 @@ class HeadStarts:
         """Where replicas of one load ask for a process."""
         return self._folder / f"{name}.ahead"
 
-    def start(self, load: Load, place: Path) -> int:
-        """Start loading, and offer the process at that place instead of one that was offered there; its id."""
+    def start(self, load: Load, place: Path) -> int | None:
+        """Start loading, and offer the process at that place instead of one that was offered there; its id.
+
+        None where that cannot be, as when the folder has gone: nothing has been started, and replicas load themselves.
+        """
         self.withdraw(place)
-        zygote, self._first = self._first or spawn(), None
-        channel.send(zygote.end, {"load": asdict(load)})
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        listener.bind(str(place))
-        listener.listen()
-        listener.setblocking(False)
+        with contextlib.ExitStack() as undo:
+            try:
+                listener = undo.enter_context(listening(place))
+                zygote, self._first = self._first or spawn(), None
+                undo.callback(self._end, zygote)
+                channel.send(zygote.end, {"load": asdict(load)})
+            except OSError as error:
+                log.warning("no_head_start", place=str(place), error=str(error))
+                return None
+            undo.pop_all()
         offering = self._keep(self._hand_over(zygote, listener, place, load), f"head start {zygote.pid}")
         self._offered[place] = zygote, offering
         return zygote.pid
@@ -61,22 +70,20 @@ class HeadStarts:
         if (offer := self._offered.pop(place, None)) is not None:
             zygote, offering = offer
             offering.cancel()
-            place.unlink()
-            _end(zygote)
-            self._keep(zygote.wait(), "withdrawn")
+            place.unlink(missing_ok=True)
+            self._end(zygote)
 
     def spare(self) -> None:
         """End the first process, if no model has needed it."""
         if self._first is not None:
-            _end(self._first)
-            self._keep(self._first.wait(), "spare")
+            self._end(self._first)
             self._first = None
 
     def close(self) -> None:
         """End what nobody has taken."""
         self.spare()
         for zygote, _ in self._offered.values():
-            _end(zygote)
+            _kill(zygote)
         for task in self._tasks:
             task.cancel()
 
@@ -86,19 +93,35 @@ class HeadStarts:
         task.add_done_callback(self._tasks.discard)
         return task
 
+    def _end(self, zygote: Spawned) -> None:
+        _kill(zygote)
+        self._keep(zygote.wait(), f"end of {zygote.pid}")
+
     async def _hand_over(self, zygote: Spawned, listener: socket.socket, place: Path, load: Load) -> None:
         """Give the process to the first who asks. It ends with whoever holds its channel: us, until then."""
         with listener:
             asker, _ = await asyncio.get_running_loop().sock_accept(listener)
         del self._offered[place]
-        place.unlink()
+        place.unlink(missing_ok=True)
         with asker, zygote.end, contextlib.suppress(OSError):
             message = {"pid": zygote.pid, "load": asdict(load)}
             channel.send(asker, message, [zygote.end.fileno(), zygote.pidfd])
         await zygote.wait()
 
 
-def _end(zygote: Spawned) -> None:
+def listening(place: Path) -> socket.socket:
+    """A socket at that place, in the stead of one that was left there. Raises OSError."""
+    with contextlib.ExitStack() as opened:
+        listener = opened.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        place.unlink(missing_ok=True)
+        listener.bind(str(place))
+        listener.listen()
+        listener.setblocking(False)
+        opened.pop_all()
+    return listener
+
+
+def _kill(zygote: Spawned) -> None:
     with contextlib.suppress(ProcessLookupError):
         zygote.kill()
     zygote.end.close()
@@ -107,12 +130,23 @@ def _end(zygote: Spawned) -> None:
 @contextmanager
 def head_starts(first: Spawned) -> Iterator[HeadStarts]:
     """A folder for their sockets, with a short name, for as long as the block runs. ``first`` has been spawned."""
-    with TemporaryDirectory(prefix="interlace-", ignore_cleanup_errors=True) as folder:
+    with TemporaryDirectory(prefix="interlace-", ignore_cleanup_errors=True) as folder, _held(folder):
         started = HeadStarts(Path(folder), first)
         try:
             yield started
         finally:
             started.close()
+
+
+@contextmanager
+def _held(folder: str) -> Iterator[None]:
+    """What systemd-tmpfiles finds locked it leaves alone, with all below it, however old it is (`man tmpfiles.d`)."""
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(opened)
 
 
 def take(place: Path, load: Load) -> Spawned | None:

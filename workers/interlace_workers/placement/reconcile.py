@@ -5,10 +5,11 @@ host so many replicas, let an idle one go.
 """
 
 import asyncio
-import contextlib
+import math
 import os
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,6 +35,8 @@ from interlace_workers.runtimes import Host
 LOOK = 0.5  # seconds between two looks
 _FORGET_FAILED = 60.0  # seconds after which a request may bring a model again that could not be had
 
+_SAY_AGAIN = 60.0  # seconds after which a trouble that lasts is logged once more
+
 
 class Reconciler:
     """Makes the records of one Redis prefix true."""
@@ -47,6 +50,8 @@ class Reconciler:
         self._kept: dict[str, Kept] = {}
         self._said: dict[str, Moment] = {}
         self._host: Host | None = None
+        #: When it was logged last that a step failed, by its name and the error's type.
+        self._troubles: dict[tuple[str, type[Exception]], float] = {}
 
     def kept(self, key: ModelKey) -> Kept | None:
         """What is remembered of a model."""
@@ -83,12 +88,23 @@ class Reconciler:
             await cancelled(*(kept.finding for kept in self._kept.values() if kept.finding is not None))
 
     async def _look_calmly(self) -> None:
-        with contextlib.suppress(RedisError, OSError):  # while Redis is away, all stays as it is
+        with self._calmly("look", RedisError, OSError):  # while Redis is away, all stays as it is
             await self.look()
 
     async def _apply_calmly(self) -> None:
-        with contextlib.suppress(RedisError, OSError):
+        with self._calmly("apply", RedisError, OSError):
             await self._apply()
+
+    @contextmanager
+    def _calmly(self, what: str, *errors: type[Exception]) -> Iterator[None]:
+        """What goes wrong is tried again at the next look, and logged once a minute."""
+        try:
+            yield
+        except errors as error:
+            now, kind = time.monotonic(), type(error)
+            if now - self._troubles.get((what, kind), -math.inf) > _SAY_AGAIN:
+                self._troubles[what, kind] = now
+                log.warning("placement_failed", step=what, error=f"{kind.__name__}: {error}")
 
     async def look(self) -> None:
         """Decide how many replicas of each model may run now."""
@@ -102,7 +118,8 @@ class Reconciler:
             await self._see(kept, now)
         # Who has waited for longest is asked first.
         for kept in sorted(self._kept.values(), key=lambda one: one.record.asked_at):
-            await self._settle(kept, now)
+            with self._calmly(f"settle {kept.key}", OSError):  # the others have their turn
+                await self._settle(kept, now)
 
     async def _see(self, kept: Kept, now: float) -> None:
         queue = self._state.queue
