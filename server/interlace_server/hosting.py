@@ -13,7 +13,7 @@ from interlace_server.doors.auth import Caller
 from interlace_server.gateway import Gateway
 from interlace_server.views import model_view
 from interlace_state import hostable
-from interlace_state.desired import Desired
+from interlace_state.desired import Desired, new_generation
 from interlace_state.models import HostedModel, ModelState
 from interlace_state.settings.models import MOST_REPLICAS, Autoscale, ModelConfig
 
@@ -41,7 +41,8 @@ async def deploy(gateway: Gateway, caller: Caller, model: ModelConfig) -> ModelV
 
     def wanted(one: Desired | None) -> Desired:
         if one is None:
-            return Desired(key=key, model=model, origin=Origin.DEPLOYED, asked_at=time.time())
+            generation = new_generation()
+            return Desired(key=key, model=model, origin=Origin.DEPLOYED, generation=generation, asked_at=time.time())
         fresh = failed or _loads(one.model) != _loads(model)
         origin = Origin.CONFIGURED if one.configured is not None else Origin.DEPLOYED
         changes = {"model": model, "origin": origin, "resting": False, "asked_at": time.time()}
@@ -49,7 +50,7 @@ async def deploy(gateway: Gateway, caller: Caller, model: ModelConfig) -> ModelV
 
     before = await gateway.state.desired.find(key)
     after = await gateway.state.desired.change(key, wanted)
-    if before is not None and after is not None and after.generation != before.generation:
+    if former is not None and after is not None and (before is None or after.generation != before.generation):
         moment = Moment(phase=Phase.QUEUED, text="It starts anew, as it was asked for now.", at=round(time.time(), 3))
         await gateway.state.desired.say(key, moment)
     await on_demand.announce(gateway.state, key, model)

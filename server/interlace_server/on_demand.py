@@ -8,7 +8,7 @@ from interlace.protocol.hosting import Origin
 from interlace.protocol.model import ModelKey
 from interlace_server.gateway import Gateway
 from interlace_state import log
-from interlace_state.desired import Desired
+from interlace_state.desired import Desired, new_generation
 from interlace_state.models import HostedModel, ModelCard
 from interlace_state.settings.models import ModelConfig
 from interlace_state.store import State
@@ -41,7 +41,14 @@ async def bring(gateway: Gateway, key: ModelKey) -> HostedModel:
         task=key.task or "text-generation",
         idle_seconds=policy.idle_seconds,
     )
-    record = Desired(key=key, model=model, origin=Origin.ON_DEMAND, resting=True, asked_at=time.time())
+    record = Desired(
+        key=key,
+        model=model,
+        origin=Origin.ON_DEMAND,
+        resting=True,
+        generation=new_generation(),
+        asked_at=time.time(),
+    )
     await state.desired.change(key, lambda former: former or record)
     await announce(state, key, model)
     with log.instead_of(OSError, "audit_failed"):

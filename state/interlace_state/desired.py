@@ -1,6 +1,7 @@
 """What shall be hosted: one record for each model, which commands write and one placement loop makes true."""
 
 import json
+import time
 from collections.abc import Callable, Mapping
 
 from pydantic import BaseModel, ConfigDict
@@ -32,6 +33,11 @@ class Desired(BaseModel):
     generation: int = 0
     #: When somebody asked for it last, in Unix seconds.
     asked_at: float = 0.0
+
+
+def new_generation() -> int:
+    """The generation of a record that is new: of the model's former ones, which the loop may know yet, none had it."""
+    return int(time.time() * 1000)
 
 
 class Desires:

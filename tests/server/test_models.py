@@ -25,6 +25,12 @@ async def call(gateway: Gateway, method: str, path: str, key: str = "", **option
     )
 
 
+async def found(state: State, key: ModelKey) -> Desired:
+    record = await state.desired.find(key)
+    assert record is not None
+    return record
+
+
 async def test_an_admin_deploys_scales_evicts_and_forgets(gateway: Gateway, state: State) -> None:
     body = {"source": NEW.repo_id, "dtype": "bfloat16", "autoscale": {"least": 0, "most": 3}, "idle_seconds": 60}
     deployed = await call(gateway, "POST", "/v1/models", json=body)
@@ -38,7 +44,8 @@ async def test_an_admin_deploys_scales_evicts_and_forgets(gateway: Gateway, stat
     assert (scaled.json()["least"], scaled.json()["most"], scaled.json()["pin"]) == (2, 2, True)
     record = await state.desired.find(NEW)
     assert record is not None
-    assert (record.generation, record.model.autoscale, record.model.idle_seconds) == (0, None, 60)
+    first = record.generation
+    assert (record.model.autoscale, record.model.idle_seconds) == (None, 60)
     never = await call(gateway, "PATCH", f"/v1/models/{NEW.slug}", json={"idle_seconds": None})
     assert never.json()["idle_seconds"] is None
 
@@ -48,10 +55,23 @@ async def test_an_admin_deploys_scales_evicts_and_forgets(gateway: Gateway, stat
     await call(gateway, "POST", "/v1/models", json={"source": NEW.repo_id, "dtype": "float16"})
     record = await state.desired.find(NEW)
     assert record is not None
-    assert (record.resting, record.generation) == (False, 1)  # another dtype: its replicas start anew
+    assert (record.resting, record.generation) == (False, first + 1)  # another dtype: its replicas start anew
 
     assert (await call(gateway, "DELETE", f"/v1/models/{NEW.repo_id}?forget=true")).status_code == 202
     assert await state.desired.find(NEW) is None
+
+
+async def test_one_that_is_forgotten_and_deployed_before_anybody_looks_starts_anew(
+    gateway: Gateway, state: State
+) -> None:
+    body = {"source": NEW.repo_id}
+    await call(gateway, "POST", "/v1/models", json=body)
+    former = await found(state, NEW)  # as the placement loop knows it
+    await state.desired.say(NEW, Moment(phase=Phase.FAILED, text="no room", at=1.0))
+    await call(gateway, "DELETE", f"/v1/models/{NEW.repo_id}?forget=true")
+    anew = (await call(gateway, "POST", "/v1/models", json=body | {"dtype": "float16"})).json()
+    assert (anew["phase"], anew["text"]) == ("queued", "It starts anew, as it was asked for now.")
+    assert (await found(state, NEW)).generation != former.generation
 
 
 async def test_one_that_failed_is_queued_once_it_is_asked_for_anew(gateway: Gateway, state: State) -> None:
