@@ -15,7 +15,7 @@ from interlace_server.doors.admission import check_env
 from interlace_server.errors import describe
 from interlace_server.torch_frame import Plain
 from interlace_server.views import sentence
-from interlace_state.queue import Place
+from interlace_state.place import Place
 
 #: nnsight's closed enum; any other word breaks the client.
 Status = Literal[

@@ -159,7 +159,7 @@ class Jobs:
         place = await self._queue.place(view.id) if view.state is JobState.QUEUED else None
         if place is None:
             return view
-        standing = Standing(ahead=place.ahead, seconds=place.seconds)
+        standing = Standing(ahead=place.ahead, seconds=place.seconds, reason=place.reason)
         return view.model_copy(update={"place": standing, "text": place.sentence})
 
 

@@ -24,6 +24,7 @@ from interlace.protocol.model import ModelKey
 from interlace_state.audit import Audit
 from interlace_state.keys import Keys
 from interlace_state.models import Recent
+from interlace_state.place import Place, reason
 from interlace_state.scripts import script
 from interlace_state.settings.services import LifetimeConfig
 
@@ -83,26 +84,6 @@ class Lease:
     def age(self) -> float:
         """Seconds for which it has been held, at most."""
         return _now() - self.since
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a waiting job stands."""
-
-    #: Jobs that will start before it, by what each tenant has used so far.
-    ahead: int
-    #: Until it starts, if the jobs before it take what jobs of its model usually do; None while nothing is known.
-    seconds: float | None
-    #: Whether an operator lets the model's jobs wait.
-    paused: bool = False
-
-    @property
-    def sentence(self) -> str:
-        """Where the job stands, for people."""
-        before = "Next in the queue" if self.ahead == 0 else f"Position {self.ahead + 1} in the queue"
-        if self.paused:
-            return f"{before}; the model is paused by its operator."
-        return f"{before}." if self.seconds is None else f"{before}; it should start in about {_rough(self.seconds)}."
 
 
 class Queue:
@@ -211,8 +192,8 @@ class Queue:
         found = await self._run("place", job_id)
         if found is None:
             return None
-        ahead, seconds, paused = found
-        return Place(int(ahead), float(seconds) if seconds else None, bool(paused))
+        ahead, seconds, why, detail = found
+        return Place(int(ahead), float(seconds) if seconds else None, reason(why.decode(), detail.decode()))
 
     async def lease(self, model: ModelKey, worker: str) -> Lease | None:
         """The next job of a model that may run, or None if there is none within about a second."""
@@ -373,10 +354,3 @@ def kin_of(job: Job) -> str:
 def _now() -> float:
     """Seconds by a clock that nobody sets, and that goes on while the machine sleeps where there is such a one."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
-
-
-def _rough(seconds: float) -> str:
-    """A time as exact as a guess may be."""
-    if seconds < 100:
-        return f"{max(1, round(seconds))} s"
-    return f"{round(seconds / 60)} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -98,6 +98,8 @@ async def test_jobs_are_listed(gateway: Gateway, worker: Worker, typed: Typed) -
     (job,) = json.loads(out)
     assert job["id"] == waits
     assert f"{datetime.fromtimestamp(job['submitted'], UTC):%Y-%m-%d %H:%M:%S}" in first
+    await typed.run("admin", "pause", KEY.repo_id)
+    assert "0 ahead; the model is paused by its operator" in (await typed.run("jobs"))[1]
 
 
 async def test_all_is_for_admins(gateway: Gateway, worker: Worker, typed: Typed, redis_url: str) -> None:

@@ -83,6 +83,12 @@ async def test_a_poll_tells_the_place(gateway: Gateway, worker: Worker) -> None:
     polled = [(await asyncio.to_thread(gateway.get, f"/response/{job_id}")).json() for job_id in jobs]
     assert {one["status"] for one in polled} == {"QUEUED"}
     assert [one["description"].split(" in the queue")[0] for one in polled] == ["Next", "Position 2", "Position 3"]
+    await worker.state.control.pause(worker.key)
+    polled = [(await asyncio.to_thread(gateway.get, f"/response/{job_id}")).json() for job_id in jobs]
+    assert all(one["description"].endswith("in the queue; the model is paused by its operator.") for one in polled)
+    page = (await asyncio.to_thread(gateway.get, "/page/jobs")).text
+    assert "2 before it; the model is paused by its operator" in page
+    await worker.state.control.resume(worker.key)
     for _ in jobs:
         await run_next(worker)
 

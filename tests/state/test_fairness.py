@@ -13,12 +13,13 @@ from meeting import MODEL, lapse, lease, make_job, submit
 
 from interlace.protocol.errors import IdempotencyConflict, InvalidRequest, UnknownJob
 from interlace.protocol.event import Ended
+from interlace.protocol.hosting import Moment, Phase
 from interlace.protocol.job import JobState
 from interlace.protocol.model import ModelKey
 from interlace_state import queue
 from interlace_state.config import Config
 from interlace_state.keys import Keys
-from interlace_state.models import ModelCard
+from interlace_state.models import ModelCard, ModelState, Replica
 from interlace_state.queue import Lease
 from interlace_state.settings.limits import LimitChanges, TenantConfig
 from interlace_state.settings.services import LifetimeConfig, RedisConfig, StoreConfig
@@ -450,6 +451,60 @@ async def test_a_paused_model_says_so_in_the_place(state: State, config: Config)
     await state.control.pause(MODEL)
     shown = await state.jobs.show(job.id, "mine")
     assert shown.text == "Next in the queue; the model is paused by its operator."
+
+
+async def why(state: State, tenant: str = "mine") -> str:
+    """What the tenant's next job waits for, in the words of its place."""
+    (job,) = (await state.jobs.list(tenant, state=JobState.QUEUED, model=MODEL.slug)).jobs
+    shown = await state.jobs.show(job.id, tenant)
+    assert shown.place is not None
+    assert shown.place.reason in shown.text
+    return shown.place.reason
+
+
+async def test_a_tenant_at_its_limit_is_told_so_whichever_models_its_jobs_are_of(state: State, config: Config) -> None:
+    await queue_up(state, "mine", 2)
+    await run_next(state, config)
+    await submit(state, make_job(tenant="mine", model=OTHER))
+    held = await lease(state, model=OTHER)
+    assert await why(state) == ""
+    await state.control.set_limits("mine", LimitChanges(running_jobs=1))
+    assert await state.queue.lease(MODEL, "one") is None
+    words = "its tenant has 1 running, on all models together, and may have no more (`limits.running_jobs`)"
+    assert await why(state) == words
+    taken = await state.queue.place(held.job.id)  # it is on its way, and waits for nothing
+    assert taken is not None
+    assert taken.reason == ""
+    await state.queue.finish(held, DONE)
+    assert await why(state) == ""
+
+
+async def test_drained_replicas_are_told_of_once_no_other_takes_jobs(state: State) -> None:
+    await queue_up(state, "mine", 1)
+    for name in ("one", "two"):
+        await state.models.beat(MODEL, Replica(id=name, state=ModelState.READY, pid=1, node="n"))
+    await state.control.drain("one")
+    assert await why(state) == ""
+    await state.control.drain("two")
+    assert await why(state) == "an operator has drained the model's replicas, which take no more jobs"
+
+
+async def test_what_the_model_does_that_no_replica_has_ready_is_told(state: State) -> None:
+    await queue_up(state, "mine", 1)
+    said = {
+        "the model waits to be loaded: It needs 3 GiB": Moment(phase=Phase.QUEUED, text="It needs 3 GiB.", at=1.0),
+        "the model is downloaded: 1 of 3 MB are here": Moment(
+            phase=Phase.DOWNLOADING, at=1.0, bytes_done=1_000_000, bytes_total=3_000_000
+        ),
+        "the model's weights are loaded": Moment(phase=Phase.LOADING, text="Its weights are loaded.", at=1.0),
+        "": Moment(phase=Phase.READY, at=1.0),
+    }
+    for words, moment in said.items():
+        await state.desired.say(MODEL, moment)
+        assert await why(state) == words
+    await state.desired.say(MODEL, Moment(phase=Phase.LOADING, at=1.0))
+    await state.models.beat(MODEL, Replica(id="one", state=ModelState.READY, pid=1, node="n"))
+    assert await why(state) == ""
 
 
 async def test_a_job_that_runs_long_is_not_taken_to_end_at_once(state: State, config: Config) -> None:

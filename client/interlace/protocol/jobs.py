@@ -19,6 +19,8 @@ class Standing(BaseModel):
     ahead: int
     #: Seconds until it starts, guessed from recent jobs of its model; None while there is nothing to guess from.
     seconds: float | None = None
+    #: What it waits for beside those, such as a paused model or its tenant's limit; empty where that is nothing.
+    reason: str = ""
 
 
 class JobView(BaseModel):

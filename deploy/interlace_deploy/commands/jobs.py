@@ -161,7 +161,8 @@ def _took(job: JobView) -> str:
 def _note(job: JobView) -> str:
     if job.place is not None:
         when = "" if job.place.seconds is None else f", about {job.place.seconds:.0f} s"
-        return f"{job.place.ahead} ahead{when}"
+        why = f"; {job.place.reason}" if job.place.reason else ""
+        return f"{job.place.ahead} ahead{when}{why}"
     if job.progress is not None:
         return job.progress.sentence
     return _plain(job.reason)

@@ -150,6 +150,8 @@ class Kept:
             return Moment(phase=Phase.IDLE if idle else Phase.READY, text=lacks, at=at)
         if self.target and not (self.pending and not self.replicas):
             return Moment(phase=Phase.LOADING, text="Its weights are loaded.", at=at)
+        if self.jobs and not lacks and self.hosted is not None and self.hosted.paused:
+            lacks = "It is paused by its operator."
         if lacks or self.jobs or self.leaving:
             return Moment(phase=Phase.QUEUED, text=lacks, at=at)
         text = "Leaves the memory." if self.live else "Not in memory; the next job loads it."
