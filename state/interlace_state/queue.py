@@ -19,13 +19,14 @@ from redis.exceptions import NoScriptError, ResponseError
 from interlace.protocol import event as words
 from interlace.protocol.errors import IdempotencyConflict, SessionRefused, TooMany
 from interlace.protocol.event import Ended, Event, Picture, Progress, StateChanged
-from interlace.protocol.job import Cost, Job, JobState
+from interlace.protocol.job import Cost, Job, JobState, Limits
 from interlace.protocol.model import ModelKey
 from interlace_state.audit import Audit
 from interlace_state.keys import Keys
 from interlace_state.models import Recent
 from interlace_state.place import Place, reason
 from interlace_state.scripts import script
+from interlace_state.settings.limits import LimitChanges
 from interlace_state.settings.services import LifetimeConfig
 
 _SCRIPTS = (
@@ -70,6 +71,7 @@ class Submitted:
 class Lease:
     """A job that one worker may run until the lease lapses."""
 
+    #: Under the limits that an operator has set for its tenant by now.
     job: Job
     #: How many workers have had this job and not given it back, this one included.
     attempt: int
@@ -338,10 +340,15 @@ def _mark(event: Event) -> str:
 
 
 def _lease(picked: Any, since: float) -> Lease:
-    record, attempt, fence, company = picked
+    record, attempt, fence, company, limits = picked
     # A job that has lost a worker may have been the one that took it down: it runs alone.
     shares = bool(company) and attempt == 1
     job = Job.model_validate_json(record)
+    if limits:
+        changed = LimitChanges.model_validate_json(limits).model_dump(
+            include=set(Limits.model_fields), exclude_none=True
+        )
+        job = job.model_copy(update={"limits": job.limits.model_copy(update=changed)})
     return Lease(job=job, attempt=attempt, fence=fence, since=since, has_company=shares)
 
 

@@ -195,6 +195,8 @@ async def test_an_operators_switches(gateway: Gateway, worker: Worker, typed: Ty
     assert (await typed.run("admin", "limits", "lab-a", *words))[1].split() == ["lab-a:", *sorted(words, reverse=True)]
     assert (await typed.run("admin", "limits", "lab-a", "wall_seconds="))[1] == "lab-a: running_jobs=4\n"
     assert (await control.terms("lab-a")).limits.running_jobs == 4
+    large = "memory_bytes=8589934592"
+    assert (await typed.run("admin", "limits", "lab-a", large, "running_jobs=4"))[1].split()[1] == large
     code, _, err = await typed.run("admin", "limits", "lab-a", "running_job=4")
     assert code == 1
     assert "`limits.running_job`" in err

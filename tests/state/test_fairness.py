@@ -234,6 +234,18 @@ async def test_limits_that_an_operator_sets_hold_at_once(state: State, config: C
     assert other.limits == config.limits
 
 
+async def test_a_job_that_waited_runs_under_the_limits_that_were_set_meanwhile(state: State) -> None:
+    await queue_up(state, "mine", 2)
+    before = await lease(state)
+    await state.control.set_limits("mine", LimitChanges(wall_seconds=7200, memory_bytes=8 << 30, running_jobs=9))
+    after = await lease(state)
+    assert (after.job.limits.wall_seconds, after.job.limits.memory_bytes) == (7200, 8 << 30)
+    assert after.job.limits.log_bytes == before.job.limits.log_bytes
+    await state.control.set_limits("mine", LimitChanges())
+    await state.queue.give_back(after, "again")
+    assert (await lease(state)).job.limits == before.job.limits
+
+
 @pytest.mark.parametrize("weight", [0, -1, 0.0009, float("nan"), float("inf"), 1001])
 async def test_an_impossible_weight_is_refused(state: State, weight: float) -> None:
     with pytest.raises(InvalidRequest, match=r"expected 0\.001 to 1000"):

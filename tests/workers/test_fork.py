@@ -170,6 +170,7 @@ async def test_a_job_that_does_not_end_is_stopped(
     ran = await run(executor, backend.payload, tmp_path, wall_seconds=1.0)
     assert "ran for 1 s, its limit" in ran.error
     assert "limits.wall_seconds" in ran.error
+    assert "`interlace admin limits TENANT wall_seconds=N`" in ran.error
     assert time.monotonic() - started < 60
 
 

@@ -104,7 +104,7 @@ def limits(arguments: argparse.Namespace) -> int:
         if changes:
             merged = {name: value for name, value in {**found["limits"], **changes}.items() if value is not None}
             found = client.set_tenant(arguments.tenant, limits=merged)
-    named = [f"{name}={value:g}" for name, value in found["limits"].items() if value is not None]
+    named = [f"{name}={value:.15g}" for name, value in found["limits"].items() if value is not None]
     print(f"{found['tenant']}: {' '.join(named) or 'as configured'}")
     return 0
 

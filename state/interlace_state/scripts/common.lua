@@ -171,10 +171,12 @@ local function give(id, slug, tenant, worker, lease, lifetime)
   keep(id, slug, tenant, lifetime)
 end
 
--- What a worker gets told of a job that it was given: {record, attempts, fence, 1 if one waits next that may join it}.
+-- What a worker gets told of a job that it was given: {record, attempts, fence, 1 if one waits next that may join it,
+-- the limits that an operator has set for its tenant or ""}.
 local function given(id)
   local job = redis.call("HMGET", key("job", id), "record", "attempts", "fence", "kin", "slug", "tenant")
   local next = job[4] and job[4] ~= "" and next_of(job[5], job[6])
   local joins = next and redis.call("HGET", key("job", next), "kin") == job[4]
-  return {job[1], tonumber(job[2]), tonumber(job[3]), joins and 1 or 0}
+  local set = redis.call("HGET", key("limits"), job[6]) or ""
+  return {job[1], tonumber(job[2]), tonumber(job[3]), joins and 1 or 0, set}
 end

@@ -142,13 +142,14 @@ class Execution:
         self._stop(
             "wall_seconds",
             f"The job ran for {self._limits.wall_seconds:g} s, its limit, and was stopped. Do less in one job, or ask "
-            "the operator to raise `limits.wall_seconds`.",
+            "the operator to raise `limits.wall_seconds`, at once: `interlace admin limits TENANT wall_seconds=N`.",
         )
 
     def _too_much(self) -> str:
         return (
             f"The job held more than {self._limits.memory_bytes:,} bytes of memory over the model's own, its limit, "
-            "and was stopped. Hold less at a time, or ask the operator to raise `limits.memory_bytes`."
+            "and was stopped. Hold less at a time, or ask the operator to raise `limits.memory_bytes`, at once: "
+            "`interlace admin limits TENANT memory_bytes=N`."
         )
 
     def _too_busy(self) -> str:
