@@ -221,6 +221,23 @@ def test_a_download_that_nobody_wants_any_more_ends(config: Config, tiny_models:
         assert Hub.left.wait(60)
 
 
+def test_a_placer_that_is_told_to_stop_waits_for_no_download(config: Config, tiny_models: Path, tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(dump(config.model_copy(update={"models": (ModelConfig(source="lab/Tiny"),), "runtime": "process"})))
+    files = {path.name: path.read_bytes() for path in tiny_models.iterdir()}
+    with (
+        hub_server.running(files, holds="model.safetensors") as environ,
+        subprocess.Popen(
+            [sys.executable, "-m", "interlace_workers", "--config", str(file)],
+            env={**os.environ, **environ, "HF_HOME": str(tmp_path / "hf")},
+        ) as placer,
+    ):
+        assert Hub.reached.wait(120)
+        placer.terminate()
+        assert placer.wait(60) == 0
+        assert Hub.left.wait(60)
+
+
 async def test_one_folder_for_two_tasks_is_two_models(config: Config, state: State, tiny_models: Path) -> None:
     models = [ModelConfig(source=str(tiny_models), task=task) for task in ("text-generation", "feature-extraction")]
     placements = await place(config.model_copy(update={"models": tuple(models)}), state, lambda line: None)

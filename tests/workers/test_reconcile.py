@@ -197,6 +197,19 @@ async def test_replicas_that_share_a_process_are_counted_with_it_once(config: Co
     assert kept.resident_bytes == kept.placement.need_bytes + 2 * SHARED_BYTES
 
 
+async def test_a_paused_one_that_jobs_wait_for_says_so(config: Config, state: State) -> None:
+    one = await loop(config, state)
+    await state.control.pause(GPT2)
+    await wait(state, GPT2)
+    await settled(one, GPT2)
+    await state.desired.rest(GPT2, resting=True)
+    await one.look()
+    kept = one.kept(GPT2)
+    assert kept is not None
+    moment = kept.moment(time.monotonic(), 0.0)
+    assert (moment.phase, moment.text) == (Phase.QUEUED, "It is paused by its operator.")
+
+
 async def test_one_that_is_pinned_stays(config: Config, state: State) -> None:
     one = await loop(config.model_copy(update={"memory": MemoryConfig(limit_bytes=600 << 20)}), state)
     await state.desired.put(deployed(LLAMA, pin=True, idle_seconds=0))

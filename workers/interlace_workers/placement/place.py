@@ -136,7 +136,7 @@ async def _place(
 ) -> tuple[ModelKey, Placement | None]:
     model = config.models[index]
     try:
-        placement = await find(config, state, model, Search(say))
+        placement = await find(config, state, model, Search(say, lambda done, total: None))
     except sources.SourceError as error:
         key = _expected(model)
         await refuse(state, key, model, str(error))

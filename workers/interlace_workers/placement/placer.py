@@ -31,10 +31,6 @@ async def _serve(config_file: Path, first: Spawned) -> None:
     _stop_on_signals(stop)
     with head_starts(first) as ahead:
         async with open_state(config) as state, AsyncExitStack() as stack:
-            placements = await place(config, state, _say)
-            one_machine = config.runtime == "process" or config.ray.address is None
-            loop = Reconciler(config, state, ahead if one_machine else None, _say)
-            await loop.adopt(placements)
 
             async def host() -> runtimes.Host:
                 ahead.spare()
@@ -42,7 +38,14 @@ async def _serve(config_file: Path, first: Spawned) -> None:
                 _stop_on_signals(stop)  # ray.init has put handlers of its own in place, which write a stack trace
                 return hosting
 
-            await _until(stop, loop.run(host()))
+            async def work() -> None:
+                placements = await place(config, state, _say)
+                one_machine = config.runtime == "process" or config.ray.address is None
+                loop = Reconciler(config, state, ahead if one_machine else None, _say)
+                await loop.adopt(placements)
+                await loop.run(host())
+
+            await _until(stop, work())
 
 
 def _stop_on_signals(stop: asyncio.Event) -> None:
