@@ -112,7 +112,9 @@ def _get(url: str, path: str, fine: tuple[int, ...]) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(body)
         return found
     except ConnectionRefusedError:
-        raise NotRunning(f"Nothing runs at {url}. Start it with: interlace up") from None
+        raise NotRunning(
+            f"Nothing runs at {url}. Start it with: interlace up; or name another server: --url, or NDIF_HOST"
+        ) from None
     except (OSError, HTTPException) as error:
         raise NotRunning(f"{url} does not answer: {error or type(error).__name__}") from None
     except ValueError:
