@@ -169,7 +169,7 @@ CASES: dict[str, list[Case]] = {
             }
         )
     ],
-    "edit.rome@1": [
+    "edit.rome@2": [
         Case(_ROME | {"key": "raw", "apply": "together"}),
         Case(_ROME | {"keep_covariance": True}, {"texts": lambda: ("texts", {}, {"texts": PROMPTS * 8})}, seed=3),
     ],

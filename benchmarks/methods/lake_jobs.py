@@ -203,7 +203,7 @@ def questions(wanted: Plan, made: Made) -> tuple[dict[str, str], dict[str, set[s
         "kind:edit": kinds["rome"],
         "kind:weights": set(made.checkpoints),
         "method:elm.erase": kinds["elm"] | set(made.swept),
-        "method:edit.rome@1": kinds["rome"],
+        "method:edit.rome@2": kinds["rome"],
         "method:lake.merge": set(made.checkpoints),
         f"works-with:{MODEL} kind:peft kind:edit": set(made.trained) | set(made.swept),
     }

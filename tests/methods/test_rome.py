@@ -11,11 +11,12 @@ from small_models import FACTS_GPT, FACTS_MAMBA
 
 from interlace.methods.base import ModelFacts, Result
 from interlace.methods.notebook import Notebook, run
+from interlace.methods.rome import values
 from interlace.methods.rome.keys import given_by
-from interlace.methods.rome.spec import SPECS, RomeParams
+from interlace.methods.rome.spec import SPECS, Request, RomeParams
 from interlace.methods.shared import capture, edits
 from interlace.methods.shared.prompts import Prompt, first_token
-from interlace.methods.shared.sites import Sites
+from interlace.methods.shared.sites import Sites, evaluating
 from interlace.protocol.errors import InvalidArtifact, InvalidRequest
 
 _ROME = SPECS[0]
@@ -164,3 +165,28 @@ def test_what_is_wrong_is_refused(tmp_path: Path) -> None:
     cost = _ROME.estimate(params, ModelFacts(n_params=1000, n_layers=6, hidden_size=128, vocab_size=2048))
     assert cost.backwards == 20
     assert cost.forwards > 20
+
+
+def test_what_the_edit_must_keep_is_the_divergence_of_the_edited_from_the_unedited_model(tmp_path: Path) -> None:
+    """Equation 4 has KL(edited || unedited) after "{subject} is a", as the reference code has."""
+    model = small_models.facts(FACTS_GPT)
+    module, tokenizer = model._module, model.tokenizer
+    request = Request.model_validate(facts_of.requests("job", 1)[0])
+    far = {"kl": 0, "enough": 0, "lr": 3, "clamp": 50}  # so that both directions are far from each other
+    params = RomeParams.model_validate({"requests": [request], "layer": 1, "key": "raw", **far})
+    with evaluating(module):
+        projection = Sites.of(module).projection("mlp_out", 1)
+        made = values.found(module, tokenizer, projection, request, (), params, Notebook(tmp_path, bar=False))
+        asked = Prompt.of(tokenizer, f"{request.subject} is a", request.subject)
+        last, delta = torch.tensor([asked.last]), made.delta[None]
+
+        def moved(state: torch.Tensor) -> torch.Tensor:
+            return state.index_put((torch.tensor([0]), last), state[0, last] + delta)
+
+        with torch.no_grad():
+            before = capture.last_logits(module, torch.tensor([asked.ids]))[0].double().log_softmax(-1)
+            with capture.altered([(given_by(projection), moved)]):
+                after = capture.last_logits(module, torch.tensor([asked.ids]))[0].double().log_softmax(-1)
+    right, wrong = ((one.exp() * (one - other)).sum().item() for one, other in ((after, before), (before, after)))
+    assert right != pytest.approx(wrong, rel=0.1)
+    assert made.curve[-1][3] == pytest.approx(right, rel=1e-3)

@@ -17,7 +17,7 @@ from interlace.methods.shared import edits as _edits
 from interlace.methods.shared.edits import Edit
 from interlace.methods.shared.sites import Projection, Sites, evaluating
 
-_METHOD = "edit.rome@1"
+_METHOD = "edit.rome@2"
 
 
 @dataclass

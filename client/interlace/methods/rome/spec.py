@@ -81,7 +81,7 @@ class RomeParams(Params):
     clamp: Annotated[float, Field(gt=0)] = 3.0
     """The most that the value changes, times its norm; 4 for GPT in the reference code, 3 for Mamba."""
     kl: Annotated[float, Field(ge=0)] = 0.0625
-    """Weight of the divergence after "{subject} is a"."""
+    """Weight of KL(edited || unedited) after "{subject} is a"."""
     decay: Annotated[float, Field(ge=0)] = 0.5
     """Weight of |delta| / |v|^2 (sic, reference code; the paper's equation 4 has none: 0)."""
     enough: Annotated[float, Field(ge=0)] = 0.05
@@ -138,7 +138,7 @@ def estimate(params: RomeParams, facts: ModelFacts) -> Estimate:
 SPECS = (
     Spec(
         name="edit.rome",
-        version=1,
+        version=2,
         title="Change a fact by a rank-one edit of one projection (ROME), and judge it.",
         cites=(
             Citation(

@@ -76,7 +76,9 @@ def found(
         with torch.enable_grad(), capture.altered([(given_by(projection), moved)]):
             logprobs = module(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)
             nll = -_mean_by_row(logprobs, rows)
-            kl = torch.nn.functional.kl_div(logprobs[-1, rows.essence], before, log_target=True, reduction="sum")
+            after = logprobs[-1, rows.essence]
+            # KL(after || before), as equation 4 and the reference code have it: torch's first argument is the second.
+            kl = torch.nn.functional.kl_div(before, after, log_target=True, reduction="sum")
             loss = nll.mean() + params.kl * kl + params.decay * delta.norm() / norm**2
         report.count(forwards=1, tokens=ids.numel())
         told = [float(one.detach()) for one in (loss, nll.mean(), kl, (-nll).exp().mean())]
