@@ -1,5 +1,6 @@
 """Causal tracing of facts that small models know: what must hold exactly, and the same cells by nnsight's own hand."""
 
+import copy
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,11 @@ import facts_of
 import nnsight
 import pytest
 import small_models
+import tiny
 import torch
+from nnsight.modeling.transformers import TransformersModel
 from small_models import FACTS_GPT, FACTS_MAMBA
+from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from interlace.methods.base import ModelFacts, Result
 from interlace.methods.notebook import Notebook, run
@@ -121,6 +125,26 @@ def test_noise_is_of_the_seed_and_the_batch_changes_nothing(tmp_path: Path) -> N
     other = _traced("gpt", tmp_path / "3", seed=1, **how)[1]
     torch.testing.assert_close(one["0.attn_out"], same["0.attn_out"], rtol=1e-4, atol=1e-5)
     assert (one["0.attn_out"] - other["0.attn_out"]).abs().max() > 1e-4
+
+
+def test_noise_is_measured_by_what_the_embeddings_give(tmp_path: Path) -> None:
+    """Gemma multiplies what it looks up: a model with that in its weights is the same one, and has the same noise."""
+    shape = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 96, "head_dim": 16, "vocab_size": 400}
+    config = Gemma2Config(**shape, num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        scaled = Gemma2ForCausalLM(config).eval()
+    plain = copy.deepcopy(scaled)
+    with torch.no_grad():
+        plain.model.embed_tokens.weight.mul_(scaled.model.embed_tokens.embed_scale)
+        plain.model.embed_tokens.embed_scale.fill_(1)
+    asked = {"prompts": [{"text": "The capital of France is", "subject": "France"}], "score": "logprob"}
+    found = []
+    for module in (scaled, plain):
+        model = TransformersModel(module, tokenizer=tiny.tokenizer(is_encoder=False))
+        result = run(_TRACE, model, {**asked, "least_effect": 0, "samples": 2}, Notebook(tmp_path, bar=False))
+        found.append(result.metric("total_effect").value)
+    assert found[0] == pytest.approx(found[1], rel=1e-3)
 
 
 def test_forwards_are_counted_and_many_patches_share_one(tmp_path: Path) -> None:
