@@ -18,6 +18,7 @@ from interlace.methods import find
 from interlace.methods.base import ModelFacts
 from interlace.methods.circuit.spec import EvaluateParams, NodesParams
 from interlace.methods.notebook import Notebook, run
+from interlace.methods.shared import capture
 from interlace.methods.shared.circuits.circuit import Circuit
 from interlace.methods.shared.circuits.graph import METRIC_ID, Graph
 from interlace.methods.shared.features.dictionary import Dictionary
@@ -178,6 +179,22 @@ def test_a_probe_is_a_metric_and_what_leaves_is_bounded(report: Notebook) -> Non
         run(NODES, model, {**asked, "method": "exact", "budget": 10}, report)
     with pytest.raises(InvalidRequest, match="'c' is no class"):
         run(NODES, model, {**asked, "data": [{"clean": "Paris", "answer": "c"}]}, report)
+
+
+def test_a_head_that_leaves_out_the_first_tokens_leaves_them_out_in_a_circuit(report: Notebook) -> None:
+    """`classifier.shift` with `skip_first` makes such a head."""
+    model = small_models.of_family("gpt2")
+    texts = ["Paris is the city", "two plus two is", "Rome is the city", "one plus one is"]
+    asked = {"saes": kept(report), "ambiguous": texts, "labels": ["place", "sum"] * 2, "layer": 3, "epochs": 9}
+    head = run(find("classifier.shift"), model, {**asked, "skip_first": 2, "ig_steps": 1, "candidates": 1}, report).head
+    probe = report.open(head, "probe")
+    ids = torch.tensor([model.tokenizer(texts[0])["input_ids"]])
+    state = capture.state_at(model._module, ids, Sites.of(model).place("resid_post", 3))
+    said = state[0, 2:].mean(0) @ probe.tensors["3.label"].T + probe.tensors["3.label.bias"]
+    data = [{"clean": texts[0], "answer": "place"}]
+    params = {"saes": kept(report), "data": data, "metric": "probe_logit", "head": {"probe": head}}
+    result = run(NODES, model, {**params, "method": "atp", "aggregate": "sum_pos"}, report)
+    assert result.metric("m_clean").value == pytest.approx(float(said[0]), abs=1e-4)
 
 
 def test_estimates_are_held_against_exact_patching_and_cost_what_was_said(report: Notebook, tmp_path: Path) -> None:

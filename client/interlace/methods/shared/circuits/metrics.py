@@ -67,6 +67,8 @@ class ProbeMetric:
     #: [examples], classes; -1 in `others` for none.
     answers: Tensor
     others: Tensor
+    #: Tokens at a prompt's beginning that are not in the mean.
+    skip_first: int = 0
 
     def __call__(self, ids: Tensor, numbers: Sequence[int]) -> Tensor:
         self.report.count(forwards=1, tokens=ids.numel())
@@ -74,7 +76,7 @@ class ProbeMetric:
         with captured({"": self.place}) as states:
             last_logits(self.sites.module, ids.to(device))
         state = states[""].float()
-        read = state.mean(1) if self.of_mean else state[:, -1]
+        read = state[:, min(self.skip_first, state.shape[1] - 1) :].mean(1) if self.of_mean else state[:, -1]
         said = read @ self.weight.to(read.device).mT + self.bias.to(read.device)
         rows, picked = torch.arange(len(ids), device=said.device), list(numbers)
         found = said[rows, self.answers[picked]]
@@ -101,7 +103,8 @@ def probe_metric(
     sites: Sites, report: Report, opened: Opened, layer: int | None, examples: Sequence[Example]
 ) -> ProbeMetric:
     """Of an artifact whose tensors `LAYER.label` are [classes, width], and `LAYER.label.bias` [classes] where there is
-    one; its configuration has `site`, `classes`, `position`: `last` or `mean`. Raises InvalidArtifact, InvalidRequest.
+    one; its configuration has `site`, `classes`, `position`: `last` or `mean`, and `skip_first`, tokens that are not in
+    the mean. Raises InvalidArtifact, InvalidRequest.
     """
     config, ref = opened.config, opened.ref
     classes, position = config.get("classes"), config.get("position")
@@ -112,6 +115,9 @@ def probe_metric(
         layer = layers[0]
     if layer not in layers:
         raise InvalidRequest(f"`head.layer` is {layer}; {ref} has probes of the layers {layers}.")
+    skip = config.get("skip_first") or 0
+    if type(skip) is not int or skip < 0:
+        raise InvalidArtifact(f"{ref} has skip_first={str(skip)[:32]!r}; expected a number of tokens.")
     weight = opened.tensors.get(f"{layer}.label")
     if weight is None:  # of low rank
         weight = opened.tensors[f"{layer}.label.B"] @ opened.tensors[f"{layer}.label.A"]
@@ -127,4 +133,4 @@ def probe_metric(
         other = -1 if one.patch_answer is None else classes.index(one.patch_answer)
         numbers.append((classes.index(one.answer), other))
     answers, others = torch.tensor(numbers).unbind(1)
-    return ProbeMetric(sites, report, place, weight.float(), bias.float(), position == "mean", answers, others)
+    return ProbeMetric(sites, report, place, weight.float(), bias.float(), position == "mean", answers, others, skip)
