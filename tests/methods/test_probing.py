@@ -206,6 +206,21 @@ def test_a_mambas_state_tells_the_class_of_a_text_and_shuffled_labels_do_not(tmp
     assert result.classes == ["job", "sport"]
 
 
+def test_one_text_at_least_is_left_to_learn_from(tmp_path: Path) -> None:
+    params = {"texts": ["The capital", "two plus"], "target": {"kind": "label", "labels": ["x", "y"]}, "epochs": 1}
+    result = run(PROBE, of_family("gpt2"), {**params, "validation": 0.95}, Notebook(tmp_path, bar=False))
+    assert {row[-1] for row in result.table("accuracy").rows} == {1}
+
+
+def test_a_text_longer_than_the_model_reads_is_scored_in_windows(tmp_path: Path) -> None:
+    report = Notebook(tmp_path, bar=False)
+    texts = ["The city of Paris is " * 40, "two plus two"]
+    probes = run(PROBE, of_family("gpt2"), {"texts": texts, "layers": [0, 1], "epochs": 1}, report).artifacts[0]
+    asked = {"probes": probes, "texts": texts[:1], "layer_start": 0, "layer_end": 1, "shuffles": 1}
+    delta = report.open(run(ERASURE, of_family("gpt2"), asked, report).artifacts[0], "data").tensors["0.delta"]
+    assert len(delta) == len(of_family("gpt2").tokenizer(texts[0])["input_ids"]) > 128
+
+
 def test_low_rank_is_flagged_and_is_what_it_says(tmp_path: Path) -> None:
     report = Notebook(tmp_path, bar=False)
     params: dict[str, Any] = {
@@ -236,6 +251,11 @@ def test_wrong_parameters_are_refused(tmp_path: Path) -> None:
         ProbeParams(texts=["a"])
     with pytest.raises(ValidationError, match="must be behind `layer_start`"):
         ErasureParams(probes="p", texts=["a"], layer_start=3, layer_end=3)
+    with pytest.raises(ValidationError, match="has one class, 'x'; expected two or more"):
+        ProbeParams(texts=["a", "b"], target={"kind": "label", "labels": ["x", "x"]})  # type: ignore[arg-type]
+    labelled = {"texts": ["The capital", "", "two"], "target": {"kind": "label", "labels": ["x", "y", "x"]}}
+    with pytest.raises(InvalidRequest, match=r"`params.texts.1` has no token"):
+        run(PROBE, of_family("gpt2"), labelled, Notebook(tmp_path, bar=False))
     with pytest.raises(InvalidRequest, match="has no site 'ssm_out'"):
         run(PROBE, of_family("gpt2"), {"texts": ["a b", "c d"], "site": "ssm_out"}, Notebook(tmp_path, bar=False))
 

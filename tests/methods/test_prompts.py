@@ -1,8 +1,14 @@
 """Where a prompt's subject is, in tokens."""
 
-import pytest
-from small_models import FACTS_MAMBA, facts
+from pathlib import Path
+from typing import Any
 
+import pytest
+from small_models import FACTS_MAMBA, facts, of_family
+
+from interlace.methods import find
+from interlace.methods.notebook import Notebook, run
+from interlace.methods.shared.corpus import Corpus
 from interlace.methods.shared.prompts import Prompt, first_token
 from interlace.protocol.errors import InvalidRequest
 
@@ -32,3 +38,38 @@ def test_a_word_goes_on_a_text_with_its_space() -> None:
 def test_a_subject_that_is_not_there_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="The subject 'Rome' is not in the prompt"):
         Prompt.of(facts(FACTS_MAMBA).tokenizer, "The capital of France is", "Rome")
+
+
+_LONG = "The capital of France is " * 80
+_TWO = {"base": _LONG, "source": _LONG, "answer": "Paris", "source_answer": "Rome"}
+_FACT = {"prompt": _LONG + "The capital of {} is", "subject": "Italy", "target_new": "Paris"}
+
+
+@pytest.mark.parametrize(
+    ("method", "params"),
+    [
+        ("mediate", {"pairs": [_TWO, _TWO]}),
+        ("edit.rome", {"requests": [_FACT], "layer": 1, "key": "raw", "sampled": []}),
+        (
+            "steer",
+            {
+                "layer": 1,
+                "positive": ["The city"],
+                "negative": ["two plus"],
+                "prompts": [{"prompt": "The", "wanted": "a", "other": "b"}],
+                "neutral": [_LONG],
+            },
+        ),
+    ],
+)
+def test_a_text_that_is_too_long_for_the_model_is_refused_in_words(
+    method: str, params: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidRequest, match=r"has \d+ tokens; this model reads 128 at most"):
+        run(find(method), of_family("gpt2"), params, Notebook(tmp_path, bar=False))
+
+
+def test_texts_are_cut_to_what_the_model_was_made_for(tmp_path: Path) -> None:
+    model = of_family("gpt2")
+    corpus = Corpus.of(Notebook(tmp_path, bar=False), model, [_LONG, "The city"], 4096)
+    assert [len(row) for row in corpus.sequences] == [128, len(model.tokenizer("The city")["input_ids"])]

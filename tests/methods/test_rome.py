@@ -161,6 +161,8 @@ def test_what_is_wrong_is_refused(tmp_path: Path) -> None:
         _edited(FACTS_GPT, tmp_path, layer=9)
     with pytest.raises(InvalidRequest, match="gate' cannot be had"):
         _edited(FACTS_GPT, tmp_path, site="mixer_in.gate")
+    with pytest.raises(InvalidRequest, match=r"no token in `params.texts`"):
+        _edited(FACTS_GPT, tmp_path, texts=[""], covariance=None)
     params = RomeParams.model_validate({"requests": [request], "layer": 1, "key": "raw"})
     cost = _ROME.estimate(params, ModelFacts(n_params=1000, n_layers=6, hidden_size=128, vocab_size=2048))
     assert cost.backwards == 20

@@ -13,6 +13,7 @@ from interlace.methods.probing.probes import Probes
 from interlace.methods.probing.segments import OFFSETS, Segment, divided, psi
 from interlace.methods.probing.spec import ErasureParams, ErasureResult
 from interlace.methods.shared import capture, intervals
+from interlace.methods.shared.prompts import longest
 from interlace.methods.shared.sites import Place, Sites, evaluating
 from interlace.protocol.errors import InvalidRequest
 
@@ -60,6 +61,7 @@ class _Scorer:
         self._tokenizer = tokenizer
         self._device = next(sites.module.parameters()).device
         size = int(sites.module.get_input_embeddings().weight.shape[0])
+        self._window = min(params.window, longest(sites.module))
         self._probes = Probes.of(report.open(params.probes, "probe"), sites.model_type, size)
         self._layers = (params.layer_start, params.layer_end)
         self._places: dict[int, Place] = {layer: sites.place(self._probes.site, layer) for layer in self._layers}
@@ -84,8 +86,8 @@ class _Scorer:
         ids, offsets = torch.tensor(encoded["input_ids"]), encoded["offset_mapping"]
         units = tokens_of(offsets, text, spans)
         pieces = []
-        for start in range(0, len(ids), self._params.window):
-            window = ids[start : start + self._params.window]
+        for start in range(0, len(ids), self._window):
+            window = ids[start : start + self._window]
             delta, told = self._delta(window)
             pieces.append(delta)
             inside = {

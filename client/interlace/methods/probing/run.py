@@ -12,6 +12,7 @@ from interlace.methods.base import Metric, Report, Table
 from interlace.methods.probing.probes import FORMAT, Batch, Course, Key, Probe, fit, packed, right
 from interlace.methods.probing.spec import Labels, ProbeParams, ProbeResult
 from interlace.methods.shared import capture, intervals
+from interlace.methods.shared.prompts import longest
 from interlace.methods.shared.sites import Sites, evaluating
 from interlace.protocol.errors import InvalidRequest
 
@@ -40,10 +41,10 @@ class _Trainer:
         self._warnings: list[str] = []
         if len(self._texts) < 2:
             raise InvalidRequest("`params.texts` has one text; expected at least two, for one is measured on.")
-        self._window = min(params.window, _longest(sites.module))
+        self._window = min(params.window, longest(sites.module))
         order = random.Random(report.seed)
         numbers = order.sample(range(len(self._texts)), len(self._texts))
-        held = max(1, round(params.validation * len(numbers)))
+        held = min(max(1, round(params.validation * len(numbers))), len(numbers) - 1)
         self._held, self._train = sorted(numbers[:held]), sorted(numbers[held:])
 
     def _ids(self, number: int) -> list[int]:
@@ -196,6 +197,8 @@ class _Labels(_Trainer):
         self._classes = {_LABEL: own, _CONTROL: shuffled}
         self._mean = target.position == "mean"
         rows = [self._ids(number)[: self._window] for number in range(len(self._texts))]
+        if [] in rows:
+            raise InvalidRequest(f"`params.texts.{rows.index([])}` has no token, and so no state to read a class in.")
         self._numbers = self._train
         probes = self._fit([rows[one] for one in self._train], self._batch, {_LABEL: len(names), _CONTROL: len(names)})
         self._numbers = self._held
@@ -226,13 +229,6 @@ def shifted(ids: Tensor, offset: int) -> Tensor:
     if start < stop:
         found[:, start:stop] = ids[:, start + offset : stop + offset]
     return found
-
-
-def _longest(module: Any) -> int:
-    """Tokens that a model takes."""
-    config = module.config
-    known = (getattr(config, name, None) for name in ("n_positions", "max_position_embeddings"))
-    return next((one for one in known if isinstance(one, int)), 1 << 20)
 
 
 def _layers(wanted: list[int] | None, count: int) -> list[int]:

@@ -37,6 +37,12 @@ class Labels(Params):
     position: Literal["last", "mean"] = "last"
     """The state of the last token, or the mean over tokens."""
 
+    @model_validator(mode="after")
+    def _several(self) -> Self:
+        if len(set(self.labels)) < 2:
+            raise ValueError(f"`labels` has one class, {self.labels[0]!r}; expected two or more")
+        return self
+
 
 class ProbeParams(Params):
     """Feucht et al. 2024: maps without a bias, one for each layer and target, trained together as states stream by."""
@@ -95,7 +101,7 @@ class ErasureParams(Params):
     max_span: Annotated[int, Field(ge=2, le=64)] = 8
     """Tokens of the longest span."""
     window: Annotated[int, Field(ge=2, le=8192)] = 512
-    """Tokens that are read together; what is longer is cut."""
+    """Tokens that are read together; what is longer is cut. No more than the model takes."""
     spans: list[list[Span]] | None = None
     """For each text, where its lexical units are, in characters; only those of several tokens count. Default: every
     word between white space."""

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from interlace.methods.base import Opened, Report
 from interlace.methods.shared import capture
+from interlace.methods.shared.prompts import longest
 from interlace.methods.shared.sites import Place, Projection
-from interlace.protocol.errors import InvalidArtifact
+from interlace.protocol.errors import InvalidArtifact, InvalidRequest
 
 _LONGEST = 512  # tokens of one text; what is longer goes in pieces
 _WIDEST = 4096  # of which the condition number is computed
@@ -72,18 +73,18 @@ def covariance(
 ) -> Covariance:
     """Over the first ``most`` tokens of the texts, summed in fp64."""
     total = torch.zeros(projection.d_in, projection.d_in, dtype=torch.float64)
-    longest = min(_LONGEST, getattr(tokenizer, "model_max_length", _LONGEST))
+    size = min(_LONGEST, longest(module))
     pieces: list[list[int]] = []
     left = most
     for text in texts:
         ids = tokenizer(text)["input_ids"][:left]
         left -= len(ids)
-        pieces += [ids[start : start + longest] for start in range(0, len(ids), longest)]
+        pieces += [ids[start : start + size] for start in range(0, len(ids), size)]
         if not left:
             break
     seen = 0
     device = next(module.parameters()).device
-    for number, (_, ids) in enumerate(capture.by_length(pieces, max(1, batch * 16 // longest))):
+    for number, (_, ids) in enumerate(capture.by_length(pieces, max(1, batch * 16 // size))):
         with torch.no_grad(), capture.captured({"key": read_by(projection)}) as states:
             capture.last_logits(module, ids.to(device))
         keys = states["key"].reshape(-1, projection.d_in).double().cpu()
@@ -91,5 +92,7 @@ def covariance(
         seen += len(keys)
         report.count(forwards=1, tokens=ids.numel())
         report.progress(number + 1, cov_tokens=float(seen))
+    if not seen:
+        raise InvalidRequest("There is no token in `params.texts`: the covariance of the keys is of what they hold.")
     corpus = hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
-    return Covariance(total / max(seen, 1), seen, corpus)
+    return Covariance(total / seen, seen, corpus)

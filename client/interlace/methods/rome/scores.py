@@ -11,6 +11,7 @@ from torch import nn
 from interlace.methods.base import Metric, Report
 from interlace.methods.rome.spec import Asked, Request
 from interlace.methods.shared import capture, intervals
+from interlace.methods.shared.prompts import check_length
 
 #: Weighed against each other; of each, the mean over a request's prompts is one item.
 _NAMES = ("ES", "PS", "NS")
@@ -85,6 +86,7 @@ class Judge:
         prompts = [self._tokenizer(text)["input_ids"] for text, _ in pairs]
         words = [self._tokenizer(f" {word.strip()}", add_special_tokens=False)["input_ids"] for _, word in pairs]
         ids = capture.right_padded([[*one, *word[:-1]] for one, word in zip(prompts, words, strict=True)])
+        check_length(self._module, ids.shape[1], "A prompt with its object")
         with torch.no_grad():
             logits = self._module(input_ids=ids.to(next(self._module.parameters()).device), use_cache=False).logits
         self._report.count(forwards=1, tokens=ids.numel())

@@ -11,7 +11,7 @@ from interlace.methods.base import Report
 from interlace.methods.rome.keys import given_by, read_by
 from interlace.methods.rome.spec import Request, RomeParams
 from interlace.methods.shared import capture
-from interlace.methods.shared.prompts import Prompt
+from interlace.methods.shared.prompts import Prompt, check_length
 from interlace.methods.shared.sites import Projection
 
 
@@ -57,6 +57,7 @@ def found(
     rows = _rows(tokenizer, request, prefixes)
     device = next(module.parameters()).device
     ids = rows.ids.to(device)
+    check_length(module, ids.shape[1], "A prompt with its subject, its prefix and `target_new`")
     every = torch.arange(len(ids), device=device)
     subjects = rows.subjects.to(device)
     with torch.no_grad(), capture.captured({0: read_by(projection), 1: given_by(projection)}) as states:

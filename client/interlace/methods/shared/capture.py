@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from interlace.methods.shared.prompts import check_length
 from interlace.methods.shared.sites import Place, first_of
 
 Key = TypeVar("Key")
@@ -132,7 +133,11 @@ def by_length(rows: Sequence[Sequence[int]], most: int) -> Iterator[tuple[list[i
 
 
 def last_logits(module: nn.Module, ids: Tensor, **more: Any) -> Tensor:
-    """Logits at the last token of each row, [rows, vocabulary], in one forward without a cache."""
+    """Logits at the last token of each row, [rows, vocabulary], in one forward without a cache.
+
+    Raises InvalidRequest for no token, and for more than the model was made for, of which torch says an index only.
+    """
+    check_length(module, ids.shape[1], "A text")
     if "logits_to_keep" in inspect.signature(type(module).forward).parameters:
         more["logits_to_keep"] = 1  # the head is a fifth of a small model's work
     # Said, for transformers guesses a mask from tokens that are both padding and a beginning.

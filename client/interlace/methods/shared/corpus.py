@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from interlace.methods.base import Opened, Report, Texts
+from interlace.methods.shared.prompts import longest
+from interlace.methods.shared.sites import unwrapped
 from interlace.protocol.errors import InvalidArtifact, InvalidRequest
 
 if TYPE_CHECKING:
@@ -18,13 +20,14 @@ _SHORTEST = 1
 
 @dataclass(frozen=True)
 class Corpus:
-    """Texts as token ids, cut to a context."""
+    """Texts as token ids, cut to a context, or to what the model was made for where that is less."""
 
     sequences: "Sequence[Tensor]"
 
     @classmethod
     def of(cls, report: Report, model: Any, data: Texts, context: int) -> "Corpus":
         """Texts, or an artifact of them or of token ids. Raises InvalidRequest where there is nothing in them."""
+        context = min(context, longest(unwrapped(model)))
         if isinstance(data, str):
             opened = report.open(data)
             if opened.kind == "data":

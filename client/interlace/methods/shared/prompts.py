@@ -85,13 +85,17 @@ def first_token(tokenizer: Any, word: str) -> int:
     return int(ids[0])
 
 
+def longest(module: Any) -> int:
+    """Tokens that a model was made for; as good as any number where it does not say."""
+    known = (getattr(module.config, name, None) for name in ("n_positions", "max_position_embeddings"))
+    return next((one for one in known if isinstance(one, int)), 1 << 20)
+
+
 def check_length(module: Any, tokens: int, what: str) -> None:
     """Raises InvalidRequest for a text without tokens, and for one with more than the model was made for."""
     if tokens == 0:
         raise InvalidRequest(f"{what} has no token.")
-    bounds = (getattr(module.config, name, None) for name in ("n_positions", "max_position_embeddings"))
-    most = next((bound for bound in bounds if isinstance(bound, int)), tokens)
-    if tokens > most:
+    if tokens > (most := longest(module)):
         raise InvalidRequest(f"{what} has {tokens:,} tokens; this model reads {most:,} at most.")
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from interlace.methods.base import Metric, Report, Table
 from interlace.methods.shared import capture, intervals
-from interlace.methods.shared.prompts import first_token
+from interlace.methods.shared.prompts import check_length, first_token
 from interlace.methods.shared.sites import Sites, evaluating
 from interlace.methods.steering.spec import SteerParams, SteerResult
 from interlace.protocol.errors import InvalidArtifact, InvalidRequest
@@ -176,6 +176,7 @@ class _Steering:
         with capture.altered(changes):
             if last:
                 return capture.last_logits(self._sites.module, ids.to(self._device))
+            check_length(self._sites.module, ids.shape[1], "A text of `params.neutral`")
             logits: Tensor = self._sites.module(input_ids=ids.to(self._device), use_cache=False).logits
             return logits
 
