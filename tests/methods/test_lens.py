@@ -1,9 +1,12 @@
 """`lens.logit` on a model whose facts are known, its picture, and what is refused."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
+import small_models
+import tiny
 import torch
 from nnsight import TransformersModel
 
@@ -57,6 +60,16 @@ def test_the_last_block_says_what_the_model_says(local: Any, tmp_path: Path) -> 
     assert told["log_prob"].tolist() == expected[3].topk(3).values.tolist()
 
 
+def test_a_model_that_is_being_trained_is_read_without_its_dropout(tmp_path: Path) -> None:
+    model = copy.deepcopy(small_models.of_family("gpt2")._module)
+    model.transformer.drop.p = 0.5
+    local = TransformersModel(model, tokenizer=tiny.tokenizer(is_encoder=False))
+    still = lens(local, tmp_path)
+    model.train()
+    assert lens(local, tmp_path) == still
+    assert model.training
+
+
 def test_it_shows_itself_in_a_few_lines(local: Any, tmp_path: Path) -> None:
     result = lens(local, tmp_path, positions="all")
     lines = repr(result).splitlines()
@@ -87,6 +100,7 @@ def test_what_it_refuses(local: Any, tmp_path: Path) -> None:
         ({"layers": [9]}, r"`params.layers` has 9; the model's blocks are 0 to 3"),
         ({"positions": [99]}, r"`params.positions` has 99"),
         ({"targets": ["a", "b"]}, r"has 2 texts and `params.prompts` 1"),
+        ({"targets": [""]}, r"`params.targets.0` has no token"),
     ):
         with pytest.raises(InvalidRequest, match=sentence):
             lens(local, tmp_path, **params)

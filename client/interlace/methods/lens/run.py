@@ -11,12 +11,17 @@ from interlace.methods.base import Metric, Report, Table
 from interlace.methods.lens.spec import LensParams, LensResult
 from interlace.methods.shared.head import places
 from interlace.methods.shared.prompts import check_length
+from interlace.methods.shared.sites import evaluating
 from interlace.protocol.errors import InvalidRequest
 
 
 def run(model: Any, params: LensParams, report: Report) -> LensResult:
     """Read prompts, one a forward. The last block's reading is the model's own prediction."""
-    module, tokenizer = model._module, model.tokenizer
+    with evaluating(model) as module:
+        return _read(module, model.tokenizer, params, report)
+
+
+def _read(module: Any, tokenizer: Any, params: LensParams, report: Report) -> LensResult:
     blocks, norm, head = places(module)
     layers = _layers(params.layers, len(blocks))
     prompts = report.texts(params.prompts)
@@ -79,7 +84,10 @@ def _readings(
 def _target(params: LensParams, tokenizer: Any, number: int, last: Tensor) -> int:
     if params.targets is None:
         return int(last.argmax())
-    return int(tokenizer(params.targets[number], add_special_tokens=False).input_ids[0])
+    ids = tokenizer(params.targets[number], add_special_tokens=False).input_ids
+    if not ids:
+        raise InvalidRequest(f"`params.targets.{number}` has no token.")
+    return int(ids[0])
 
 
 @contextmanager
