@@ -65,7 +65,7 @@ def _drawn(pipeline: Pipeline, layers: Layers, params: GenerateParams, report: R
             report.progress(before + done, whole)
 
         noise = pipeline.noise(seeds, params.size)
-        latents = pipeline.denoise(guide, noise, steps=params.steps, seed=seeds[0], tell=tell)
+        latents = pipeline.denoise(guide, noise, seeds=seeds, steps=params.steps, tell=tell)
         pictures.append(pipeline.decode(latents))
         report.picture(pictures[-1], f"pictures {first} to {first + len(some) - 1}")
         norms.append((len(some), guide.norms))

@@ -146,7 +146,7 @@ class _Sampler:
         term = Term(STYLE, styled, of.strength, (of.steps // 5, pipeline.passes(of.steps)))
         guide = Guided(pipeline, self._layers, pipeline.encode_prompts(of.prompts), of.guidance, [term])
         seeds = [pipeline.report.seed + number for number in range(len(of.prompts))]
-        latents = pipeline.denoise(guide, pipeline.noise(seeds), steps=of.steps, seed=seeds[0])
+        latents = pipeline.denoise(guide, pipeline.noise(seeds), seeds=seeds, steps=of.steps)
         self._pixels.append(pipeline.decode(latents))
         self._steps.append(step)
         pipeline.report.picture(self._pixels[-1], f"the style by now, at strength {of.strength:g}", step)

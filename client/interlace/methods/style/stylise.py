@@ -88,7 +88,7 @@ def _redrawn(
     def tell(done: int, _: Tensor) -> None:
         report.progress(before + done, of)
 
-    made = pipeline.denoise(predict, noise, steps=params.steps, latents=latents, start=start, seed=seeds[0], tell=tell)
+    made = pipeline.denoise(predict, noise, seeds=seeds, steps=params.steps, latents=latents, start=start, tell=tell)
     pixels = pipeline.decode(made)
     report.picture(pixels, f"redrawn: pictures {rows[0]} to {rows[-1]}", before + left)
     return pixels

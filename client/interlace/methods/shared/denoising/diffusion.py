@@ -223,16 +223,16 @@ class Pipeline:
         predict: Predict,
         noise: Tensor,
         *,
+        seeds: Sequence[int],
         steps: int,
         latents: Tensor | None = None,
         start: int = 0,
-        seed: int = 0,
         tell: Tell | None = None,
     ) -> Tensor:
         """Latents out of noise [n, ...], or from picture latents noised to step ``start`` on (SDEdit).
 
-        ``seed`` is for schedulers that add noise on the way. Ends early, with what there is, when the report is
-        stopping.
+        ``seeds`` are those that ``noise`` was drawn with: a scheduler that adds noise on the way goes on from them, row
+        by row, as the pipeline does. Ends early, with what there is, when the report is stopping.
         """
         scheduler = self.schedule(steps)
         left = scheduler.timesteps[start:]
@@ -246,7 +246,7 @@ class Pipeline:
             scheduler.set_begin_index(start)
         more: dict[str, Any] = {}
         if "generator" in inspect.signature(scheduler.step).parameters:
-            more["generator"] = torch.Generator().manual_seed(seed)
+            more["generator"] = [self._after_noise(one, noise) for one in seeds]
         with torch.no_grad():
             for done, t in enumerate(left, 1):
                 said = predict(scheduler.scale_model_input(state, t), t)
@@ -256,6 +256,12 @@ class Pipeline:
                 if self.report.stopping:
                     break
         return state
+
+    def _after_noise(self, seed: int, noise: Tensor) -> torch.Generator:
+        """What a row's noise was drawn from, behind it: from the start it would give the same noise once more."""
+        dice = torch.Generator().manual_seed(seed)
+        torch.randn(noise[:1].shape, generator=dice, dtype=self.dtype)
+        return dice
 
     def draw(
         self,
@@ -270,7 +276,7 @@ class Pipeline:
         """Pictures, one for each prompt and its seed: the pixels that the pipeline draws with these settings."""
         predict = self.guided(self.encode_prompts(prompts), guidance)
         noise = self.noise(seeds, size)
-        return self.decode(self.denoise(predict, noise, steps=steps, seed=seeds[0], tell=tell))
+        return self.decode(self.denoise(predict, noise, seeds=seeds, steps=steps, tell=tell))
 
 
 @dataclass(frozen=True)
