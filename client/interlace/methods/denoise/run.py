@@ -3,7 +3,7 @@
 import base64
 import io
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from interlace.methods.base import Metric, Report, Table
 from interlace.methods.denoise.spec import Shot, StripParams, StripResult
-from interlace.methods.shared.denoising import lora
+from interlace.methods.shared.denoising import diffusion
+from interlace.methods.shared.denoising.adapted import adapted
 from interlace.methods.shared.sites import evaluating
 from interlace.protocol.errors import InvalidRequest
 
@@ -85,8 +86,9 @@ def _walked(
 
     def before(_module: Any, args: tuple[Any, ...]) -> None:
         if not found:
-            # What the denoiser reads first is the noise, scaled as the scheduler wants it.
-            found.append(args[0][:1].detach().cpu().clone())
+            # What the denoiser reads first is the noise, in the scheduler's scale: Euler's divides it by its sigma.
+            scale = pipeline.scheduler.scale_model_input(torch.ones_like(args[0][:1]), args[1])
+            found.append((args[0][:1] / scale).detach().cpu())
             see(0, found[0])
 
     def after(pipe: Any, step: int, timestep: Any, kept: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -120,11 +122,18 @@ def _walked(
 
 
 def _decoded(pipeline: Any, latents: Tensor) -> Image.Image:
-    """As the pipeline does it at its end."""
-    vae = pipeline.vae
-    shifted = latents.to(vae.device, vae.dtype) / vae.config.scaling_factor
-    shift = getattr(vae.config, "shift_factor", None)
-    decoded = vae.decode(shifted + shift if shift else shifted, return_dict=False)[0]
+    """As the pipeline does it at its end; SDXL's heeds what its autoencoder says of 16 bits, mean and spread."""
+    vae, config = pipeline.vae, pipeline.vae.config
+    large = hasattr(pipeline, "tokenizer_2")
+    mean, spread = (config.get(name) if large else None for name in ("latents_mean", "latents_std"))
+    with diffusion.exact(vae) if large else nullcontext(vae.dtype) as dtype:
+        latents = latents.to(vae.device, dtype)
+        if mean is None or spread is None:
+            latents = latents / config.scaling_factor
+        else:
+            of_channels = (latents.new_tensor(one).view(1, -1, 1, 1) for one in (spread, mean))
+            latents = latents * next(of_channels) / config.scaling_factor + next(of_channels)
+        decoded = vae.decode(latents, return_dict=False)[0]
     image: Image.Image = pipeline.image_processor.postprocess(decoded.detach(), output_type="pil")[0]
     return image
 
@@ -132,13 +141,8 @@ def _decoded(pipeline: Any, latents: Tensor) -> Image.Image:
 @contextmanager
 def _styled(pipeline: Any, params: StripParams, report: Report) -> Iterator[Callable[[float], None]]:
     """What sets the adapter's weight, if there is one. Raises InvalidArtifact for one of another model."""
-    if params.adapter is None:
-        yield lambda _weight: None
-        return
-    opened = report.open(params.adapter, "diffusers-lora")
-    with lora.attached(pipeline.unet, {"style": lora.wish_of(opened.tensors, opened.config)}) as layers:
-        layers.load("style", opened.tensors)
-        yield lambda weight: layers.use({"style": weight} if weight else {})
+    with adapted(pipeline, report, params.adapter, "style") as layers:
+        yield lambda weight: layers.use({"style": weight} if weight else {}) if layers is not None else None
 
 
 def _title(step: int, weight: float | None, steps: int) -> str:

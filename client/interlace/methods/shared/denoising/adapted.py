@@ -2,18 +2,19 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from interlace.methods.base import Report
 from interlace.methods.shared.denoising import lora
-from interlace.methods.shared.denoising.diffusion import Pipeline
 from interlace.protocol.errors import InvalidArtifact
 
 
 @contextmanager
-def adapted(pipeline: Pipeline, report: Report, ref: str | None, name: str) -> Iterator[lora.Layers | None]:
+def adapted(pipeline: Any, report: Report, ref: str | None, name: str) -> Iterator[lora.Layers | None]:
     """The layers of an artifact of kind `diffusers-lora`, off until `use`; None for no artifact.
 
-    Raises InvalidArtifact unless every key lands, and where it says that it was made on other weights.
+    ``pipeline`` has a `unet`. Raises InvalidArtifact unless every key lands, and where it says that it was made on
+    other weights.
     """
     if ref is None:
         yield None

@@ -80,6 +80,20 @@ def opened(model: Any, report: Report) -> Iterator["Pipeline"]:
             parameter.grad = None
 
 
+@contextmanager
+def exact(vae: Any) -> Iterator[torch.dtype]:
+    """An autoencoder in 32 bits where it says that 16 are too few for it; the type that it is in."""
+    former = vae.dtype
+    wanted = torch.float32 if former == torch.float16 and vae.config.get("force_upcast") else former
+    if wanted != former:
+        vae.to(wanted)
+    try:
+        yield wanted
+    finally:
+        if wanted != former:
+            vae.to(former)
+
+
 class Pipeline:
     """Use `opened`."""
 
@@ -120,7 +134,7 @@ class Pipeline:
                 f"multiples of {step} pixels."
             )
         pixels = images.to(self.device).movedim(-1, 1).float() / 127.5 - 1
-        with torch.no_grad(), self._exact_vae() as dtype:
+        with torch.no_grad(), exact(self.vae) as dtype:
             spread = self.vae.encode(pixels.to(dtype)).latent_dist
         scale, shift = self.vae.config.scaling_factor, self.vae.config.shift_factor or 0.0
         return Encoded((spread.mean.float() - shift) * scale, spread.std.float() * scale)
@@ -128,23 +142,10 @@ class Pipeline:
     def decode(self, latents: Tensor) -> Tensor:
         """Latents as pictures, uint8 [n, height, width, 3], on the CPU."""
         scale, shift = self.vae.config.scaling_factor, self.vae.config.shift_factor or 0.0
-        with torch.no_grad(), self._exact_vae() as dtype:
+        with torch.no_grad(), exact(self.vae) as dtype:
             pixels = self.vae.decode((latents / scale + shift).to(dtype), return_dict=False)[0]
         levels = (pixels.float() / 2 + 0.5).clamp(0, 1) * 255
         return levels.round().to(torch.uint8).movedim(1, -1).cpu().contiguous()
-
-    @contextmanager
-    def _exact_vae(self) -> Iterator[torch.dtype]:
-        """In 32 bits where the VAE says that 16 are too few for it."""
-        former = self.vae.dtype
-        exact = former == torch.float16 and bool(self.vae.config.get("force_upcast"))
-        if exact:
-            self.vae.float()
-        try:
-            yield torch.float32 if exact else former
-        finally:
-            if exact:
-                self.vae.to(former)
 
     # -- noise ---------------------------------------------------------------
 
