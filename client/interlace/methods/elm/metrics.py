@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from interlace.methods.elm.language import Language, Row, batches
-from interlace.methods.elm.spec import Cloze, Evaluation, Question
+from interlace.methods.elm.spec import Cloze, Evaluation, Question, Questions
+from interlace.protocol.errors import InvalidRequest
 
 _FOLDS = 5
 _RIDGE = 0.1  # of the features' variance
@@ -30,14 +31,26 @@ def choose(model: Language, questions: Sequence[Question], of: Evaluation, prefi
         scores = _letters(model, questions, of.batch, prefix)
     else:
         scores = _answers(model, questions, of.batch, prefix)
-    ranks = [sum(other > row[one.answer] for other in row) for row, one in zip(scores, questions, strict=True)]
+    ranks = [_rank(row, one.answer) for row, one in zip(scores, questions, strict=True)]
     return Chosen([not rank for rank in ranks], ranks, [len(one.choices) for one in questions])
+
+
+def _rank(scores: Sequence[float], answer: int) -> int:
+    """Of the right choice. Of equal ones the first is the likeliest, as lm-evaluation-harness takes them: in 16 bits
+    they are frequent, and none is for the right one. What is no number is last."""
+    own = scores[answer]
+    return sum(not (own > other or (own == other and at > answer)) for at, other in enumerate(scores)) - 1
 
 
 def _letters(model: Language, questions: Sequence[Question], batch: int, prefix: Row) -> list[list[float]]:
     """Log-probabilities of " A", " B"... after the question and its options, as lm-evaluation-harness asks."""
     rows = [[*prefix, *model.encode(listed(one))] for one in questions]
     letters = [model.encode(f" {chr(65 + i)}")[-1] for i in range(max(len(one.choices) for one in questions))]
+    if len(set(letters)) < len(letters):
+        raise InvalidRequest(
+            "`evaluation.scoring` is `letters`, and this model's tokenizer has one token for several of the letters A, "
+            "B...: nothing could be told from it. `answers` compares the choices' own texts."
+        )
     scores: list[list[float]] = []
     for group in batches(rows, batch):
         logits = model.logits([rows[i] for i in group])
@@ -91,6 +104,20 @@ def recall(model: Language, items: Sequence[Cloze], batch: int, prefix: Row = ()
             right.append(bool((now.argmax(-1) == tokens).all()))
             logs.append(now.gather(-1, tokens[:, None]).mean().item())
     return right, logs
+
+
+def longest(model: Language, asked: Questions, of: Evaluation) -> int:
+    """Tokens of the longest row that these questions need, without a prefix; 0 of none."""
+    rows = [model.encode(f"{one.prompt} {one.answer}") for one in asked.cloze]
+    if of.scoring == "letters":
+        rows += [model.encode(listed(one)) for one in asked.choices]
+    if of.scoring == "answers" or of.probes:
+        rows += [
+            [*model.encode(one.question), *model.encode(f" {choice}")]
+            for one in asked.choices
+            for choice in one.choices
+        ]
+    return max(map(len, rows), default=0)
 
 
 def leaks(texts: Sequence[str], answers: Sequence[str]) -> list[bool]:

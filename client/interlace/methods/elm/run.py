@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 from interlace.methods.base import Metric, Report, Table
-from interlace.methods.elm import guidance, measure
+from interlace.methods.elm import guidance, measure, metrics
 from interlace.methods.elm.adapter import Adapter, attached, places
 from interlace.methods.elm.language import Language
-from interlace.methods.elm.spec import EraseParams, EraseResult
+from interlace.methods.elm.spec import EraseParams, EraseResult, Questions
 from interlace.methods.elm.stopping import Watch
 from interlace.methods.elm.train import Data, Trainer, unpacked
 from interlace.protocol.errors import InvalidRequest
@@ -32,7 +32,8 @@ def run(model: Any, params: EraseParams, report: Report) -> EraseResult:
 
 
 def _run(model: Language, params: EraseParams, report: Report) -> EraseResult:
-    concept, retain = report.texts(params.concept_texts), report.texts(params.retain_texts)
+    concept = [text for text in report.texts(params.concept_texts) if text.strip()]
+    retain = report.texts(params.retain_texts)
     data = _data(model, params, concept, retain)
     exam = _exam(model, params, concept, data)
     warnings = [_REFERENCE] if exam.prompts else []
@@ -104,9 +105,26 @@ def _exam(model: Language, params: EraseParams, concept: Sequence[str], data: Da
     room = None if model.positions is None else model.positions - len(model.start)
     texts = [row[:room] for row in texts if len(row) >= _LEAST_TOKENS]
     prompts = measure.prompts_of(params, concept)
-    longest = max((len(model.encode(prompt)) for prompt, _ in prompts), default=0)
-    model.check_room(longest + of.generation_tokens + len(model.start), "`evaluation.generation_tokens`")
+    if prompts:
+        longest = max(len(model.encode(prompt)) for prompt, _ in prompts)
+        model.check_room(longest + of.generation_tokens + len(model.start), "`evaluation.generation_tokens`")
+    _check_questions(model, params)
     return measure.Exam(model, params, prompts, tuple(texts), split)
+
+
+def _check_questions(model: Language, params: EraseParams) -> None:
+    """Raises InvalidRequest for questions that have no place in the model, those on what is erased behind a prefix."""
+    of, held, start = params.evaluation, params.stop_at_chance, len(model.start)
+    prefix = len(model.encode(params.concept.novice[0]))
+    asked = [("evaluation.erased", of.erased, prefix), ("evaluation.retained", of.retained, 0)]
+    if held is not None:
+        asked += [
+            ("stop_at_chance.erased", Questions(choices=held.erased), 0),
+            ("stop_at_chance.retained", held.retained, 0),
+        ]
+    for name, some, before in asked:
+        if needed := metrics.longest(model, some, of):
+            model.check_room(start + before + needed, f"The longest question of `{name}`")
 
 
 def _after(

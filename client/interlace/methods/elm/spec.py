@@ -113,7 +113,7 @@ class Question(Params):
     """One item of multiple choice."""
 
     question: str
-    choices: tuple[str, ...] = Field(min_length=2, max_length=26)
+    choices: tuple[Annotated[str, Field(min_length=1)], ...] = Field(min_length=2, max_length=26)
     answer: int = Field(ge=0)
     """The index of the right choice."""
 
