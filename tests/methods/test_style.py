@@ -192,6 +192,21 @@ def test_what_is_wrong_is_named(changes: dict[str, Any], sentence: str) -> None:
         StyleParams(images="-", **changes)
 
 
+def test_what_the_judge_cannot_say_is_known_before_a_step(pipeline_model: Any, tmp_path: Path) -> None:
+    notebook = Notebook(tmp_path, bar=False)
+    probe, images = notebook.artifact(*drawn_shapes.judge(n=8, steps=1)), kept(notebook, framed())
+    for more in ({"style": "dada"}, {"style": "framed", "plain_style": "dada"}):
+        evaluation = {**SHORT["evaluation"], "judge": probe, **more}
+        with pytest.raises(InvalidRequest, match="'dada' is no class of the classifier"):
+            run(STYLE, pipeline_model, {"images": images, **SHORT, "evaluation": evaluation}, notebook)
+    asked = {"images": images, "judge": probe, "style": "framed"}
+    with pytest.raises(InvalidRequest, match="'dada' is no class of the classifier"):
+        run(STYLISE, pipeline_model, {**asked, "contents": ["dada", "cross", "cross"]}, notebook)
+    with pytest.raises(InvalidRequest, match="`contents` has 1 for 3 images; give one for each"):
+        run(STYLISE, pipeline_model, {**asked, "contents": ["content/cross"]}, notebook)
+    assert notebook.cost["forwards"] == 0
+
+
 @pytest.mark.gpu
 def test_on_a_stable_diffusion(tmp_path: Path) -> None:
     """The published settings on a pipeline of full size, whose folder or repo id is in INTERLACE_SD."""

@@ -67,13 +67,21 @@ class Judge:
 
     def chance(self, pixels: Tensor, name: str) -> Tensor:
         """Of one class, [n]: its name, or `HEAD/NAME`. Raises InvalidRequest, which lists those that there are."""
+        head, number = self._place(name)
+        return self.chances(pixels, head)[:, number]
+
+    def check(self, names: Sequence[str]) -> None:
+        """Whether it can be asked of these classes: before there is a picture. Raises InvalidRequest."""
+        for name in names:
+            self._place(name)
+
+    def _place(self, name: str) -> tuple[str, int]:
         places = {f"{head}/{one}": (head, n) for head, names in self.classes.items() for n, one in enumerate(names)}
         found = [place for key, place in places.items() if name in (key, key.partition("/")[2])]
         if len(found) != 1:
             what = "no class" if not found else "a class of two heads"
             raise InvalidRequest(f"{name!r} is {what} of the classifier, which has: {', '.join(places)}.")
-        head, number = found[0]
-        return self.chances(pixels, head)[:, number]
+        return found[0]
 
     def _seen(self, pixels: Tensor) -> Tensor:
         return _features(to_model(pixels), self.convolutions)

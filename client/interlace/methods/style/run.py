@@ -25,6 +25,8 @@ def run(model: Any, params: StyleParams, report: Report) -> StyleResult:
     judge = None
     if params.evaluation.judge is not None:
         judge = Judge.of(report.open(params.evaluation.judge, "probe"))
+        of = params.evaluation
+        judge.check([of.style, *([of.plain_style] if of.plain_style else []), *of.contents])
     with diffusion.opened(model, report) as pipeline:
         wish = lora.Wish(params.rank, params.alpha, TARGETS[params.target])
         with lora.attached(pipeline.unet, {NAME: wish}) as layers:

@@ -22,6 +22,12 @@ def run(model: Any, params: StyliseParams, report: Report) -> StyliseResult:
     """Redraw pictures on ``model``, which is left as it was. Raises InvalidRequest, InvalidArtifact."""
     images = opened(report, params.images)
     judge = Judge.of(report.open(params.judge, "probe")) if params.judge is not None else None
+    if judge is not None:
+        judge.check([params.style, *params.contents])
+    if params.contents and len(params.contents) != len(images):
+        raise InvalidRequest(
+            f"`contents` has {len(params.contents)} for {len(images)} images; give one for each, or none."
+        )
     with diffusion.opened(model, report) as pipeline, adapted(pipeline, report, params.adapter, NAME) as layers:
         images = images.resized(params.resolution or int(pipeline.unet.config.sample_size) * pipeline.pixels)
         start, on, total = _planned(pipeline, params)
