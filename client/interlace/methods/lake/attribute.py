@@ -9,6 +9,7 @@ from interlace.methods.base import Metric, Report, Table
 from interlace.methods.lake.spec import AttributeParams, AttributeResult
 from interlace.methods.lake.texts import Reader, reading
 from interlace.methods.shared import intervals
+from interlace.methods.shared.prompts import check_length
 from interlace.methods.shared.sites import evaluating
 from interlace.protocol.errors import InvalidRequest
 
@@ -16,13 +17,16 @@ _MODEL = "model"
 
 
 def run(model: Any, params: AttributeParams, report: Report) -> AttributeResult:
-    """See `AttributeParams`. Raises InvalidRequest for fewer than two candidates, or an output without a token."""
+    """See `AttributeParams`. Raises InvalidRequest for fewer than two candidates, or an output without a token, or
+    with more than the model reads."""
     names = [*([_MODEL] if params.include_model else []), *params.candidates]
     if len(set(names)) < max(2, len(names)):
         raise InvalidRequest("`candidates` must be two or more different ones, the hosted model among them.")
     asked = [_split(model.tokenizer, one.prompt, one.text) for one in params.outputs]
     scores, lengths = [], torch.tensor([float(ids.shape[1] - start) for ids, start in asked])
     with evaluating(model) as module, torch.no_grad():
+        for number, (ids, _) in enumerate(asked):
+            check_length(module, ids.shape[1], f"`params.outputs.{number}`, with its prompt,")
         device = next(module.parameters()).device
         for number, name in enumerate(names):
             opened = None if name == _MODEL else report.open(name)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from interlace.methods.base import Metric, Opened, Report, Table
 from interlace.methods.lake.measure import geometry
 from interlace.methods.lake.spec import CompareParams, CompareResult
-from interlace.methods.lake.texts import Reader, reading
+from interlace.methods.lake.texts import Reader, positions, reading
 from interlace.methods.shared import capture, intervals
 from interlace.methods.shared import weights as _weights
 from interlace.methods.shared.features.dictionary import Dictionary
@@ -78,7 +78,8 @@ class _Behaviour:
         params: CompareParams,
         report: Report,
     ) -> None:
-        self._probes = [_ids(model.tokenizer, text, params.context) for text in report.texts(params.probes)]
+        context = min(params.context, positions(module) or params.context)
+        self._probes = [_ids(model.tokenizer, text, context) for text in report.texts(params.probes)]
         self._probes = [ids for ids in self._probes if ids.shape[1] > 1]
         if not self._probes:
             raise InvalidRequest("No text of `params.probes` has two tokens: there is nothing to compare by.")

@@ -130,7 +130,7 @@ class CompareParams(Params):
     top: int = Field(default=20, ge=1, le=1000)
     """Features that are named: those whose mean differs most."""
     context: int = Field(default=128, ge=2, le=2048)
-    """Tokens of a probe."""
+    """Tokens of a probe; fewer where the model reads no more."""
 
 
 class CompareResult(Result):
@@ -215,7 +215,9 @@ def _comparing(params: CompareParams, facts: ModelFacts) -> Estimate:
     return Estimate(
         forwards=2 * len(texts),
         tokens=2 * tokens,
-        peak_bytes=_FLOAT * (12 * params.context * facts.vocab_size + 16 * facts.hidden_size**2),
+        # What both say of all probes is kept, in fp64, beside what one passes through.
+        peak_bytes=_FLOAT * (12 * params.context * facts.vocab_size + 16 * facts.hidden_size**2)
+        + 2 * 2 * _FLOAT * tokens * facts.vocab_size,
     )
 
 

@@ -15,6 +15,13 @@ from interlace.protocol.errors import InvalidArtifact
 Reader = Callable[[Tensor], Tensor]
 
 
+def positions(module: Any) -> int | None:
+    """How many tokens the model reads at once; None where it has no bound."""
+    config = module.config.get_text_config()
+    bounds = (getattr(config, name, None) for name in ("n_positions", "max_position_embeddings"))
+    return min((bound for bound in bounds if isinstance(bound, int)), default=None)
+
+
 @contextmanager
 def reading(model: Any, module: nn.Module, opened: Opened | None) -> Iterator[Reader]:
     """The model as an artifact would have it. Raises InvalidArtifact for one that is no model nor change of one."""

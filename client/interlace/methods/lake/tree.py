@@ -125,7 +125,7 @@ def _age(times: Sequence[float | None], one: int, root: int | None) -> tuple[flo
     """To order by: the root is the oldest, then by time; those without come last."""
     moment = times[one]
     if one == root:
-        return (-1.0, one)
+        return (float("-inf"), one)
     return (float("inf") if moment is None else moment, one)
 
 
