@@ -4,11 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import drawn_shapes
 import pytest
 import tiny_diffusion
 import torch
 from nnsight.modeling.diffusion import DiffusionModel
 
+from interlace.methods.filtering.criteria import ByDenoiser
+from interlace.methods.filtering.spec import Denoiser
 from interlace.methods.notebook import Notebook
 from interlace.methods.shared.denoising import diffusion
 
@@ -22,6 +25,19 @@ def model() -> Any:
     model = DiffusionModel(str(tiny_diffusion.ASSET), dispatch=True)
     model.pipeline.set_progress_bar_config(disable=True)
     return model
+
+
+def test_no_prompt_of_sdxl_is_nothing_in_a_filters_score_too(tmp_path: Path) -> None:
+    """Not an empty text: SDXL was made to be told zeros there."""
+    notebook = Notebook(tmp_path, bar=False)
+    with diffusion.opened(DiffusionModel(str(tiny_diffusion.xl(tmp_path / "xl")), dispatch=True), notebook) as pipeline:
+        told: list[torch.Tensor] = []
+        pipeline.unet.register_forward_pre_hook(
+            lambda _unet, _args, more: told.append(more["encoder_hidden_states"]), with_kwargs=True
+        )
+        by = ByDenoiser(pipeline, Denoiser(levels=(0.5,), draws=1), ["a"], 1)
+        by.scores(drawn_shapes.draw(1, 1).images.resized(32), notebook)
+    assert [bool(one.any()) for one in told] == [False, True]
 
 
 @pytest.mark.parametrize("scheduler", ["DDPMScheduler", "EulerAncestralDiscreteScheduler"])

@@ -108,7 +108,7 @@ class ByDenoiser:
 
     def scores(self, images: Images, report: Report) -> Tensor:
         pipeline = self._pipeline
-        told = pipeline.encode_prompts(["", *self._texts])
+        told = pipeline.encode_nothing(1).beside(pipeline.encode_prompts(self._texts))
         parts = []
         for rows in torch.arange(len(images)).split(self._batch):
             latents = pipeline.encode_images(images.pixels[rows]).mean  # of all at once it would hold too much
