@@ -167,6 +167,7 @@ def test_the_layout_of_sdxl(tmp_path: Path) -> None:
     asked = {"images": images, "steps": 1, "batch": 1, "evaluation": {"n_per_prompt": 0}}
     learned = run(STYLE, model, asked, notebook)
     assert isinstance(learned, StyleResult)
+    assert learned.metric("style_loss", "after").n == 64, "draws of noise"
     assert learned.metric("preserve_mse", "before").value == 0 < learned.metric("preserve_mse", "after").value
     redraw = {"images": images, "steps": 4, "guidance": 3.0}
     one, other = (

@@ -11,7 +11,7 @@ from interlace.methods.shared.images import Images, grid, opened
 from interlace.methods.shared.judge import Judge
 from interlace.methods.shared.pictures import Picture
 from interlace.methods.style.judged import judged
-from interlace.methods.style.spec import TARGETS, StyleParams, StyleResult
+from interlace.methods.style.spec import HELD, TARGETS, StyleParams, StyleResult
 from interlace.methods.style.train import NAME, Trainer, examples, styled
 
 _ROWS = 100  # of the table `history`
@@ -46,7 +46,7 @@ def _run(
     history, samples = _train(pipeline, layers, trainer, images, params, report)
     after = trainer.held(report)
     metrics = [
-        Metric(name=name, value=value, unit="mean square", split=split, n=1)
+        Metric(name=name, value=value, unit="mean square", split=split, n=HELD)
         for split, pair in (("before", before), ("after", after))
         for name, value in zip(("style_loss", "preserve_mse"), pair, strict=True)
     ]
