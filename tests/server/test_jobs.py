@@ -54,7 +54,7 @@ async def test_own_jobs_are_listed_and_shown(gateway: Gateway, worker: Worker) -
     assert [job["id"] for job in page["jobs"]] == [second]
     rest = (await asyncio.to_thread(call, gateway, "GET", f"/v1/jobs?limit=1&cursor={page['next']}")).json()
     assert [job["id"] for job in rest["jobs"]] == [first]
-    assert page["jobs"][0]["place"] == {"ahead": 1, "seconds": None}
+    assert page["jobs"][0]["place"] == {"ahead": 1, "seconds": None, "reason": ""}
     await worker.complete(await worker.start(), saved(x=1))
     shown = (await asyncio.to_thread(call, gateway, "GET", f"/v1/jobs/{first}")).json()
     assert (shown["state"], shown["model"], shown["place"]) == ("completed", KEY.repo_id, None)
