@@ -1,6 +1,7 @@
 """Replicas as plain child processes: what ends is started again, and what does not run is the first to go."""
 
 import asyncio
+import contextlib
 import os
 import resource
 import shutil
@@ -110,10 +111,16 @@ async def test_one_that_cannot_be_started_is_started_later(
     host: ProcessHost, state: State, placement: Placement, capfd: pytest.CaptureFixture[str]
 ) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")), hard))
+    taken: list[int] = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))), hard))
     try:
+        with contextlib.suppress(OSError):  # numbers below the highest may be free
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
         await host.keep([(placement, 1)])
         await printed(capfd, "-0 could not be started: [Errno 24] Too many open files")
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for fd in taken:
+            os.close(fd)
     await ready(state, placement, 1)
