@@ -132,7 +132,8 @@ class Monkey:
         for process in psutil.Process(self.server.process.pid).children(recursive=True):
             try:
                 line = " ".join(process.cmdline())
-                parent = " ".join(process.parent().cmdline()) if process.parent() else ""
+                above = process.parent()  # asked once: it may end at any moment
+                parent = "" if above is None else " ".join(above.cmdline())
             except psutil.NoSuchProcess:
                 continue
             # A forked child has its parent's command line, and outlives it for an instant.

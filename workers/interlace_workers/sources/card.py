@@ -1,21 +1,17 @@
 """A source's catalogue entry."""
 
 import json
-from importlib import import_module
-from typing import TYPE_CHECKING
 
 from interlace.protocol.model import ModelKey
+from interlace_state.models import ModelCard
 from interlace_state.settings.models import ModelConfig
 from interlace_workers.sources import described, pipeline, quantized, weights
 from interlace_workers.sources.source import Source
 
-if TYPE_CHECKING:
-    from interlace_state.models import ModelCard
-
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
-def card(source: Source, key: ModelKey, model: ModelConfig) -> "ModelCard":
+def card(source: Source, key: ModelKey, model: ModelConfig) -> ModelCard:
     """What is known of the model before it is loaded; its size is that of the weights as they will be held.
 
     Raises SourceError for damaged files.
@@ -36,8 +32,7 @@ def card(source: Source, key: ModelKey, model: ModelConfig) -> "ModelCard":
     size_bytes = n_params * width if n_params is not None and width is not None else as_stored
     if model.quantization is not None and (shapes := weights.shapes(source.path)) is not None:
         size_bytes = quantized.size_bytes(shapes, config, model.quantization)
-    # Redis' client comes with it, which whoever only names a source may lack.
-    made: ModelCard = import_module("interlace_state.models").ModelCard(
+    return ModelCard(
         key=key,
         commit=source.commit,
         dtype=model.quantization or dtype,
@@ -46,7 +41,6 @@ def card(source: Source, key: ModelKey, model: ModelConfig) -> "ModelCard":
         n_params=n_params,
         size_bytes=size_bytes,
     )
-    return made
 
 
 def dtype_of(source: Source, model: ModelConfig) -> str:
