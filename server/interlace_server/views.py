@@ -2,6 +2,7 @@
 
 from interlace.protocol.hosting import ModelView, Moment, Origin, Phase
 from interlace_state.models import HostedModel, ModelState
+from interlace_state.place import doing
 from interlace_state.settings.models import Autoscale, ModelConfig
 from interlace_state.store import State
 
@@ -79,13 +80,5 @@ def _rule(model: ModelConfig | None) -> Autoscale:
 
 def sentence(moment: Moment) -> str:
     """What a model that is not ready does, for whoever waits for it."""
-    if moment.phase is Phase.DOWNLOADING and moment.bytes_total:
-        done, total = (moment.bytes_done or 0) / 1e6, moment.bytes_total / 1e6
-        return f"Model Deploying... {done:,.0f} of {total:,.0f} MB are here."
-    words = {
-        Phase.QUEUED: "Model Deploying... It waits.",
-        Phase.LOADING: "Model Deploying... Its weights are loaded.",
-        Phase.EVICTED: "Model Deploying... It is about to be loaded.",
-    }
-    text = moment.text if moment.phase is Phase.QUEUED else ""
-    return f"Model Deploying... {text}" if text else words.get(moment.phase, "Model Deploying...")
+    does = doing(moment)
+    return f"Model Deploying... {does[0].upper()}{does[1:]}." if does else "Model Deploying..."

@@ -32,7 +32,7 @@ def reason(why: str, detail: str) -> str:
     if why == "limit":
         return f"its tenant has {detail} running, on all models together, and may have no more (`limits.running_jobs`)"
     if why == "model":
-        return _of(Moment.model_validate_json(detail))
+        return doing(Moment.model_validate_json(detail))
     words = {
         "paused": "the model is paused by its operator",
         "drained": "an operator has drained the model's replicas, which take no more jobs",
@@ -40,8 +40,8 @@ def reason(why: str, detail: str) -> str:
     return words.get(why, "")
 
 
-def _of(moment: Moment) -> str:
-    """What a model does that no replica has ready."""
+def doing(moment: Moment) -> str:
+    """What a model does that no replica has ready, as a part of a sentence; empty where that is nothing."""
     if moment.phase is Phase.DOWNLOADING and moment.bytes_total:
         done, total = (moment.bytes_done or 0) / 1e6, moment.bytes_total / 1e6
         return f"the model is downloaded: {done:,.0f} of {total:,.0f} MB are here"
