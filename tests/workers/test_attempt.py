@@ -23,7 +23,6 @@ from interlace_state.settings.services import LifetimeConfig, RedisConfig, Store
 from interlace_state.store import State, open_state
 from interlace_state.tracing import Tracing
 from interlace_workers.executors.fork import ForkExecutor
-from interlace_workers.order import Load
 from interlace_workers.replicas.replica import Replica
 from interlace_workers.replicas.telemetry import Telemetry
 
@@ -79,14 +78,6 @@ async def line(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Asyn
     server = await asyncio.start_unix_server(line.connect, path)
     yield line, f"unix://{path}"
     server.close()
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def executor(tiny_models: Path) -> AsyncIterator[ForkExecutor]:
-    executor = ForkExecutor(Load(str(tiny_models), "text-generation", "float32", False, threads=1))
-    await executor.start()
-    yield executor
-    await executor.stop()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

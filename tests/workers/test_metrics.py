@@ -4,13 +4,11 @@ import asyncio
 import math
 import struct
 import time
-from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 from nnsight.modeling.transformers import TransformersModel
@@ -25,7 +23,6 @@ from interlace_state.tracing import Tracing
 from interlace_workers import steps
 from interlace_workers.executors.base import Done, ExecutorLost, Failed, Happening, Step
 from interlace_workers.executors.fork import ForkExecutor
-from interlace_workers.order import Load
 from interlace_workers.replicas import metrics
 from interlace_workers.replicas.telemetry import Watch
 
@@ -45,14 +42,6 @@ class Capture(Backend):  # type: ignore[misc]
 def client(tiny_models: Path) -> TransformersModel:
     tokenizer = AutoTokenizer.from_pretrained(tiny_models)
     return TransformersModel(str(tiny_models), task="text-generation", tokenizer=tokenizer)
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def executor(tiny_models: Path) -> AsyncIterator[ForkExecutor]:
-    executor = ForkExecutor(Load(str(tiny_models), "text-generation", "float32", False, threads=1))
-    await executor.start()
-    yield executor
-    await executor.stop()
 
 
 def job_of(wall_seconds: float = 60.0) -> Job:
