@@ -34,7 +34,7 @@ def upload(server: service.Service, folder: Path) -> dict[str, str]:
 
     from interlace_state.config import Config
     from interlace_state.settings.models import ModelConfig
-    from interlace_workers.sources import resolve
+    from interlace_workers.sources.resolving import resolve
 
     path = resolve(ModelConfig(source=MODEL), Config().cache_dir, print).path
     found = {}

@@ -44,7 +44,7 @@ def write(target: Path) -> None:
 def _source() -> Path:
     from interlace_state.config import Config
     from interlace_state.settings.models import ModelConfig
-    from interlace_workers.sources import resolve
+    from interlace_workers.sources.resolving import resolve
 
     return resolve(ModelConfig(source=MODEL), Config().cache_dir, lambda _: None).path
 

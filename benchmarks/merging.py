@@ -59,7 +59,7 @@ def by_hand(threads: int, seconds: float, whole: bool, say: Connection) -> None:
 
     from interlace_state.config import Config
     from interlace_state.settings.models import ModelConfig
-    from interlace_workers.sources import resolve
+    from interlace_workers.sources.resolving import resolve
 
     torch.set_num_threads(threads)
     path = str(resolve(ModelConfig(source=MODEL), Config().cache_dir, print).path)

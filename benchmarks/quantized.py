@@ -68,7 +68,7 @@ def hold(pipe: Connection, way: str, path: str) -> None:
 def source() -> str:
     from interlace_state.config import Config
     from interlace_state.settings.models import ModelConfig
-    from interlace_workers.sources import resolve
+    from interlace_workers.sources.resolving import resolve
 
     return str(resolve(ModelConfig(source=MODEL), Config().cache_dir, lambda _: None).path)
 

@@ -176,7 +176,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs="+", default=[8, 128])
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
-    from interlace_workers.sources import resolve  # not sooner: it reads where the hub is, see `service.stock_client`
+    from interlace_workers.sources.resolving import (
+        resolve,  # not sooner: it reads where the hub is, see `service.stock_client`
+    )
 
     path = str(resolve(ModelConfig(source=MODEL), Config().cache_dir, print).path)
     with tempfile.TemporaryDirectory(prefix="bench-") as name, ExitStack() as stack:

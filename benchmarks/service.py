@@ -97,7 +97,7 @@ def local_model(source: str) -> Any:
     from transformers import AutoTokenizer
 
     from interlace_state.settings.models import ModelConfig
-    from interlace_workers.sources import resolve
+    from interlace_workers.sources.resolving import resolve
 
     path = str(resolve(ModelConfig(source=source), Config().cache_dir, print).path)
     tokenizer = AutoTokenizer.from_pretrained(path)

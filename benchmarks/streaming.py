@@ -32,7 +32,7 @@ def measure(url: str, home: Path, tokens: int, rounds: int) -> dict[str, Any]:
 
     from interlace_state.config import Config
     from interlace_state.settings.models import ModelConfig
-    from interlace_workers.sources import resolve
+    from interlace_workers.sources.resolving import resolve
 
     path = str(resolve(ModelConfig(source=MODEL), Config().cache_dir, print).path)
     there = TransformersModel(REPO, task="text-generation")

@@ -15,8 +15,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import interlace
 from interlace.protocol.model import ModelKey
 from interlace_state.settings.models import ModelConfig
-from interlace_workers import sources
-from interlace_workers.sources import described
+from interlace_workers.sources import card as cards
+from interlace_workers.sources import described, resolving
 
 _BUFFERS = 1024  # bytes of the largest that a tiny model has: BERT's position ids
 
@@ -31,7 +31,7 @@ def size_of(folder: Path, key: ModelKey, dtype: str) -> int:
 
 def planned(folder: Path, key: ModelKey, dtype: str) -> int:
     model = ModelConfig(source=str(folder), dtype=dtype)  # type: ignore[arg-type]
-    size = sources.card(sources.resolve(model, folder, lambda _: None), key, model).size_bytes
+    size = cards.card(resolving.resolve(model, folder, lambda _: None), key, model).size_bytes
     assert size is not None
     return size
 

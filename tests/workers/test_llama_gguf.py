@@ -8,7 +8,8 @@ import torch
 from tiny_gguf import llama, write_gguf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from interlace_workers.sources import SourceError, llama_gguf
+from interlace_workers.sources import llama_gguf
+from interlace_workers.sources.source import SourceError
 
 
 def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:

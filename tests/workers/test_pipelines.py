@@ -16,8 +16,9 @@ from hub_server import COMMIT, Hub
 
 from interlace.protocol.model import ModelKey
 from interlace_state.settings.models import ModelConfig
-from interlace_workers import sources
-from interlace_workers.sources import pipeline
+from interlace_workers.sources import card as cards
+from interlace_workers.sources import pipeline, resolving
+from interlace_workers.sources.source import Source, SourceError
 
 ASSET = tiny_diffusion.ASSET
 HUB_FILES = {
@@ -33,13 +34,14 @@ RESOLVE = """
 import sys
 from pathlib import Path
 from interlace_state.settings.models import ModelConfig
-from interlace_workers import sources
+from interlace_workers.sources import resolving
+from interlace_workers.sources.source import SourceError
 try:
-    source = sources.resolve(ModelConfig(source=sys.argv[1]), Path(sys.argv[2]), lambda line: None)
-except sources.SourceError as error:
+    source = resolving.resolve(ModelConfig(source=sys.argv[1]), Path(sys.argv[2]), lambda line: None)
+except SourceError as error:
     sys.exit(str(error))
 print(source.repo_id, source.commit, source.path, source.is_pipeline, len(source.hub_files()), sep="|")
-(cached,) = sources.cached(Path(sys.argv[2]))
+(cached,) = resolving.cached(Path(sys.argv[2]))
 assert (cached.name, cached.path) == ("lab/Tiny", source.path)
 assert cached.size_bytes > source.size_bytes, cached
 """
@@ -51,12 +53,12 @@ def copy(tmp_path: Path) -> Path:
     return Path(shutil.copytree(ASSET, tmp_path / "shapes"))
 
 
-def resolve(folder: Path, **settings: Any) -> sources.Source:
-    return sources.resolve(ModelConfig(source=str(folder), **settings), folder, print)
+def resolve(folder: Path, **settings: Any) -> Source:
+    return resolving.resolve(ModelConfig(source=str(folder), **settings), folder, print)
 
 
 def refusal(folder: Path) -> str:
-    with pytest.raises(sources.SourceError) as caught:
+    with pytest.raises(SourceError) as caught:
         resolve(folder)
     return str(caught.value)
 
@@ -64,7 +66,7 @@ def refusal(folder: Path) -> str:
 def test_a_folder_of_a_pipeline() -> None:
     source = resolve(ASSET, repo_id=tiny_diffusion.SHAPES)
     assert source.is_pipeline
-    assert sources.is_pipeline(ModelConfig(source=str(ASSET)))
+    assert resolving.is_pipeline(ModelConfig(source=str(ASSET)))
     assert set(source.hub_files()) == HUB_FILES
     assert all(path.is_relative_to(ASSET) for path in source.hub_files().values())
     weights = sorted(ASSET.rglob("*.safetensors"))
@@ -76,7 +78,7 @@ def test_a_folder_of_a_pipeline() -> None:
 def test_its_card_counts_all_components(dtype: Any) -> None:
     source = resolve(ASSET)
     key = ModelKey(wrapper="DiffusionModel", repo_id=source.repo_id, task=None)
-    card = sources.card(source, key, ModelConfig(source=str(ASSET), dtype=dtype))
+    card = cards.card(source, key, ModelConfig(source=str(ASSET), dtype=dtype))
     assert card.n_params == 415_307 + 2_383_976 + 106_880
     assert card.dtype == ("float32" if dtype == "auto" else dtype)
     assert card.size_bytes == card.n_params * (2 if dtype == "bfloat16" else 4)

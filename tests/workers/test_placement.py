@@ -112,8 +112,8 @@ def test_a_damaged_model_of_the_hubs_cache_is_not_listed(tiny_models: Path, tmp_
         (repo / "refs" / "main").write_text("a" * 40)
     shards(repo / "snapshots" / ("a" * 40), {})
     code = (
-        "import sys; from pathlib import Path; from interlace_workers import sources;"
-        "print([model.name for model in sources.cached(Path(sys.argv[1]))])"
+        "import sys; from pathlib import Path; from interlace_workers.sources import resolving;"
+        "print([model.name for model in resolving.cached(Path(sys.argv[1]))])"
     )
     listed = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)],

@@ -12,12 +12,13 @@ import torch
 from interlace.protocol.model import ModelKey
 from interlace_state.config import Config
 from interlace_state.settings.models import ModelConfig
-from interlace_workers import sources, spawn
+from interlace_workers import spawn
 from interlace_workers.child.loading import model as models
 from interlace_workers.child.merging import sharing
 from interlace_workers.order import Load
 from interlace_workers.placement.feasible import against
-from interlace_workers.sources import quantized
+from interlace_workers.sources import card as cards
+from interlace_workers.sources import quantized, resolving
 from interlace_workers.weights import into_huge_pages
 
 
@@ -33,7 +34,7 @@ def test_it_takes_what_is_planned_and_moves_whole(families: Path, repo_id: str, 
     order = Load(str(folder), "text-generation", how, trust_remote_code=False, threads=1)
     hosted, other = models.load(order), models.load(order)
     key, config = ModelKey(repo_id=repo_id), ModelConfig(source=str(folder), quantization=how)
-    card = sources.card(sources.resolve(config, folder, lambda _: None), key, config)
+    card = cards.card(resolving.resolve(config, folder, lambda _: None), key, config)
     assert card.size_bytes is not None
     assert card.n_params is not None
     assert abs(hosted.size_bytes / card.size_bytes - 1) < 0.1

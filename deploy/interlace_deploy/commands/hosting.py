@@ -15,8 +15,7 @@ from interlace_deploy.commands.jobs import client_of
 from interlace_deploy.problems import CommandProblem, UsageProblem
 from interlace_deploy.screen import Screen, show_table, utc
 from interlace_state.settings.models import ModelConfig
-from interlace_workers import sources
-from interlace_workers.sources import catalogue, local
+from interlace_workers.sources import catalogue, local, naming
 
 _LOOK = 0.5  # seconds
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -56,7 +55,7 @@ def deploy(arguments: argparse.Namespace) -> int:
     if arguments.trusted:
         settings["executor"] = "resident"
     settings |= terms(arguments)
-    settings.setdefault("repo_id", sources.name_of(ModelConfig(source=arguments.model)))
+    settings.setdefault("repo_id", naming.name_of(ModelConfig(source=arguments.model)))
     if not is_repo_id(settings["repo_id"]):
         raise UsageProblem(f"{arguments.model!r}: say with --repo-id what clients shall write.")
     if settings["repo_id"] == arguments.model:

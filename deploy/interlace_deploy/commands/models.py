@@ -11,7 +11,8 @@ from interlace_deploy.problems import CommandProblem
 from interlace_deploy.screen import Screen, show_table
 from interlace_deploy.settings import read
 from interlace_state.settings.models import ModelConfig
-from interlace_workers import sources
+from interlace_workers.sources import catalogue, resolving
+from interlace_workers.sources.source import SourceError
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,8 @@ def pull(arguments: argparse.Namespace) -> int:
     failures: list[str] = []
     for name in arguments.models:
         try:
-            source = sources.resolve(ModelConfig(source=name), config.cache_dir, screen.say)
-        except sources.SourceError as error:
+            source = resolving.resolve(ModelConfig(source=name), config.cache_dir, screen.say)
+        except SourceError as error:
             failures.append(f"{name}: {error}")
         else:
             print(f"{source.repo_id}  {source.path}  {_size(source.size_bytes)}")
@@ -59,9 +60,9 @@ def list_(arguments: argparse.Namespace) -> int:
 
 def models(cache_dir: Path) -> list[Known]:
     """What Interlace knows by a short name, then all else that is in a cache of this machine."""
-    here = sources.cached(cache_dir)
+    here = resolving.cached(cache_dir)
     known: list[Known] = []
-    for name, entry in sources.CATALOGUE.items():
+    for name, entry in catalogue.CATALOGUE.items():
         found = next((model for model in here if model.name == entry.repo_id and cache_dir in model.path.parents), None)
         known.append(Known(name, entry.repo_id, str(found.path) if found else None, found.size_bytes if found else 0))
     listed = {model.path for model in known}

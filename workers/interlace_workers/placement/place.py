@@ -17,7 +17,6 @@ from interlace_state.models import ModelCard
 from interlace_state.settings.models import ModelConfig
 from interlace_state.store import State
 from interlace_state.tracing import Tracing
-from interlace_workers import sources
 from interlace_workers.executors.base import Executor, LoadFailed
 from interlace_workers.executors.resident import ResidentExecutor
 from interlace_workers.executors.sharing import SharingExecutor
@@ -27,6 +26,9 @@ from interlace_workers.placement import headstart, memory
 from interlace_workers.placement.memory import SHARED_BYTES
 from interlace_workers.replicas.replica import Replica, give_up
 from interlace_workers.replicas.telemetry import Telemetry
+from interlace_workers.sources import card as cards
+from interlace_workers.sources import naming, resolving, weights
+from interlace_workers.sources.source import Source, SourceError
 
 #: A download takes one for as long as it lasts: those of asyncio are for what is over soon.
 _FINDING = ThreadPoolExecutor(32, thread_name_prefix="find")
@@ -83,7 +85,7 @@ def key_of(model: ModelConfig, repo_id: str, *, is_pipeline: bool) -> ModelKey:
 
 def _expected(model: ModelConfig) -> ModelKey:
     """A model's key, as far as it is known before anything is fetched."""
-    return key_of(model, sources.name_of(model), is_pipeline=sources.is_pipeline(model))
+    return key_of(model, naming.name_of(model), is_pipeline=resolving.is_pipeline(model))
 
 
 async def place(config: Config, state: State, say: Callable[[str], None]) -> list[Placement]:
@@ -137,7 +139,7 @@ async def _place(
     model = config.models[index]
     try:
         placement = await find(config, state, model, Search(say, lambda done, total: None))
-    except sources.SourceError as error:
+    except SourceError as error:
         key = _expected(model)
         await refuse(state, key, model, str(error))
         say(f"not placed {key}: {error}")
@@ -166,7 +168,7 @@ async def find(config: Config, state: State, model: ModelConfig, search: Search)
 
 def _tell(tell: Callable[[int, int], None], over: threading.Event, done: int, total: int) -> None:
     if over.is_set():
-        raise sources.SourceError("It is wanted no longer.")
+        raise SourceError("It is wanted no longer.")
     tell(done, total)
 
 
@@ -183,19 +185,19 @@ async def refuse(state: State, key: ModelKey, model: ModelConfig, reason: str) -
 
 def _resolve_blocking(config: Config, model: ModelConfig, search: Search) -> tuple[Load, ModelCard, dict[str, bytes]]:
     """What to load, a model's card and its hub files, its weights on this machine. Raises SourceError."""
-    source = sources.find(model, config.cache_dir, search.say, search.tell, search.most_bytes, small=search.small)
-    with sources.reading(source.path):
+    source = resolving.find(model, config.cache_dir, search.say, search.tell, search.most_bytes, small=search.small)
+    with weights.reading(source.path):
         files = {name: path.read_bytes() for name, path in source.hub_files().items()}
     key = key_of(model, source.repo_id, is_pipeline=source.is_pipeline)
-    card = sources.card(source, key, model)
+    card = cards.card(source, key, model)
     return _load(config, model, source, card), card, files
 
 
-def _load(config: Config, model: ModelConfig, source: sources.Source, card: ModelCard) -> Load:
+def _load(config: Config, model: ModelConfig, source: Source, card: ModelCard) -> Load:
     return Load(
         path=str(source.path),
         task=card.key.task,
-        dtype=model.quantization or sources.dtype_of(source, model),
+        dtype=model.quantization or cards.dtype_of(source, model),
         trust_remote_code=model.trust_remote_code,
         threads=threads_of(config, model),
         isolation=config.isolation_level,
@@ -227,9 +229,9 @@ async def build_replica(
     Raises LoadFailed if this machine has no weights for it.
     """
     try:
-        source = await asyncio.to_thread(sources.resolve, model, config.cache_dir, lambda _: None)
-        load = _load(config, model, source, await asyncio.to_thread(sources.card, source, key, model))
-    except sources.SourceError as error:
+        source = await asyncio.to_thread(resolving.resolve, model, config.cache_dir, lambda _: None)
+        load = _load(config, model, source, await asyncio.to_thread(cards.card, source, key, model))
+    except SourceError as error:
         await give_up(state, key, str(error))
         raise LoadFailed(str(error)) from None
     taken = headstart.take(Path(ahead), load) if ahead else None

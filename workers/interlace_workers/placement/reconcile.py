@@ -23,7 +23,6 @@ from interlace_state.desired import Desired
 from interlace_state.models import ModelState
 from interlace_state.store import State
 from interlace_state.tasks import cancelled
-from interlace_workers import sources
 from interlace_workers.placement import memory
 from interlace_workers.placement.feasible import against, forbidden
 from interlace_workers.placement.headstart import HeadStarts
@@ -31,6 +30,7 @@ from interlace_workers.placement.kept import Kept, Shortage
 from interlace_workers.placement.place import Placement, Search, find, refuse, withdraw
 from interlace_workers.placement.scaling import Scale, rule, scaled
 from interlace_workers.runtimes import Host
+from interlace_workers.sources.source import SourceError
 
 LOOK = 0.5  # seconds between two looks
 _FORGET_FAILED = 60.0  # seconds after which a request may bring a model again that could not be had
@@ -244,7 +244,7 @@ class Reconciler:
         small = kept.small
         try:
             placement = task.result()
-        except sources.SourceError as error:
+        except SourceError as error:
             await self._fail(kept, str(error))
             return
         if placement.key != kept.key:

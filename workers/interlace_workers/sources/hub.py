@@ -37,7 +37,7 @@ def resolve(
 ) -> Source:
     """The repository's snapshot on this machine. Raises SourceError, with what to type.
 
-    ``small``: without the weights, where they would have to come over the network. See `sources.find`.
+    ``small``: without the weights, where they would have to come over the network. See `resolving.find`.
     """
     folder = _in_cache(model.source, model.revision)
     if folder is None:
