@@ -26,7 +26,7 @@ _COMMANDS = {
     "doctor": "interlace_deploy.commands.doctor:run",
     "models": "interlace_deploy.commands.hosting:list_",
     **{word: f"interlace_deploy.commands.hosting:{word}" for word in ("deploy", "evict", "scale")},
-    "models pull": "interlace_deploy.commands.models:pull",
+    "models pull": "interlace_deploy.commands.launch:pull",
     "models list": "interlace_deploy.commands.models:list_",
     "keys create": "interlace_deploy.commands.keys:create",
     "keys list": "interlace_deploy.commands.keys:list_",

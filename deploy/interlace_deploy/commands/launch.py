@@ -1,4 +1,5 @@
-"""`interlace up`, first step: the first model's process starts before even our own imports, since it takes longest."""
+"""What comes before a command's own imports: whose hub is asked, which its library reads once; and of `interlace up`
+the first model's process, since it takes longest."""
 
 import argparse
 from importlib import import_module
@@ -14,3 +15,9 @@ def up(arguments: argparse.Namespace) -> int:
         return int(import_module("interlace_deploy.commands.up").run(arguments))
     with started() as ahead:
         return int(import_module("interlace_deploy.commands.up").run(arguments, ahead))
+
+
+def pull(arguments: argparse.Namespace) -> int:
+    """The command `models pull`. Raises CommandProblem at the end for those that cannot be had."""
+    leave_own_hub()
+    return int(import_module("interlace_deploy.commands.models").pull(arguments))

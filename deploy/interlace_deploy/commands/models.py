@@ -6,7 +6,6 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from interlace_deploy.own_hub import leave_own_hub
 from interlace_deploy.problems import CommandProblem
 from interlace_deploy.screen import Screen, show_table
 from interlace_deploy.settings import read
@@ -28,7 +27,6 @@ class Known:
 
 def pull(arguments: argparse.Namespace) -> int:
     """The command `models pull`. Raises CommandProblem at the end for those that cannot be had."""
-    leave_own_hub()
     config = read(arguments.config, os.environ)
     screen = Screen()
     failures: list[str] = []
