@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 from interlace.methods import BrokenCatalogue, catalogue
 from interlace_workers import channel, heap
-from interlace_workers.child import job, resident, warm
+from interlace_workers.child import job, resident, trace, warm
 from interlace_workers.child.loading import quantized, speed
 from interlace_workers.child.loading.model import HostedModel, load
 from interlace_workers.order import Loaded
@@ -184,6 +184,7 @@ def main(reserve: Reserve) -> None:
         return
     started += _now() - waiting
     try:
+        trace.hasten()
         quantized.enable(order)
         model = load(order)
         if order.resident:

@@ -38,6 +38,7 @@ def main(end: socket.socket, model: HostedModel, sandbox: Sandbox, slot: int) ->
     # Ahead of its job: threads of its own, memory, and what prints.
     print_to_outputs()
     torch.set_num_threads(model.threads)
+    trace.keep_inside()
     warm.make_room()
     _keep_what_is_there()
     # A write over the limit shall be an OSError that names itself, not the end of the process.

@@ -70,7 +70,8 @@ def rehearse(model: HostedModel, payload: bytes, is_over: Callable[[], bool]) ->
 
 
 def _rehearse(model: HostedModel, payload: bytes) -> None:
-    results.rehearse(trace.run(model, RequestModel.deserialize(payload, model.persistent, compress=False)))
+    tracer = RequestModel.deserialize(payload, model.persistent, compress=False, unpickler=trace.Unpickler)
+    results.rehearse(trace.run(model, tracer))
 
 
 def _through_descriptors(payload: bytes) -> bytes:

@@ -3,9 +3,10 @@
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
+from nnsight.intervention.serialization import UnknownPersistentIdError
 from nnsight.modeling.quantization import QUANTIZATIONS
 from nnsight.modeling.transformers import TransformersModel
 from tqdm import tqdm
@@ -24,13 +25,19 @@ _NO_TORCHVISION = (
 )
 
 
+class Persistent(dict[str, Any]):
+    """nnsight's persistent id -> the live object; asked for another, raises UnknownPersistentIdError."""
+
+    def __missing__(self, name: str) -> NoReturn:
+        raise UnknownPersistentIdError(name)
+
+
 @dataclass(frozen=True)
 class HostedModel:
     """A dispatched model and what a payload may refer to in it."""
 
     model: Any
-    #: nnsight's persistent id -> the live object.
-    persistent: dict[str, Any]
+    persistent: Persistent
     threads: int
     n_params: int
     size_bytes: int
@@ -72,16 +79,17 @@ def _torchvision_named() -> Iterator[None]:
         raise ImportError(_NO_TORCHVISION) from error
 
 
-def persistent_of(model: Any) -> dict[str, Any]:
+def persistent_of(model: Any) -> Persistent:
     """What a payload may refer to in a nnsight model as it is now."""
-    processor = getattr(model, "processor", None)
-    return {
+    processor, found = getattr(model, "processor", None), Persistent()
+    for name, attribute in _PARTS.items():
         # A client's model holds the parts of its processor each by itself, ours only what the pipeline loads.
-        **{name: getattr(processor, attribute) for name, attribute in _PARTS.items() if hasattr(processor, attribute)},
-        **model._remoteable_persistent_objects(),
-        # Our own client sends envoys that nobody has touched by their path.
-        **{f"Envoy:{envoy.path}": envoy for envoy in model.modules()},
-    }
+        if hasattr(processor, attribute):
+            found[name] = getattr(processor, attribute)
+    found.update(model._remoteable_persistent_objects())
+    # Our own client sends envoys that nobody has touched by their path.
+    found.update((f"Envoy:{envoy.path}", envoy) for envoy in model.modules())
+    return found
 
 
 def _transformers_model(order: Load) -> Any:

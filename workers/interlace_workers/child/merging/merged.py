@@ -145,7 +145,6 @@ def _refuse_unlike_rows(model: HostedModel) -> None:
 def _read(model: HostedModel, member: Member, shared: frozenset[int]) -> Part:
     """Raises NotMergeable, and whatever a payload that is no trace leads to."""
     order = member.order
-    model.model._remoteable_set_env(order.env)
     blob = trace.unpacked(member.payload, order)
     tracer = RequestModel.deserialize(blob, model.persistent, compress=False, unpickler=PlainUnpickler)
     if type(tracer) is not InterleavingTracer or type(tracer.fn) is not MethodType:

@@ -7,10 +7,10 @@ from types import MethodType, ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
-from nnsight.intervention.serialization import CustomCloudUnpickler
 
 from interlace_workers.child.merging import allowed
 from interlace_workers.child.merging.slab import NotMergeable
+from interlace_workers.child.trace import Unpickler
 
 #: What a plain trace is made of, beside its values.
 _TRACE = {
@@ -64,7 +64,7 @@ _INSTEAD: dict[tuple[str, str], Callable[..., Any]] = {
 }
 
 
-class PlainUnpickler(CustomCloudUnpickler):  # type: ignore[misc]
+class PlainUnpickler(Unpickler):
     """Builds traces of data and of the hosted model. Raises NotMergeable for any other class or function."""
 
     def find_class(self, module: str, name: str) -> Any:
