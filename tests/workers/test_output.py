@@ -65,6 +65,29 @@ VALUES = {
 
 
 @pytest.mark.parametrize("name", VALUES)
+def test_a_result_is_the_same_whoever_pickles_it(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's own pickler takes small tensors, ours the rest."""
+    content = written(tmp_path, VALUES[name], compress=False)
+    monkeypatch.setattr(output, "_is_plain", lambda _: False)
+    assert written(tmp_path, VALUES[name], compress=False) == content
+
+
+def test_what_a_user_hangs_on_a_small_tensor_comes_along(tmp_path: Path) -> None:
+    class Note:
+        text = "from here"
+
+    tensor = torch.zeros(2)
+    tensor.note = Note()  # type: ignore[attr-defined]
+    assert loaded(written(tmp_path, {"tensor": tensor}))["tensor"].note.text == "from here"
+
+
+def test_so_little_that_it_is_not_worth_it_is_not_compressed(tmp_path: Path) -> None:
+    ids = {"ids": torch.zeros(3_000, dtype=torch.int64)}
+    assert len(written(tmp_path, ids)) > 24_000
+    assert len(written(tmp_path, {"ids": ids["ids"].repeat(3)})) < 8_000
+
+
+@pytest.mark.parametrize("name", VALUES)
 def test_one_frame_with_its_size_that_a_stock_client_reads(tmp_path: Path, name: str) -> None:
     data = written(tmp_path, VALUES[name])
     content = zstandard.ZstdDecompressor().decompress(data)
