@@ -123,6 +123,16 @@ async def test_the_next_job_sees_the_model_as_it_was(
     assert torch.equal(before, after)
 
 
+async def test_an_error_of_ours_is_raised_to_who_waits_for_the_end(
+    executor: ForkExecutor, client: TransformersModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as broken:
+        broken.setattr(proc, "peak_resident_bytes", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            await run(executor, reading(client), tmp_path)
+    assert (await run(executor, reading(client), tmp_path)).saved
+
+
 @pytest.mark.parametrize(
     ("ending", "says"),
     [

@@ -69,7 +69,7 @@ class Execution:
         self._stopping: asyncio.TimerHandle | None = None
         self._told, self._gallery = Told(), Gallery()
         self._unread = Pace(period=0.001, burst=10_000, silence=0.0)
-        self._happened: asyncio.Queue[Happening] = asyncio.Queue(_AHEAD)
+        self._happened: asyncio.Queue[Happening | Exception] = asyncio.Queue(_AHEAD)
         self._log_bytes_left = limits.log_bytes
         self._begun = asyncio.Event()
 
@@ -109,27 +109,22 @@ class Execution:
     async def happenings(self) -> AsyncGenerator[Happening, None]:
         """What happens, as it happens; Done or Failed comes last."""
         logs = asyncio.create_task(self._read_logs(), name="logs")
-        end = asyncio.create_task(self._read_events(logs), name="events")
+        events = asyncio.create_task(self._read_events(logs), name="events")
         guard = asyncio.create_task(self._guard(), name="guard")
         try:
-            while (happening := await self._next(end)) is not None:
+            while True:
+                happening = await self._happened.get()
+                if isinstance(happening, Exception):
+                    raise happening
                 yield happening
-            yield end.result()
+                if isinstance(happening, (Done, Failed)):
+                    return
         finally:
             guard.cancel()
-            if not (logs.done() and end.done()):
+            if not (logs.done() and events.done()):
                 logs.cancel()
-                end.cancel()
-                await asyncio.gather(guard, logs, end, return_exceptions=True)
-
-    async def _next(self, end: "asyncio.Task[Done | Failed]") -> Happening | None:
-        """The next thing that happens; None when the job has ended."""
-        getting = asyncio.create_task(self._happened.get(), name="next")
-        try:
-            await asyncio.wait({getting, end}, return_when=asyncio.FIRST_COMPLETED)
-            return getting.result() if getting.done() else None
-        finally:
-            getting.cancel()
+                events.cancel()
+                await asyncio.gather(guard, logs, events, return_exceptions=True)
 
     async def _guard(self) -> None:
         """Kill the child once it is over its time or its memory, whatever it and our own readers do."""
@@ -179,8 +174,16 @@ class Execution:
         else:
             self._child.close()
 
-    async def _read_events(self, logs: "asyncio.Task[None]") -> Done | Failed:
-        """Follow the child's frames to how it ended."""
+    async def _read_events(self, logs: "asyncio.Task[None]") -> None:
+        """Follow the child's frames to how it ended, or to an error of ours."""
+        end: Happening | Exception
+        try:
+            end = await self._read_to_the_end(logs)
+        except Exception as error:  # noqa: BLE001 - it is raised where the end is waited for
+            end = error
+        await self._happened.put(end)
+
+    async def _read_to_the_end(self, logs: "asyncio.Task[None]") -> Done | Failed:
         reader = frames.FrameReader()
         started = False
         try:
@@ -195,7 +198,8 @@ class Execution:
                             raise BrokenFrame("more words than the job's own code says")
                         continue
                     if frame.kind is not FrameKind.RUNNING:
-                        await asyncio.wait({logs}, timeout=_LAST_WORDS_SECONDS)
+                        if not logs.done():
+                            await asyncio.wait({logs}, timeout=_LAST_WORDS_SECONDS)
                         return self._ended(frame)
                     if started:
                         raise BrokenFrame("a job starts once")
