@@ -1,6 +1,6 @@
 """What the processes around a sandbox say to each other, as data."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 
@@ -98,7 +98,8 @@ class Order:
     method: MethodOrder | None = None
 
     def as_message(self) -> dict[str, Any]:
-        return asdict(self)
+        adapters, method = [vars(one) for one in self.adapters], self.method and vars(self.method)
+        return vars(self) | {"adapters": adapters, "method": method}
 
     @classmethod
     def of_message(cls, message: dict[str, Any]) -> "Order":

@@ -14,7 +14,7 @@ from interlace_state.tasks import cancelled
 
 #: Events that may wait to be written; whoever brings more waits, too.
 _AHEAD = 256
-_MOMENT = 0.02  # seconds
+_MOMENT = 0.05  # seconds
 
 #: What Redis raises while it is away, restarts included; it is asked again, and no job ends for it.
 AWAY = (RedisConnectionError, RedisTimeoutError)

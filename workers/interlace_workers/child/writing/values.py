@@ -3,7 +3,8 @@
 import io
 import os
 import threading
-from typing import Any
+from functools import cached_property
+from typing import Any, BinaryIO
 from weakref import WeakKeyDictionary
 
 import torch
@@ -24,7 +25,7 @@ class Outlet:
 
     def __init__(self, values: int, events: int, order: Order) -> None:
         """``values`` and ``events`` are descriptors, which stay open."""
-        self._file = open(values, "wb", closefd=False)  # noqa: SIM115 - for as long as the process lives
+        self._values = values
         self._events = events
         self._most_bytes, self._most = order.result_bytes, order.streamed_values
         #: Where the next value goes.
@@ -35,6 +36,10 @@ class Outlet:
         self._asked = order.offered_bytes >= order.result_bytes
         #: The step that a worker's block is at.
         self.steps: WeakKeyDictionary[greenlet, int] = WeakKeyDictionary()
+
+    @cached_property
+    def _file(self) -> BinaryIO:
+        return open(self._values, "wb", closefd=False)
 
     @property
     def offers(self) -> bool:
