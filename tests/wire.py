@@ -17,6 +17,8 @@ class Wire:
         self._open: list[socket.socket] = []
         self.url = f"http://127.0.0.1:{self._server.getsockname()[1]}"
         self.connections = 0
+        #: Bytes of answers that have passed.
+        self.answered = 0
         #: Answers that are lost on the way, and their connections with them.
         self.lost_answers = 0
         self.broken = False
@@ -54,6 +56,7 @@ class Wire:
                     source.shutdown(socket.SHUT_RDWR)
                     break
                 target.sendall(piece)
+                self.answered += len(piece) if answers else 0
         with suppress(OSError):
             target.shutdown(socket.SHUT_RDWR)
 

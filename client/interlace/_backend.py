@@ -14,6 +14,7 @@ from nnsight.schema.response import ResponseModel, Status
 from interlace._env import of_lora
 from interlace._errors import JobFailed
 from interlace._jobs import RunningJob, Value
+from interlace._link import is_fast
 from interlace._payload import serialize
 from interlace.protocol.errors import InterlaceError
 from interlace.protocol.event import Ended, Event, Log, Picture, Progress, Saved, StateChanged
@@ -89,6 +90,8 @@ class Backend(RemoteBackend):  # type: ignore[misc]
         headers = {"nnsight-version": _NNSIGHT_VERSION, "python-version": sys.version}
         if self._streams:
             headers["interlace-stream"] = "saves"
+        if is_fast(self._client.url):
+            headers["interlace-packing"] = "raw"
         try:
             self._client.open()  # meanwhile
             blob = serialize(tracer, self.compress)

@@ -12,7 +12,7 @@ from urllib.parse import quote, urlsplit
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from interlace import __version__
+from interlace import __version__, _link
 from interlace._errors import Refused, Unreachable
 from interlace.protocol.errors import InterlaceError, InvalidRequest
 
@@ -103,6 +103,7 @@ class Http:
         until = time.monotonic() + _PATIENCE
         while True:
             headers = {"Range": f"bytes={filled}-", "If-Range": tag} if filled else {}
+            asked, came = time.monotonic(), 0
             try:
                 with self._http.stream("GET", url, headers=headers) as answer:
                     if answer.status_code not in (200, 206):
@@ -113,8 +114,9 @@ class Http:
                     tag = answer.headers.get("etag", "")
                     for piece in answer.iter_raw():
                         found[filled : filled + len(piece)] = piece
-                        filled += len(piece)
+                        filled, came = filled + len(piece), came + len(piece)
                         until = time.monotonic() + _PATIENCE
+                _link.downloaded(self.url, came, time.monotonic() - asked)
                 return found
             except httpx.TransportError as error:
                 if time.monotonic() > until:

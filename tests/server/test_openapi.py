@@ -151,4 +151,4 @@ async def test_the_envelope_is_in_the_schema(gateway: Gateway) -> None:
     described = fields["data"]["contentSchema"]["properties"]
     assert described.keys() == envelope().keys()
     headers = {parameter["name"] for parameter in document["paths"]["/request"]["post"]["parameters"]}
-    assert headers == {*HEADERS, "idempotency-key", "interlace-stream", "interlace-batching"}
+    assert headers == {*HEADERS, "idempotency-key", "interlace-stream", "interlace-packing", "interlace-batching"}

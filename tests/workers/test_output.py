@@ -81,6 +81,14 @@ def test_what_a_user_hangs_on_a_small_tensor_comes_along(tmp_path: Path) -> None
     assert loaded(written(tmp_path, {"tensor": tensor}))["tensor"].note.text == "from here"
 
 
+def test_a_client_with_a_fast_link_gets_a_frame_of_the_bytes_as_they_are(tmp_path: Path) -> None:
+    file, saved = tmp_path / "raw", VALUES["token ids"]
+    file.write_bytes(b"")
+    output.write(saved, os.open(file, os.O_RDWR), Order(compress=True, result_bytes=LIMIT, raw=True))
+    assert file.stat().st_size > saved["ids"].nbytes > 3 * len(written(tmp_path, saved))
+    assert torch.equal(loaded(file.read_bytes())["ids"], saved["ids"])
+
+
 def test_so_little_that_it_is_not_worth_it_is_not_compressed(tmp_path: Path) -> None:
     ids = {"ids": torch.zeros(3_000, dtype=torch.int64)}
     assert len(written(tmp_path, ids)) > 24_000

@@ -88,6 +88,8 @@ class Order:
     memory_bytes: int = 0
     unpacked_bytes: int = 0
     result_bytes: int = 0
+    #: Whether the result is packed as it is.
+    raw: bool = False
     #: Values that may stream; bytes of what is saved that stream unless user code sends them itself.
     streamed_values: int = 0
     offered_bytes: int = 0

@@ -80,6 +80,8 @@ class Job(BaseModel):
     session_id: str = ""
     #: Whether its client wants what traces and steps save as soon as they are over.
     stream_saves: bool = False
+    #: Whether its result goes into its frame as it is, since its client's link is faster than compression.
+    raw: bool = False
     #: Bytes of the payload as received.
     payload_bytes: int
     #: Unix time.

@@ -40,6 +40,13 @@ _Stream = Annotated[
         description="`saves`: what a trace of a session or a step of a generation saves shall leave when it is over.",
     ),
 ]
+_Packing = Annotated[
+    Literal["raw"] | None,
+    Header(
+        alias="interlace-packing",
+        description="`raw`: a large result goes into its zstd frame as it is, for a link that is faster than zstd.",
+    ),
+]
 _Batching = Annotated[
     Literal["on", "off"],
     Header(
@@ -72,6 +79,7 @@ async def submit(
     response: Response,
     idempotency_key: IdempotencyKey = None,
     stream: _Stream = None,
+    packing: _Packing = None,
     batching: _Batching = "on",
 ) -> Update:
     """Take a job in; it is durable when this answers.
@@ -86,7 +94,7 @@ async def submit(
         model = await servable(gateway, envelope.model, caller, recent.model if recent else None)
         await check_adapters(gateway, envelope.env, model.card, caller)
         check_payload(payload, compress=envelope.compress, limits=caller.limits)
-        more = {"stream_saves": stream is not None} | origin_of(request)
+        more = {"stream_saves": stream is not None, "raw": packing is not None} | origin_of(request)
         job = _job(envelope, caller.tenant, job_limits(caller), len(payload)).model_copy(update=more)
         may_share = batching == "on" and job.model.shares_forwards and gateway.config.batches(caller.tenant)
         return await take_in(

@@ -313,6 +313,7 @@ def order_of(job: Job, threads: int, adapters: Sequence[Sealed] = ()) -> Order:
         memory_bytes=job.limits.memory_bytes,
         unpacked_bytes=job.limits.unpacked_bytes,
         result_bytes=job.limits.result_bytes,
+        raw=job.raw,
         streamed_values=job.limits.streamed_values,
         offered_bytes=_offered(job),
         # The parent keeps the wall time; this is for the case that it cannot.

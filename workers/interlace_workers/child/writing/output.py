@@ -88,7 +88,7 @@ class _Sink:
     def __init__(self, fd: int, order: Order, storages: dict[int, torch.Tensor]) -> None:
         """``storages`` is filled before the first byte is written: torch pickles first."""
         self._fd = fd
-        self._most = order.result_bytes
+        self._most, self._raw = order.result_bytes, order.raw
         self._storages = storages
         self._packing: packing.Packing | None = None if order.compress else packing.Plain(fd)
         self._gathered = bytearray()
@@ -126,12 +126,16 @@ class _Sink:
             self._gathered += view
             return
         if self._packing is None:
-            known = numpy.frombuffer(view, numpy.uint8).ctypes.data in self._storages
-            pickled = [memoryview(self._gathered), *([] if known else [view])]
-            self._packing = packing.choose(self._fd, [*pickled, *map(_bytes_of, self._storages.values())])
+            self._packing = packing.Raw(self._fd) if self._raw else self._chosen(view)
         self._packing.write(memoryview(self._gathered))
         self._gathered = bytearray()
         self._packing.write(view)
+
+    def _chosen(self, view: memoryview) -> packing.Packing:
+        """What suits what is gathered, the bytes that come now, and the storages that will."""
+        known = numpy.frombuffer(view, numpy.uint8).ctypes.data in self._storages
+        pickled = [memoryview(self._gathered), *([] if known else [view])]
+        return packing.choose(self._fd, [*pickled, *map(_bytes_of, self._storages.values())])
 
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
