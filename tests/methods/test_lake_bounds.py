@@ -60,3 +60,44 @@ def test_the_estimate_of_a_comparison_has_room_for_what_is_kept() -> None:
     facts = ModelFacts(n_params=1, n_layers=12, hidden_size=768, vocab_size=50_257)
     params = spec.params.model_validate({"other": "artifact:a", "probes": ["x" * 256] * 64})
     assert spec.estimate(params, facts).peak_bytes > 2 * 64 * 128 * facts.vocab_size * 8
+
+
+class Stopped(Notebook):
+    """A notebook that is cancelled once so many forwards are counted."""
+
+    def __init__(self, folder: Path, after: int) -> None:
+        super().__init__(folder, bar=False)
+        self.left = after
+
+    @property
+    def stopping(self) -> bool:
+        return self.left <= 0
+
+    def count(self, *, forwards: int = 0, backwards: int = 0, tokens: int = 0) -> None:
+        super().count(forwards=forwards, backwards=backwards, tokens=tokens)
+        self.left -= forwards
+
+
+@pytest.mark.parametrize(("after", "candidates", "outputs"), [(2, 1, 2), (3, 1, 3), (4, 1, 3), (7, 2, 3), (9, 3, 3)])
+def test_a_cancelled_attribution_compares_what_was_read(
+    after: int, candidates: int, outputs: int, tmp_path: Path, model: Any
+) -> None:
+    """Cancelled in the first of three candidates, behind it, in the second, in the third, and behind all."""
+    report = Stopped(tmp_path, after)
+    edits = [
+        report.artifact("edit", *pack([small_models.an_edit(model, "mlp_out", seed=seed)], model)) for seed in (1, 2)
+    ]
+    asked = {"outputs": [{"text": text} for text in ("two plus two", "is four", "plus two is")], "candidates": edits}
+    found = run(find("lake.attribute"), model, asked, report)
+    assert report.left == 0
+    rows = found.table("candidates").rows
+    assert {row[0] for row in rows} == set(["model", *edits][:candidates])
+    assert {metric.n for metric in found.metrics} == {outputs}
+    assert sum(row[4] for row in rows) == outputs
+    assert ("margin" in {metric.name for metric in found.metrics}) == (candidates > 1)
+    said = f"Cancelled after {candidates} of 3 candidates, on {outputs} of 3 outputs."
+    assert (said in found.warnings) == (candidates < 3)
+    whole = run(find("lake.attribute"), model, asked, Notebook(tmp_path, bar=False))
+    if outputs == 3:
+        nats = {row[0]: row[1] for row in whole.table("candidates").rows}
+        assert {row[0]: row[1] for row in rows} == {row[0]: nats[row[0]] for row in rows}

@@ -60,3 +60,26 @@ def test_pictures_are_attributed(tmp_path: Path) -> None:
         asked(framed, candidates=[adapters[0]], include_model=False)
     with pytest.raises(InvalidRequest, match="two or more different ones"):
         asked(framed, candidates=[adapters[0], adapters[0]])
+
+
+class Stopped(Notebook):
+    """A notebook that is cancelled once it was asked so many times."""
+
+    left = 3
+
+    @property
+    def stopping(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
+def test_a_cancelled_attribution_ends_with_what_it_has(tmp_path: Path) -> None:
+    model: Any = DiffusionModel(str(tiny_diffusion.ASSET), dispatch=True)
+    report = Stopped(tmp_path, bar=False, seed=2)
+    images = report.artifact("images", *drawn_shapes.draw(2, 1, ("framed",)).images.pack())
+    adapter = report.artifact(*method_cases._lora())
+    # Asked after each of the model's two pictures, then after the model; the fourth is the adapter's first picture.
+    found = run(SPEC, model, {"images": images, "candidates": [adapter], "draws": 2}, report)
+    assert [row[0] for row in found.table("candidates").rows] == ["model"]
+    assert [(metric.name, metric.value) for metric in found.metrics] == [("decided", 0)]
+    assert found.warnings == ("Cancelled after 1 of 2 candidates, on 2 of 2 images.",)

@@ -23,7 +23,7 @@ def run(model: Any, params: AttributeParams, report: Report) -> AttributeResult:
     if len(set(names)) < max(2, len(names)):
         raise InvalidRequest("`candidates` must be two or more different ones, the hosted model among them.")
     asked = [_split(model.tokenizer, one.prompt, one.text) for one in params.outputs]
-    scores, lengths = [], torch.tensor([float(ids.shape[1] - start) for ids, start in asked])
+    scores: list[list[float]] = []
     with evaluating(model) as module, torch.no_grad():
         for number, (ids, _) in enumerate(asked):
             check_length(module, ids.shape[1], f"`params.outputs.{number}`, with its prompt,")
@@ -31,10 +31,27 @@ def run(model: Any, params: AttributeParams, report: Report) -> AttributeResult:
         for number, name in enumerate(names):
             opened = None if name == _MODEL else report.open(name)
             with reading(model, module, opened) as reader:
-                scores.append(torch.tensor([_score(reader, ids.to(device), start) for ids, start in asked]))
-            report.count(forwards=len(asked), tokens=sum(ids.shape[1] for ids, _ in asked))
+                scores.append(_scores(reader, asked, device, report))
+            if report.stopping:
+                break
             report.progress(number + 1, len(names))
-    return _result(names, torch.stack(scores).double(), lengths.double(), params, report.seed)
+    read, warnings = compared(names, scores, len(asked), "outputs")
+    n = read.shape[1]
+    lengths = torch.tensor([float(ids.shape[1] - start) for ids, start in asked[:n]], dtype=torch.float64)
+    return _result(names[: len(read)], read, lengths, params, report.seed, warnings)
+
+
+def compared(names: list[str], found: list[list[float]], of: int, what: str) -> tuple[Tensor, list[str]]:
+    """[candidates, n], fp64: of each candidate the same n of all ``of``; and a warning where a cancel left some out.
+
+    A candidate that was broken off is left out, unless it is the first: then it is all there is.
+    """
+    n = len(found[0])
+    whole = [one for one in found if len(one) == n]
+    read = torch.tensor(whole, dtype=torch.float64)
+    if len(whole) == len(names) and n == of:
+        return read, []
+    return read, [f"Cancelled after {len(whole)} of {len(names)} candidates, on {n} of {of} {what}."]
 
 
 def _split(tokenizer: Any, prompt: str, text: str) -> tuple[Tensor, int]:
@@ -47,6 +64,17 @@ def _split(tokenizer: Any, prompt: str, text: str) -> tuple[Tensor, int]:
     return torch.tensor([ids]), start
 
 
+def _scores(reader: Reader, asked: list[tuple[Tensor, int]], device: torch.device, report: Report) -> list[float]:
+    """Of each output, until somebody cancels."""
+    scores = []
+    for ids, start in asked:
+        scores.append(_score(reader, ids.to(device), start))
+        report.count(forwards=1, tokens=ids.shape[1])
+        if report.stopping:
+            break
+    return scores
+
+
 def _score(reader: Reader, ids: Tensor, start: int) -> float:
     """Log-probability of the output."""
     said = reader(ids)
@@ -54,7 +82,9 @@ def _score(reader: Reader, ids: Tensor, start: int) -> float:
     return float(f"{float(said[start - 1 : -1].gather(-1, ids[0, start:, None]).sum()):.6g}")
 
 
-def _result(names: list[str], scores: Tensor, lengths: Tensor, params: AttributeParams, seed: int) -> AttributeResult:
+def _result(
+    names: list[str], scores: Tensor, lengths: Tensor, params: AttributeParams, seed: int, warnings: list[str]
+) -> AttributeResult:
     """From log-probabilities [candidates, outputs]."""
     per_token = scores / lengths
     total = scores.sum(1)
@@ -66,14 +96,16 @@ def _result(names: list[str], scores: Tensor, lengths: Tensor, params: Attribute
         nats, interval = intervals.mean((-per_token[one]).tolist())
         low, high = interval or (None, None)
         rows.append((names[one], nats, low, high, int(wins[one]), float(posterior[one])))
-    margin, interval = margin_of(scores[order[0]] - scores[order[1]], lengths, params.resamples, seed)
-    decided = interval is not None and interval[0] > 0
-    warnings = []
-    if not decided:
-        warnings.append(f"Undecided between {names[order[0]]} and {names[order[1]]}: give more outputs.")
+    margins, decided = [], False
+    if len(order) > 1:
+        margin, interval = margin_of(scores[order[0]] - scores[order[1]], lengths, params.resamples, seed)
+        margins = [Metric(name="margin", value=margin, unit="nats/token", n=len(lengths), ci95=interval)]
+        decided = interval is not None and interval[0] > 0
+        if not decided:
+            warnings.append(f"Undecided between {names[order[0]]} and {names[order[1]]}: give more outputs.")
     return AttributeResult(
         metrics=(
-            Metric(name="margin", value=margin, unit="nats/token", n=len(lengths), ci95=interval),
+            *margins,
             Metric(name="decided", value=float(decided), n=len(lengths)),
         ),
         tables=(

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from interlace.methods.base import Metric, Report, Table
-from interlace.methods.lake.attribute import margin_of
+from interlace.methods.lake.attribute import compared, margin_of
 from interlace.methods.lake.spec import AttributeImagesParams, AttributeImagesResult
 from interlace.methods.shared import images, intervals
 from interlace.methods.shared.denoising import diffusion
@@ -29,7 +29,7 @@ def run(model: Any, params: AttributeImagesParams, report: Report) -> AttributeI
     if len(set(names)) < max(2, len(names)):
         raise InvalidRequest("`candidates` must be two or more different ones, the hosted model among them.")
     given = images.opened(report, params.images)
-    losses = []
+    losses: list[list[float]] = []
     with diffusion.opened(model, report) as pipeline:
         given = given.resized(int(pipeline.unet.config.sample_size) * pipeline.pixels)
         latents = pipeline.encode_images(given.pixels).mean
@@ -39,14 +39,17 @@ def run(model: Any, params: AttributeImagesParams, report: Report) -> AttributeI
                 if layers is not None:
                     layers.use({_NAME: 1.0})
                 losses.append(_losses(pipeline, latents, prompts, params, report))
+            if report.stopping:
+                break
             report.progress(number + 1, len(names))
-    return _result(names, torch.stack(losses), params, report.seed)
+    read, warnings = compared(names, losses, len(latents), "images")
+    return _result(names[: len(read)], read, params, report.seed, warnings)
 
 
 def _losses(
     pipeline: Pipeline, latents: Tensor, prompts: Prompts, params: AttributeImagesParams, report: Report
-) -> Tensor:
-    """[images], in fp64: each image's mean square error over its draws, which are the same for each candidate."""
+) -> list[float]:
+    """Each image's mean square error over its draws, which are the same for each candidate; until somebody cancels."""
     t = ((torch.arange(params.draws) + 0.5) / params.draws * pipeline.timesteps).long()
     found = []
     with torch.no_grad():
@@ -62,10 +65,14 @@ def _losses(
                 total += float(mse_loss(said.double(), wanted.double(), reduction="none").mean((1, 2, 3)).sum())
             # To 6 digits: the last bits of a forward hang on where in memory its weights lie.
             found.append(float(f"{total / params.draws:.6g}"))
-    return torch.tensor(found, dtype=torch.float64)
+            if report.stopping:
+                break
+    return found
 
 
-def _result(names: list[str], losses: Tensor, params: AttributeImagesParams, seed: int) -> AttributeImagesResult:
+def _result(
+    names: list[str], losses: Tensor, params: AttributeImagesParams, seed: int, warnings: list[str]
+) -> AttributeImagesResult:
     """From losses [candidates, images]."""
     order = losses.sum(1).argsort(stable=True).tolist()
     wins = torch.bincount(losses.argmin(0), minlength=len(names))
@@ -75,14 +82,18 @@ def _result(names: list[str], losses: Tensor, params: AttributeImagesParams, see
         low, high = interval or (None, None)
         rows.append((names[one], loss, low, high, int(wins[one])))
     n = losses.shape[1]
-    margin, interval = margin_of(losses[order[1]] - losses[order[0]], torch.ones(n), params.resamples, seed)
-    decided = interval is not None and interval[0] > 0
-    warnings = []
-    if not decided:
-        warnings.append(f"Undecided between {names[order[0]]} and {names[order[1]]}: give more images, or more draws.")
+    margins, decided = [], False
+    if len(order) > 1:
+        margin, interval = margin_of(losses[order[1]] - losses[order[0]], torch.ones(n), params.resamples, seed)
+        margins = [Metric(name="margin", value=margin, n=n, ci95=interval)]
+        decided = interval is not None and interval[0] > 0
+        if not decided:
+            warnings.append(
+                f"Undecided between {names[order[0]]} and {names[order[1]]}: give more images, or more draws."
+            )
     return AttributeImagesResult(
         metrics=(
-            Metric(name="margin", value=margin, n=n, ci95=interval),
+            *margins,
             Metric(name="decided", value=float(decided), n=n),
         ),
         tables=(Table(name="candidates", columns=("candidate", "loss", "low", "high", "wins"), rows=tuple(rows)),),

@@ -161,7 +161,8 @@ class AttributeParams(Params):
 class AttributeResult(Result):
     """Table `candidates` (candidate, nats per token, low, high, wins, posterior), the likeliest first. Metrics
     `margin` (nats per token between the first and the second, with its interval over outputs) and `decided`: 1 where
-    that interval is above 0. None of the candidates need have written it: see the page."""
+    that interval is above 0. None of the candidates need have written it: see the page. A cancelled run compares the
+    candidates that it has read, which a warning counts; with one alone there is no `margin`."""
 
     best: str
     """`model` is the hosted one."""
@@ -188,7 +189,8 @@ class AttributeImagesParams(Params):
 class AttributeImagesResult(Result):
     """Table `candidates` (candidate, loss, low, high, wins), the likeliest first. Metrics `margin` (of the mean square
     error, between the first and the second, with its interval over images) and `decided`: 1 where that interval is
-    above 0. None of the candidates need have drawn them: see the page."""
+    above 0. None of the candidates need have drawn them: see the page. A cancelled run compares the candidates that it
+    has read, which a warning counts; with one alone there is no `margin`."""
 
     best: str
     """`model` is the hosted one."""
