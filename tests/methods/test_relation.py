@@ -15,7 +15,7 @@ from interlace.methods import find
 from interlace.methods.base import ModelFacts
 from interlace.methods.notebook import Notebook, run
 from interlace.methods.relation.jacobian import Differentiator
-from interlace.methods.relation.run import _Relation, crossed
+from interlace.methods.relation.run import _Relation, crossed, inverted
 from interlace.methods.relation.spec import RelationParams, Sample
 from interlace.methods.shared.prompts import Prompt
 from interlace.methods.shared.sites import Sites, evaluating
@@ -91,6 +91,27 @@ def test_a_planted_affine_relation_is_faithful_and_its_inverse_edits(tmp_path: P
     assert {row[3] for row in result.table("subjects").rows} == {"train", "heldout"}
     assert LRE.plot
     assert len(result.plot().axes) == 2
+
+
+def test_the_last_block_has_no_step_and_says_so(tmp_path: Path) -> None:
+    """Nothing reads what it gives at the subject, so that its J is 0 and has no inverse."""
+    model, pairs = planted.relation(12, 2)
+    params = {"template": "{} is", "samples": _samples(pairs), "n_train": 2, "icl": False, "betas": [1.0], "batch": 16}
+    found = run(LRE, model, {**params, "layers": [-1, 2]}, Notebook(tmp_path, bar=False))
+    assert len(found.warnings) == 1
+    assert "J is 0 at [2]" in found.warnings[0]
+    last = found.table("causality").rows[-1]
+    assert (last[0], last[2]) == (2, 0)
+    wish = torch.ones(3, 5)
+    assert not inverted(wish, *torch.linalg.svd(torch.zeros(5, 5)), 4).any()
+
+
+def test_a_step_is_that_of_the_inverse() -> None:
+    J = torch.diag(torch.tensor([4.0, 2.0, 1.0, 0.0]))
+    step = inverted(torch.ones(1, 4), *torch.linalg.svd(J), 4)
+    torch.testing.assert_close(step, torch.tensor([[0.25, 0.5, 1, 0]]))
+    step = inverted(torch.ones(1, 4), *torch.linalg.svd(J), 2)
+    torch.testing.assert_close(step, torch.tensor([[0.25, 0.5, 0, 0]]))
 
 
 def test_facts_that_were_learned(tmp_path: Path) -> None:

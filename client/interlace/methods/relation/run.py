@@ -206,13 +206,18 @@ class _Relation:
         wanted = torch.tensor([heldout[target].said for _, target in pairs])
         wish = answers[targets] - answers[sources]
         generator = torch.Generator().manual_seed(self._report.seed)
+        if unread := [layer for layer, operator in operators.items() if not operator.J.any()]:
+            self._warnings.append(
+                f"J is 0 at {unread}: what these blocks give at the subject's last token has no part in the answer, "
+                "and an edit there is none. Earlier `layers` have one."
+            )
         found = {}
         for number, (layer, operator) in enumerate(operators.items()):
             h = states[layer]
             U, S, Vh = torch.linalg.svd(operator.J)
             swap = self._edited(layer, heldout, pairs, h[targets]) == wanted
             for rank in sorted({min(one, len(S)) for one in self._params.ranks}):
-                step = (wish @ U[:, :rank] / S[:rank]) @ Vh[:rank]
+                step = inverted(wish, U, S, Vh, rank)
                 noise = torch.randn(step.shape, generator=generator)
                 noise *= step.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True)
                 found[layer, rank] = {
@@ -277,6 +282,15 @@ class _Relation:
             "train": [one.model_dump() for one in train],
         }
         return self._report.artifact("data", tensors, config, name="operator")
+
+
+def inverted(wish: Tensor, U: Tensor, S: Tensor, Vh: Tensor, rank: int) -> Tensor:
+    """The least step in h that J takes to ``wish`` [n, d_model], as far as its first ``rank`` singular values can.
+
+    A direction whose singular value is 0 has no inverse and is left alone: where J is 0 the step is.
+    """
+    kept = S[:rank]
+    return (wish @ U[:, :rank] / torch.where(kept > 0, kept, torch.inf)) @ Vh[:rank]
 
 
 def crossed(faithful: dict[tuple[int, float], dict[str, Tensor]]) -> Tensor:
