@@ -30,6 +30,20 @@ def test_the_tokens_of_the_subject_and_the_classes_of_all() -> None:
     }
 
 
+def test_a_subject_that_stands_twice_is_the_last_or_where_the_template_has_it() -> None:
+    tokenizer = facts(FACTS_MAMBA).tokenizer
+    text = "Paris is a city. Paris is in"
+    starts = tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+    last, first = Prompt.of(tokenizer, text, "Paris"), Prompt.of(tokenizer, text, "Paris", 0)
+    assert text[starts[last.first][0] :].strip() == "Paris is in"
+    assert starts[first.first][0] == 0
+    template = "{} is a city. Paris is in"
+    filled = Prompt.filled(tokenizer, template, "Paris")
+    assert (filled.ids, filled.first, filled.last) == (first.ids, first.first, first.last)
+    with pytest.raises(InvalidRequest, match="The subject 'Paris' is not in the prompt"):
+        Prompt.of(tokenizer, text, "Paris", 3)
+
+
 def test_a_word_goes_on_a_text_with_its_space() -> None:
     tokenizer = facts(FACTS_MAMBA).tokenizer
     assert tokenizer.decode([first_token(tokenizer, "Paris")]) == " Paris"

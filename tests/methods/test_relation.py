@@ -139,6 +139,15 @@ def test_examples_stand_before_the_query_and_its_own_is_left_out(tmp_path: Path)
     assert one._before(samples[0], samples) == f"{pairs[1][0]} is {pairs[1][1]}\n"
 
 
+def test_the_subject_is_where_the_template_has_it(tmp_path: Path) -> None:
+    model, pairs = planted.relation(12, 2)
+    subject = pairs[0][0]
+    params = {"template": "{} is, as " + subject + " is", "samples": _samples(pairs), "n_train": 2, "icl": False}
+    one = _Relation(Sites.of(model), model.tokenizer, RelationParams(**params), Notebook(tmp_path, bar=False))
+    (query,) = one._asked([Sample(subject=subject, object=pairs[0][1])], [])
+    assert query.prompt.first == 0
+
+
 def test_layer_and_beta_are_chosen_where_they_are_not_measured() -> None:
     first, second = torch.tensor([1, 0, 1, 0]).bool(), torch.tensor([0, 1, 0, 1]).bool()
     grid = {(0, 1.0): {"faithfulness": first}, (1, 1.0): {"faithfulness": second}}

@@ -192,3 +192,11 @@ def test_what_the_edit_must_keep_is_the_divergence_of_the_edited_from_the_unedit
     right, wrong = ((one.exp() * (one - other)).sum().item() for one, other in ((after, before), (before, after)))
     assert right != pytest.approx(wrong, rel=0.1)
     assert made.curve[-1][3] == pytest.approx(right, rel=1e-3)
+
+
+def test_the_subject_is_edited_where_the_prompt_has_it() -> None:
+    tokenizer = small_models.facts(FACTS_GPT).tokenizer
+    request = Request(prompt="{} is a city, and Paris is in", subject="Paris", target_new="Italy")
+    rows = values._rows(tokenizer, request, ["Of Paris they say"])
+    inside = [tokenizer.decode(rows.ids[row, : int(rows.subjects[row]) + 1]).strip() for row in (0, 1)]
+    assert inside == ["Paris", "Of Paris they say Paris"]

@@ -100,11 +100,11 @@ class _Relation:
 
     def _asked(self, samples: Sequence[Sample], shots: Sequence[Sample]) -> list[Query]:
         """Each subject after the lines of ``shots``, its own left out."""
-        before, after = self._params.template.split("{}")
         prompts = []
         for one in samples:
-            whole = Prompt.of(self._tokenizer, self._before(one, shots) + before + one.subject + after, one.subject)
-            prompts.append(whole)
+            prompts.append(
+                Prompt.filled(self._tokenizer, self._before(one, shots) + self._params.template, one.subject)
+            )
         said = [0] * len(prompts)
         with torch.no_grad():
             for numbers, ids in capture.by_length([one.ids for one in prompts], self._params.batch):

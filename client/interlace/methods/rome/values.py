@@ -96,10 +96,7 @@ def found(
 
 def _rows(tokenizer: Any, request: Request, prefixes: Sequence[str]) -> _Rows:
     wordings = [request.prompt, *request.contexts, *(f"{prefix} {request.prompt}" for prefix in prefixes)]
-    prompts = [
-        Prompt.of(tokenizer, wording.replace("{}", request.subject), request.subject)
-        for wording in [*wordings, "{} is a"]
-    ]
+    prompts = [Prompt.filled(tokenizer, wording, request.subject) for wording in [*wordings, "{} is a"]]
     target = tokenizer(f" {request.target_new.strip()}", add_special_tokens=False)["input_ids"]
     ids = [[*prompt.ids, *target[:-1]] for prompt in prompts[:-1]] + [list(prompts[-1].ids)]
     numbers, places, tokens = [], [], []

@@ -20,13 +20,15 @@ class Prompt:
     last: int
 
     @classmethod
-    def of(cls, tokenizer: Any, text: str, subject: str) -> "Prompt":
-        """As the tokenizer reads it, special tokens included; the subject is where it stands last in the text.
+    def of(cls, tokenizer: Any, text: str, subject: str, start: int | None = None) -> "Prompt":
+        """As the tokenizer reads it, special tokens included.
 
-        Raises InvalidRequest where the subject is not in the text, or the tokenizer does not tell where tokens are.
+        The subject begins at the character ``start``; without it, where it stands last in the text, so that examples
+        may stand before the question. (The code of causal tracing, `find_token_range`, takes the first.)
+        Raises InvalidRequest where the subject is not there, or the tokenizer does not tell where tokens are.
         """
-        start = text.rfind(subject)
-        if not subject or start < 0:
+        start = text.rfind(subject) if start is None else start
+        if not subject or start < 0 or not text.startswith(subject, start):
             raise InvalidRequest(f"The subject {subject[:64]!r} is not in the prompt {text[:96]!r}.")
         if not getattr(tokenizer, "is_fast", False):
             raise InvalidRequest(f"{type(tokenizer).__name__} does not tell where tokens are; a fast tokenizer does.")
@@ -38,6 +40,13 @@ class Prompt:
             if begin < stop and end > start and text[begin:end].strip()
         ]
         return cls(text, tuple(encoded["input_ids"]), inside[0], inside[-1])
+
+    @classmethod
+    def filled(cls, tokenizer: Any, template: str, subject: str) -> "Prompt":
+        """A template whose last `{}` is the subject's place, whatever else it has in common with the subject: as ROME's
+        `get_words_idxs_in_templates`. Raises as `of` does."""
+        before, _, after = template.rpartition("{}")
+        return cls.of(tokenizer, before + subject + after, subject, len(before))
 
     def at(self, name: str) -> int:
         """A position by its name. Raises InvalidRequest for another one."""

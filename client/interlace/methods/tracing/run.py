@@ -135,7 +135,7 @@ class _Tracer:
         found = []
         for subject in dict.fromkeys(subjects):
             before, _, after = (self._params.prefix + asked.text).rpartition(asked.subject)
-            one = Prompt.of(self._tokenizer, before + subject + after, subject)
+            one = Prompt.of(self._tokenizer, before + subject + after, subject, len(before))
             if (len(one.ids), one.first, one.last) == (len(prompt.ids), prompt.first, prompt.last):
                 found.append(one)
         return found
