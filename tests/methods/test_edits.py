@@ -1,5 +1,6 @@
 """Edits without touching weights: the function of the edited weights in all that nnsight does, and gone after."""
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -207,6 +208,30 @@ def test_a_lora_as_an_edit_is_what_peft_makes_of_it(tmp_path: Path, how: dict[st
     )
     with torch.no_grad(), attached(model, [opened]):
         torch.testing.assert_close(model._module(input_ids=ids).logits, expected, rtol=0, atol=1e-4)
+
+
+def test_every_field_of_pefts_is_plain_by_default_and_what_is_unknown_is_named(tmp_path: Path) -> None:
+    peft.LoraConfig(r=4, target_modules=["c_attn"]).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    fields = {**dataclasses.asdict(peft.LoraConfig()), **config}
+    model = of_family("gpt2")
+
+    def read(**more: Any) -> None:
+        assert not _edits.read(model, [Opened("peft", {}, {**fields, **more}, "x")])
+
+    read(init_lora_weights="gaussian", use_rslora=True, lora_dropout=0.1, revision="main")
+    read(a_new_field=None, another=False, a_third={})
+    strange: dict[str, Any] = {
+        "a_new_field": 3,
+        "use_qalora": True,
+        "kasa_config": {"beta": 1},
+        "init_lora_weights": "pissa",
+        "bias": "all",
+        "ensure_weight_tying": True,
+    }
+    for field, value in strange.items():
+        with pytest.raises(InvalidArtifact, match=f"`{field}` of x is .* may be more than a LoRA adds"):
+            read(**{field: value})
 
 
 def test_a_plain_module_of_torch_can_be_edited() -> None:

@@ -26,18 +26,40 @@ MOST_EDITS = 4096  # in one artifact
 _ADDED = "_interlace_added"
 _PREFIX = "base_model.model."
 _LORA = re.compile(r"(.+)\.lora_([AB])\.weight")
-#: Of a LoRA's configuration: what is more than two matrices, and the values for which it is not.
+#: Of a LoRA's configuration (`peft.LoraConfig`, 0.21): who made it of what, and how it was trained; and what `_of_lora`
+#: reads from tensors or heeds itself.
+_HEEDED = {
+    "peft_type",
+    "task_type",
+    "auto_mapping",
+    "peft_version",
+    "base_model_name_or_path",
+    "revision",
+    "inference_mode",
+    "r",
+    "target_modules",
+    "exclude_modules",
+    "layers_to_transform",
+    "layers_pattern",
+    "lora_dropout",
+    "fan_in_fan_out",
+    "rank_pattern",
+    "lora_alpha",
+    "alpha_pattern",
+    "use_rslora",
+    "loftq_config",
+    "eva_config",
+    "corda_config",
+    "lora_ga_config",
+    "runtime_config",
+}
+#: The other fields' values for which a LoRA is two matrices beside weights that stay as they are, where those are not
+#: only the empty ones: these the fields have by default, but for the ways of drawing the first matrices.
 _PLAIN: dict[str, tuple[Any, ...]] = {
-    "use_dora": (False, None),
-    "bias": ("none", None),
-    "modules_to_save": (None, []),
-    "lora_bias": (False, None),
-    "layer_replication": (None,),
-    "trainable_token_indices": (None,),
-    "target_parameters": (None, []),
-    "alora_invocation_tokens": (None,),
-    "arrow_config": (None,),
-    "megatron_config": (None,),
+    "bias": ("none",),
+    "init_lora_weights": (True, "gaussian", "eva", "mica", "orthogonal"),  # PiSSA and its like change the weights, too
+    "megatron_core": ("megatron.core",),
+    "qalora_group_size": (16,),
 }
 
 
@@ -198,11 +220,11 @@ def _of_lora(opened: Opened) -> list[Edit]:
         raise InvalidArtifact(
             f"{name} is a {config.get('peft_type')}; only a LoRA can be had as an edit (`env.edits`)."
         )
-    for field, plain in _PLAIN.items():
-        if config.get(field) not in plain:
+    for field, value in config.items():
+        if value and field not in _HEEDED and value not in _PLAIN.get(field, ()):
             raise InvalidArtifact(
-                f"`{field}` of {name} is {str(config[field])[:64]!r}: that is more than a LoRA adds to a module's "
-                "output. Attach it with `peft=` instead."
+                f"`{field}` of {name} is {str(value)[:64]!r}: that may be more than a LoRA adds to a module's output. "
+                "Attach it with `peft=` instead."
             )
     halves: dict[str, dict[str, Tensor]] = {}
     for key, tensor in opened.tensors.items():
