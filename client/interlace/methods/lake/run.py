@@ -42,11 +42,13 @@ def recover(model: Any, params: RecoverParams, report: Report) -> RecoverResult:
         report.progress(0, len(names))
         found = geometry(models, names, report.seed)
     report.count(forwards=1)  # of every weight, once
-    root = len(models) - 1 if params.include_model else None
+    order = found.order(refs)
+    root = order.index(len(models) - 1) if params.include_model else None
+    pairs, refs = _pairs(found, refs), [refs[one] for one in order]
     siblings = params.fans == "siblings"
     heritage = recovered(
-        found,
-        times,
+        found.taken(order),
+        [times[one] for one in order],
         root,
         distance=params.distance,
         kurtosis=params.kurtosis,
@@ -61,7 +63,7 @@ def recover(model: Any, params: RecoverParams, report: Report) -> RecoverResult:
             Metric(name="related", value=related, n=len(models)),
             Metric(name="edges", value=len(sure), n=len(heritage.edges)),
         ),
-        tables=(_edges(heritage, refs), _pairs(found, refs)),
+        tables=(_edges(heritage, refs), pairs),
         warnings=tuple(_warnings(heritage, refs, siblings)),
         heritage=tuple(
             HeritageEdge(parent=refs[one.parent], child=refs[one.child], margin=round(one.margin, 6)) for one in sure

@@ -73,7 +73,8 @@ class RecoverParams(Params):
     models: Names
     """Checkpoints, sketches, or what changes the hosted model: adapters and edits."""
     times: Annotated[list[float | None], Field(min_length=1)] | None = None
-    """When each came, as Unix time or any other number that grows: a parent is older. None for one: not known."""
+    """When each came, as Unix time or any other number that grows: a parent is older. None for one: not known.
+    Of two with equal times the one whose weights have the smaller norm counts as older."""
     include_model: bool = True
     """Whether the hosted model is one of them, older than all that it is related to."""
     distance: Literal["frobenius", "rank"] = "frobenius"

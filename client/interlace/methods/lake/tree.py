@@ -6,7 +6,7 @@ merges, which lie between those of which they are and would draw edges to themse
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 import networkx
@@ -46,6 +46,17 @@ class Geometry:
         """Distance over the geometric mean of the norms."""
         scale = (self.norms[:, None] * self.norms[None, :]).sqrt().clamp_min(1e-30)
         return (self.squared / scale).clamp_min(0).sqrt()
+
+    def order(self, names: Sequence[str]) -> list[int]:
+        """The models by their norms, which grow as a rule while a model is trained, to 9 digits, then by their names:
+        the same however they are listed."""
+        return sorted(range(len(names)), key=lambda one: (float(f"{self.norms[one]:.9g}"), names[one]))
+
+    def taken(self, order: Sequence[int]) -> "Geometry":
+        """The same of some of the models, in an order."""
+        which = torch.tensor(order)
+        found = {one.name: getattr(self, one.name)[which] for one in fields(self)}
+        return Geometry(**{name: one[:, which] if one.dim() == 2 else one for name, one in found.items()})
 
 
 @dataclass(frozen=True)
@@ -87,6 +98,7 @@ def recover(
 ) -> Heritage:
     """The most likely tree of each family. ``root``: one that is known to be older than all of its family.
 
+    Of two with equal times, or else alike (as two centres of a tree), the first in ``found`` is taken for the older.
     With ``siblings`` all of a fan come of what the first of it comes of: right for sweeps, wrong for runs that go on.
     """
     heritage = Heritage()
