@@ -1,5 +1,6 @@
 """Signing in, what is refused, how a visit ends: a real gateway, a real browser."""
 
+import asyncio
 import re
 from typing import Any
 
@@ -171,6 +172,8 @@ def test_a_visit_ends_with_its_key_and_with_its_time(keyed: Keyed) -> None:
         prefix = Keys(keyed.gateway.config.redis.prefix)
         async for name in state.redis.scan_iter(prefix.visit("*")):
             await state.redis.pexpire(name, 1)
+            while await state.redis.exists(name):
+                await asyncio.sleep(0.001)
 
     keyed.do(pass_time)
     assert two.get("/").status_code == 303
