@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import gateway_process
 import pytest
 from gateway_process import Gateway
 from uploads import ADAPTER, WEIGHTS
@@ -11,13 +10,6 @@ from uploads import ADAPTER, WEIGHTS
 import interlace
 from interlace import InterlaceError, Refused
 from interlace.protocol.artifact import Artifact
-
-
-@pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterator[Gateway]:
-    folder = tmp_path_factory.mktemp("gateway")
-    with gateway_process.running(folder, redis_url, gateway={"drain_seconds": 0}) as gateway:
-        yield gateway
 
 
 @pytest.fixture

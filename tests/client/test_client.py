@@ -22,13 +22,6 @@ from interlace.protocol.job import JobState
 from interlace_state.store import open_state
 
 
-@pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterator[Gateway]:
-    folder = tmp_path_factory.mktemp("gateway")
-    with gateway_process.running(folder, redis_url, gateway={"drain_seconds": 0}) as gateway:
-        yield gateway
-
-
 @pytest.fixture
 async def worker(gateway: Gateway) -> AsyncIterator[Worker]:
     async with open_state(gateway.config) as state:

@@ -1,7 +1,7 @@
 """A client that has seen how fast its link is says with each request whether its result shall be compressed."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,6 @@ KEY = ModelKey(repo_id=tiny.GPT2)
 NO_LINK, ANY_LINK = float("inf"), 0.0  # is as fast, in bytes a second
 LARGE = torch.randn(_link.LARGE // 3, generator=torch.Generator().manual_seed(1))  # compressed, too
 SMALL = torch.arange(500_000.0)  # over what comes by socket
-
-
-@pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterator[Gateway]:
-    folder = tmp_path_factory.mktemp("gateway")
-    with gateway_process.running(folder, redis_url, gateway={"drain_seconds": 0}) as gateway:
-        yield gateway
 
 
 @pytest.fixture

@@ -123,6 +123,26 @@ async def test_the_next_job_sees_the_model_as_it_was(
     assert torch.equal(before, after)
 
 
+async def test_a_result_for_a_fast_link_is_a_frame_of_what_it_was(
+    executor: ForkExecutor, client: TransformersModel, tmp_path: Path
+) -> None:
+    backend, sizes = Capture(), []
+    with client.trace("the cat sat", backend=backend):
+        import torch as library
+
+        zeros = library.zeros(100_000).save()
+    for raw in (False, True):
+        file = tmp_path / "result"
+        file.write_bytes(b"")
+        job = job_of(backend.payload).model_copy(update={"raw": raw})
+        async with contextlib.aclosing(executor.run(job, backend.payload, file)) as happenings:
+            assert isinstance([happening async for happening in happenings][-1], Done)
+        sizes.append(file.stat().st_size)
+        assert len(zstandard.ZstdDecompressor().decompress(file.read_bytes())) > 400_000
+    assert sizes[0] < 10_000
+    assert sizes[1] > 400_000
+
+
 async def test_an_error_of_ours_is_raised_to_who_waits_for_the_end(
     executor: ForkExecutor, client: TransformersModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

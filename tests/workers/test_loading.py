@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import tiny
 import tiny_families
+import tiny_hosted
 
 from interlace_workers.child import warm
-from interlace_workers.child.loading.model import HostedModel, load
+from interlace_workers.child.loading.model import HostedModel
 from interlace_workers.child.merging import sharing
-from interlace_workers.order import Load
 
 EVERY = (*tiny_families.ALL, tiny.GPT2, tiny.BERT)
 
@@ -17,12 +17,7 @@ EVERY = (*tiny_families.ALL, tiny.GPT2, tiny.BERT)
 @pytest.fixture(scope="module")
 def hosted(families: Path) -> dict[str, HostedModel]:
     """Every tiny model, loaded."""
-    return {repo_id: _load(families, repo_id) for repo_id in EVERY}
-
-
-def _load(hub: Path, repo_id: str) -> HostedModel:
-    (path,) = (hub / f"models--{repo_id.replace('/', '--')}" / "snapshots").iterdir()
-    return load(Load(str(path), tiny.task_of(repo_id), "float32", trust_remote_code=False, threads=1))
+    return {repo_id: tiny_hosted.hosted(families, repo_id) for repo_id in EVERY}
 
 
 @pytest.mark.parametrize("repo_id", EVERY)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import tiny
 import tiny_families
+import tiny_hosted
 from nnsight.intervention.backends.remote import RemoteBackend
 from nnsight.intervention.envoy import Envoy
 from nnsight.modeling.mixins.remotable import Remotable
@@ -15,20 +16,15 @@ from nnsight.schema.request import RequestModel
 
 from interlace.protocol.errors import InvalidPayload
 from interlace_workers.child import trace, warm
-from interlace_workers.child.loading.model import HostedModel, Persistent, load
-from interlace_workers.order import Load, Order
+from interlace_workers.child.loading.model import HostedModel, Persistent
+from interlace_workers.order import Order
 
 FAMILIES = (tiny.GPT2, tiny_families.MAMBA, tiny_families.LLAVA)
 
 
 @pytest.fixture(scope="module")
 def hosted(families: Path) -> dict[str, HostedModel]:
-    return {repo_id: _load(families, repo_id) for repo_id in FAMILIES}
-
-
-def _load(hub: Path, repo_id: str) -> HostedModel:
-    (path,) = (hub / f"models--{repo_id.replace('/', '--')}" / "snapshots").iterdir()
-    return load(Load(str(path), tiny.task_of(repo_id), "float32", trust_remote_code=False, threads=1))
+    return {repo_id: tiny_hosted.hosted(families, repo_id) for repo_id in FAMILIES}
 
 
 @pytest.fixture
