@@ -81,6 +81,12 @@ def test_what_a_user_hangs_on_a_small_tensor_comes_along(tmp_path: Path) -> None
     assert loaded(written(tmp_path, {"tensor": tensor}))["tensor"].note.text == "from here"
 
 
+def test_a_view_that_streams_does_not_ship_its_storage() -> None:
+    file = io.BytesIO()
+    output.dump(noise(1)[:10], file)
+    assert len(file.getvalue()) < 4_000
+
+
 def test_a_client_with_a_fast_link_gets_a_frame_of_the_bytes_as_they_are(tmp_path: Path) -> None:
     file, saved = tmp_path / "raw", VALUES["token ids"]
     file.write_bytes(b"")

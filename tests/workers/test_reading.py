@@ -9,9 +9,7 @@ import pytest
 import tiny
 import tiny_families
 import tiny_hosted
-from nnsight.intervention.backends.remote import RemoteBackend
 from nnsight.intervention.envoy import Envoy
-from nnsight.modeling.mixins.remotable import Remotable
 from nnsight.schema.request import RequestModel
 
 from interlace.protocol.errors import InvalidPayload
@@ -64,11 +62,7 @@ def test_the_tree_is_the_one_that_nnsight_builds(
     assert ours.info.code == theirs.info.code
 
 
-def test_a_part_that_the_model_has_not_is_named(
-    hosted: dict[str, HostedModel], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(RemoteBackend, "__init__", RemoteBackend.__init__)  # what is read here is no job
-    monkeypatch.setattr(Remotable, "_remote_backend", Remotable._remote_backend)
+def test_a_part_that_the_model_has_not_is_named(hosted: dict[str, HostedModel], tmp_path: Path) -> None:
     model, name = hosted[tiny.GPT2], "Module:model.transformer.h.0.attn"
     file = tmp_path / "payload"
     file.write_bytes(warm.rehearsal(model))

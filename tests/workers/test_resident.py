@@ -92,6 +92,18 @@ async def test_jobs_share_one_process_and_what_nnsight_keeps_of_one_is_gone_for_
     assert executor._zygote.pid == pid
 
 
+async def test_a_trace_inside_that_says_remote_is_told_not_to(
+    executor: ResidentExecutor, client: TransformersModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "to_model_key", lambda: "unused", raising=False)
+    backend = Capture()
+    with client.session(backend=backend):
+        with client.trace([5, 9, 13], remote=True):
+            hidden = client.transformer.h[0].output.save()
+    monkeypatch.undo()
+    assert "leave out `remote=True`" in (await run(executor, backend.payload, tmp_path)).error
+
+
 @pytest.mark.parametrize("spoil", ["weight", "hook", "data", "frozen"])
 async def test_a_model_that_a_job_has_changed_is_replaced(
     executor: ResidentExecutor, client: TransformersModel, tmp_path: Path, spoil: str

@@ -20,7 +20,7 @@ import torch
 from nnsight.tracing.globals import BLOCKS, SOURCES
 
 from interlace_workers import channel
-from interlace_workers.child import adapter, job
+from interlace_workers.child import adapter, job, trace
 from interlace_workers.child.loading import pipeline
 from interlace_workers.child.loading.model import HostedModel
 from interlace_workers.order import Order
@@ -74,6 +74,7 @@ def _run(end: socket, model: HostedModel) -> None:
     torch.manual_seed(seed)
     random.seed(seed)
     numpy.random.seed(seed % 2**32)
+    trace.keep_inside()
     job.listen_to(logs)
     job.print_to_outputs()
     with adapter.taken_out(model.model), pipeline.kept(model.model) if model.is_pipeline else nullcontext():

@@ -31,7 +31,6 @@ def read(model: HostedModel, order: Order, payload: int) -> Any:
     Raises InvalidPayload if it is not one, LimitExceeded if it unpacks to too much, and what user code raises
     while it is unpickled.
     """
-    keep_inside()
     blob = unpacked(payload, order)
     try:
         tracer = RequestModel.deserialize(blob, model.persistent, compress=False, unpickler=Unpickler)
@@ -54,9 +53,8 @@ def read(model: HostedModel, order: Order, payload: int) -> Any:
 
 
 def keep_inside() -> None:
-    """Have this process refuse traces that would run elsewhere; each has to once."""
-    if RemoteBackend.__init__ is not _no_remote_inside:
-        Remotable._remote_backend = RemoteBackend.__init__ = _no_remote_inside
+    """Have this process, which runs jobs, refuse traces that would run elsewhere."""
+    Remotable._remote_backend = RemoteBackend.__init__ = _no_remote_inside
 
 
 def hasten() -> None:
